@@ -10,8 +10,8 @@ from slime_ray.evaluation import stability
 from slime_ray.evaluation.broken import FAILED, broken_reason
 from slime_ray.evaluation.conversations import Prompts, as_asked
 from slime_ray.evaluation.generate import Answer
-from slime_ray.evaluation.judges import AnyJudge, Messages, Summary, question
-from slime_ray.evaluation.win_rate import Comparison, Judged, Pooled, compare, win_rate
+from slime_ray.evaluation.judges import Judge, Judged, Messages, Summary, question
+from slime_ray.evaluation.verdicts import Comparison, Pooled, win_rate
 from slime_ray.world import World
 
 FormatCheck = Callable[[str, str], bool]
@@ -122,7 +122,7 @@ def judge_answers(
     answers: Sequence[Answer],
     baseline: Sequence[Answer],
     *,
-    judge: AnyJudge | None,
+    judge: Judge | None,
     format_check: FormatCheck | None,
     markers: Sequence[str],
     first: int | None = None,
@@ -164,12 +164,12 @@ _Sides = Sequence[tuple[Messages, Answer, Messages, Answer]]
 """The policy's conversation and answer with the baseline's."""
 
 
-def _compare(judge: AnyJudge, sides: _Sides) -> Judged:
+def _compare(judge: Judge, sides: _Sides) -> Judged:
     """Judge what did not fail, and log what a reader of the verdicts has to know."""
     sound = [place for place, side in enumerate(sides) if not _failed(*side[:2]) and not _failed(*side[2:])]
     chosen = [sides[place] for place in sound]
     texts = [side[1].text for side in chosen], [side[3].text for side in chosen]
-    found = compare(judge, [side[0] for side in chosen], *texts, baseline_prompts=[side[2] for side in chosen])
+    found = judge.compare([side[0] for side in chosen], *texts, [side[2] for side in chosen])
     comparisons: list[Comparison | Pooled | None] = [Comparison(None, None)] * len(sides)
     scores: list[float | None] = [None] * len(sides)
     baseline_scores = list(scores)

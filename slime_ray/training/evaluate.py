@@ -24,7 +24,7 @@ from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.field_files import ModelAnswer, Question, answers_to, read_answers
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import measure_held_out
-from slime_ray.evaluation.judges import AnyJudge, build_judge
+from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.questions import load_questions
 from slime_ray.evaluation.served import answering
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
@@ -237,7 +237,7 @@ class _AnswerFiles:
     hashes: dict[str, str]
     data: dict[str, Any]
 
-    def __init__(self, settings: Settings, judge: AnyJudge | None):
+    def __init__(self, settings: Settings, judge: Judge | None):
         """Raises InputError where nothing says what was asked."""
         self.settings, self.judge = settings, judge
         self.hashes, self.data = {}, {}
@@ -297,7 +297,7 @@ class _AnswerFiles:
 class _Models(_AnswerFiles):
     """Some side is a checkpoint: prompts, tokenizer, held-out pairs and the SFT checkpoint are those of a sweep."""
 
-    def __init__(self, settings: Settings, storage: RunStore, judge: AnyJudge | None, report: Report):
+    def __init__(self, settings: Settings, storage: RunStore, judge: Judge | None, report: Report):
         self.settings, self.judge, self.report = settings, judge, report
         with ending():
             self.stages: Stages = prepare(settings, storage=storage, report=report)

@@ -14,7 +14,7 @@ from slime_ray.evaluation.answers import Answered, judge_answers
 from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import AnyJudge, ExactJudge, Summary, load_scorer
+from slime_ray.evaluation.judges import ExactJudge, Judge, Summary, load_scorer
 from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.evaluation.served import answering
 from slime_ray.model.loading import load_start, make_policy
@@ -100,7 +100,7 @@ def judge_prompts(
     trial: Trial,
     stages: Stages,
     asked: tuple[Prompts, list[Answer]],
-    judge: AnyJudge | None,
+    judge: Judge | None,
     *,
     first: int | None = None,
     prompt_set: str | None = None,

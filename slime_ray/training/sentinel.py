@@ -20,8 +20,8 @@ from slime_ray.evaluation.answers import broken_reasons
 from slime_ray.evaluation.broken import sequence_repetition
 from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import AnyJudge
-from slime_ray.evaluation.win_rate import compare, win_rate
+from slime_ray.evaluation.judges import Judge
+from slime_ray.evaluation.verdicts import win_rate
 from slime_ray.model.logprobs import Policy
 from slime_ray.runs.stability_v1 import TOLERANCES, StabilityParts, spike_flags, stability_score
 from slime_ray.training.stages import Stages
@@ -131,7 +131,7 @@ class SentinelWatch:
         stages: Stages,
         policy: Policy,
         series: Callable[[str], list[float]],
-        judge: AnyJudge | None = None,
+        judge: Judge | None = None,
     ):
         self.settings = trial.settings.sentinel
         self.trial, self.stages, self.policy, self.series = trial, stages, policy, series
@@ -188,5 +188,5 @@ class SentinelWatch:
             return None
         asked = self.stages.prompts[WATCHED].messages[: len(answers)]
         texts = [answer.text for answer in answers], [answer.text for answer in baseline]
-        judged = World.current().from_main(lambda: compare(judge, asked, *texts))
+        judged = World.current().from_main(lambda: judge.compare(asked, *texts))
         return win_rate(judged.comparisons)

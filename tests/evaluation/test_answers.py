@@ -8,8 +8,8 @@ from slime_ray.errors import InputError
 from slime_ray.evaluation.answers import Prompts, judge_answers
 from slime_ray.evaluation.broken import broken_reason, sequence_repetition
 from slime_ray.evaluation.generate import Answer
-from slime_ray.evaluation.judges import POINTS_OF_A, ExactJudge, load_scorer
-from slime_ray.evaluation.win_rate import Comparison, win_rate
+from slime_ray.evaluation.judges import ExactJudge, load_scorer
+from slime_ray.evaluation.verdicts import POINTS_OF_A, Comparison, win_rate
 
 
 def answer(text: str, *, stopped: bool = True, leaked: bool = False) -> Answer:

@@ -14,8 +14,7 @@ from slime_ray import cli
 from slime_ray.errors import InputError
 from slime_ray.evaluation.field_files import answers_to, read_answers, read_questions
 from slime_ray.evaluation.field_files.exporting import GENERAL, HARD_PROMPT, export_run
-from slime_ray.evaluation.verdicts import POINTS_OF_A
-from slime_ray.evaluation.win_rate import Comparison
+from slime_ray.evaluation.verdicts import POINTS_OF_A, Comparison
 from slime_ray.runs import results, schema
 
 ARENA, BENCH = "arena-hard", "mt-bench"

@@ -4,7 +4,7 @@ question.jsonl                        every prompt that a policy answered, with 
 model_answer/<model>.jsonl            one model a trial, named by it, and the baseline
 model_judgment/<judge>/<model>.jsonl  Arena-Hard: one for each trial that was judged
 model_judgment/<judge>_pair.jsonl     MT-Bench: the verdicts on all trials, in both orders
-model_judgment/<judge>_single.jsonl   MT-Bench: the ratings of trials and baselines, where the judge's scores are ratings
+model_judgment/<judge>_single.jsonl   MT-Bench: ratings of trials and baselines, where scores are ratings
 """
 
 import hashlib

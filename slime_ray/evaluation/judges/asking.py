@@ -10,11 +10,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 from slime_ray.config.judge import Llm
 from slime_ray.errors import RunError
 from slime_ray.evaluation.judges.base import Progress, Summary
+from slime_ray.evaluation.judges.endpoint import Connection, Endpoint
 from slime_ray.evaluation.judges.replies import CUT_OFF, Failure
 from slime_ray.evaluation.verdict_cache import BudgetSpent, Reply, Verdicts
 
@@ -31,24 +32,8 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-class Connected(Protocol):
-    """A connection for as long as a `with` lasts. `cancel` ends the requests that are on their way."""
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def cancel(self) -> None: ...
-
-
-class Asked(Connected, Protocol):
-    """What judgments are asked of: an Endpoint."""
-
-    def ask(self, messages: Chat) -> Reply: ...
-
-
 def ask_all(
-    connection: Connected,
+    connection: Connection,
     jobs: Mapping[Key, Job],
     one: Callable[[Job, threading.Event], Result],
     *,
@@ -137,7 +122,7 @@ class Asker:
         judge: Llm,
         *,
         verdicts: Verdicts,
-        endpoint: Asked | None,
+        endpoint: Endpoint | None,
         progress: Progress = lambda done, of: None,
         first_wait: float = 1.0,
     ):

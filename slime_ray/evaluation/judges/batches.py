@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from slime_ray.evaluation.judges.asking import Asker, JudgeQuestion, Missing, ask_all
 from slime_ray.evaluation.judges.endpoint import Endpoint
@@ -36,7 +36,8 @@ class BatchAsker(Asker):
 
     def ask_for(self, questions: Sequence[JudgeQuestion]) -> tuple[dict[str, str | Missing], set[str]]:
         """A verdict, or why there is none, by key, and the models that answered. Raises RunError by the policy."""
-        endpoint = cast(Endpoint, self.endpoint)
+        endpoint = self.endpoint
+        assert endpoint is not None
         answered, models = [0, len(questions)], set[str]()
         by_key = {question.key: question for question in questions}
         results, failure = ask_all(

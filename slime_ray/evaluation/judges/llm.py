@@ -9,8 +9,9 @@ from typing import Any, cast
 from slime_ray.config.judge import Llm
 from slime_ray.data.messages import shown_text
 from slime_ray.evaluation.judges.asking import Asker, Chat, JudgeQuestion
-from slime_ray.evaluation.judges.base import Judge, Messages, ScoringJudge, Verdict
+from slime_ray.evaluation.judges.base import Judge, Judged, Messages, ScoringJudge
 from slime_ray.evaluation.judges.prompting import read_label, read_rating, render
+from slime_ray.evaluation.verdicts import Comparison, Verdict
 
 
 class PairwiseLlmJudge(Judge):
@@ -19,30 +20,32 @@ class PairwiseLlmJudge(Judge):
     def __init__(self, settings: Llm, asker: Asker, *, repeat: int = 1):
         self.settings, self.asker, self.name, self.repeat = settings, asker, settings.identity, repeat
 
-    def __call__(
+    def compare(
         self,
         prompts: Sequence[Messages],
-        answers_a: Sequence[str],
-        answers_b: Sequence[str],
-        prompts_b: Sequence[Messages] | None = None,
-    ) -> list[Verdict]:
-        """One verdict a prompt, all asked for together. Equal answers tie without being shown."""
-        sides = list(zip(prompts, answers_a, prompts_b or prompts, answers_b, strict=True))
-        equal = [list(prompt) == list(other) and a == b for prompt, a, other, b in sides]
-        questions = [self._compared(*side) for side, same in zip(sides, equal, strict=True) if not same]
-        found, self.summary = self.asker.ask(questions)
+        answers: Sequence[str],
+        baseline: Sequence[str],
+        baseline_prompts: Sequence[Messages] | None = None,
+    ) -> Judged:
+        """Both orders of all prompts are asked for together. Equal answers tie without being shown."""
+        sides = list(zip(prompts, answers, baseline_prompts or prompts, baseline, strict=True))
+        orders = [*sides, *((other, theirs, prompt, ours) for prompt, ours, other, theirs in sides)]
+        equal = [list(prompt) == list(other) and a == b for prompt, a, other, b in orders]
+        found, summary = self.asker.ask(
+            [self._compared(*each) for each, same in zip(orders, equal, strict=True) if not same]
+        )
         labels = iter(found)
-        return ["A=B" if same else cast(Verdict, next(labels)) for same in equal]
+        verdicts = ["A=B" if same else cast(Verdict, next(labels)) for same in equal]
+        comparisons = [Comparison(*both) for both in zip(verdicts[: len(sides)], verdicts[len(sides) :], strict=True)]
+        nothing: list[None] = [None] * len(sides)
+        return Judged(comparisons, nothing, nothing, summary)
 
     def _compared(self, prompt: Messages, a: str, other: Messages, b: str) -> JudgeQuestion:
-        if list(prompt) == list(other):
-            return self._question(prompt, {"answer_a": a, "answer_b": b})
-        # What both were asked is the question; each side's own earlier answers are part of its answer.
-        asked = [message for message in prompt if message["role"] != "assistant"]
-        return self._question(asked, {"answer_a": _all_turns(prompt, a), "answer_b": _all_turns(other, b)})
-
-    def _question(self, prompt: Messages, answers: Mapping[str, str]) -> JudgeQuestion:
-        return _question(self.settings, prompt, answers, self.repeat)
+        if list(prompt) != list(other):
+            # What both were asked is the question; each side's own earlier answers are part of its answer.
+            a, b = _all_turns(prompt, a), _all_turns(other, b)
+            prompt = [message for message in prompt if message["role"] != "assistant"]
+        return _question(self.settings, prompt, {"answer_a": a, "answer_b": b}, self.repeat)
 
 
 class RatingLlmJudge(ScoringJudge):

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from slime_ray.config.judge import PLACES, Template
 from slime_ray.data.messages import shown_text
-from slime_ray.evaluation.judges.base import POINTS_OF_A, Messages
+from slime_ray.evaluation.judges.base import Messages
+from slime_ray.evaluation.verdicts import POINTS_OF_A
 
 _OPEN, _CLOSE = r"[\[［【]", r"[\]］】]"
 _SIGNS = r"(?:[ABabＡＢａｂ<>=＜＞＝≪≫*_`\\]|&[lg]t;)"

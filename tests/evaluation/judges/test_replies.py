@@ -7,7 +7,6 @@ import pytest
 
 from slime_ray.errors import RunError
 from slime_ray.evaluation.judges.replies import Failure, read_reply
-from slime_ray.evaluation.win_rate import compare
 
 from .judge_server import Response, completion, serving
 
@@ -37,7 +36,7 @@ def text(value):
 )
 def test_a_judgment_is_the_text_of_its_parts_without_the_reasoning(llm, verdicts, content):
     with serving(lambda *_: Response(body=completion(content))) as server:
-        (found,) = compare(llm(server, asks=1), PROMPTS, OURS, THEIRS).comparisons
+        (found,) = llm(server, asks=1).compare(PROMPTS, OURS, THEIRS).comparisons
     assert (found.ab, found.ba) == ("A>B", "A>B")
     with sqlite3.connect(verdicts.own) as database:
         assert all("[[A>B]]" in judgment for (judgment,) in database.execute("SELECT judgment FROM requests"))
@@ -79,10 +78,10 @@ def test_what_is_no_chat_completion_is_a_sentence_and_nothing_is_lost(llm, body,
     """The first judgment is paid for and kept, the second answer is another thing."""
     with serving(lambda number, _: Response(body=body) if number else "[[A>B]]") as server:
         with pytest.raises(RunError, match="pays for nothing twice") as stopped:
-            compare(llm(server, concurrency=1, retries=0), PROMPTS, OURS, THEIRS)
+            llm(server, concurrency=1, retries=0).compare(PROMPTS, OURS, THEIRS)
         assert f"stopped: {reason}. What" in str(stopped.value)
         server.behave = lambda *_: "[[B>A]]"
-        judged = compare(llm(server), PROMPTS, OURS, THEIRS)
+        judged = llm(server).compare(PROMPTS, OURS, THEIRS)
         assert (judged.comparisons[0].ab, judged.comparisons[0].ba) == ("A>B", "B>A")
         assert (judged.summary.cached, judged.summary.new) == (1, 1)
 
@@ -90,7 +89,7 @@ def test_what_is_no_chat_completion_is_a_sentence_and_nothing_is_lost(llm, body,
 def test_an_error_that_asking_again_cannot_help_is_not_asked_again(llm):
     error = {"error": {"message": "context length exceeded", "code": 400}}
     with serving(lambda *_: Response(body=error)) as server:
-        judged = compare(llm(server, retries=3, on_failure="go_on"), PROMPTS, OURS, THEIRS)
+        judged = llm(server, retries=3, on_failure="go_on").compare(PROMPTS, OURS, THEIRS)
         assert len(server.requests) == 2
     assert judged.summary.missing == {"an error in place of a judgment: context length exceeded": 2}
 
@@ -110,7 +109,7 @@ def test_an_error_that_asking_again_cannot_help_is_not_asked_again(llm):
 )  # fmt: skip
 def test_a_judgment_without_a_verdict_is_counted_by_its_reason_and_stops_nothing(llm, body, reason):
     with serving(lambda *_: Response(body=body)) as server:
-        judged = compare(llm(server, max_tokens=77, asks=2), PROMPTS, OURS, THEIRS)
+        judged = llm(server, max_tokens=77, asks=2).compare(PROMPTS, OURS, THEIRS)
         assert len(server.requests) == 2 * 2
     assert judged.comparisons[0].outcome is None
     assert (judged.summary.missing, judged.summary.invalid) == ({reason: 2}, 0)
@@ -121,7 +120,7 @@ def test_a_judgment_without_a_verdict_is_counted_by_its_reason_and_stops_nothing
 
 def test_a_verdict_that_was_reached_before_the_cut_counts(llm):
     with serving(lambda *_: Response(body=completion("[[A>B]] since", finish="length"))) as server:
-        judged = compare(llm(server), PROMPTS, OURS, THEIRS)
+        judged = llm(server).compare(PROMPTS, OURS, THEIRS)
     assert judged.comparisons[0].ab == "A>B"
     assert judged.summary.complete
 
