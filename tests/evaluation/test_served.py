@@ -1,5 +1,6 @@
 """Answers of a server are those of the policy whose adapter it has loaded, or there is a sentence instead."""
 
+import json
 import re
 import threading
 from pathlib import Path
@@ -17,7 +18,8 @@ from slime_ray.data.tasks import load_task
 from slime_ray.errors import RunError
 from slime_ray.evaluation import served
 from slime_ray.evaluation.generate import Answer, generate_answers
-from slime_ray.evaluation.served import Served, answering
+from slime_ray.evaluation.judges.replies import Failure
+from slime_ray.evaluation.served import Served, answering, read_completion
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
@@ -168,10 +170,17 @@ GARBLED = {
 }
 
 
-@pytest.mark.parametrize("reply", GARBLED.values(), ids=GARBLED)
-def test_what_may_pass_is_asked_again(base, reply):
+@pytest.mark.parametrize("reply", [reply for status, reply in GARBLED.values() if status == 200])
+def test_what_is_no_completion_may_pass(reply):
+    with pytest.raises(Failure) as failure:
+        read_completion((reply if isinstance(reply, str) else json.dumps(reply)).encode(), model=BASE, max_tokens=8)
+    assert failure.value.kind == "passing"
+
+
+@pytest.mark.parametrize("name", ["no JSON", "an error of the server", "a rate limit"])
+def test_what_may_pass_is_asked_again(base, name):
     expected = [answer.text for answer in generate(base)]
-    with model_server(base, once("/v1/completions", reply, reply)) as server:
+    with model_server(base, once("/v1/completions", GARBLED[name], GARBLED[name])) as server:
         with Served(settings(server), None, first_wait=1e-3) as source:
             assert [answer.text for answer in drawn(source)] == expected
         assert len(server.called("/v1/completions")) == len(PROMPTS) + 2

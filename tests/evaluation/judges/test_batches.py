@@ -159,16 +159,6 @@ def test_another_machine_finds_the_batch_too(llm, verdicts):
         assert verdicts.open_batches([line["custom_id"] for line in server.asked[0]]) == []
 
 
-def test_a_batch_whose_id_was_lost_is_found_by_its_token(batch):
-    with batching() as server:
-        server.lose = "after"
-        with pytest.raises(RunError, match="--resume"):
-            batch(server)
-        server.lose = None
-        assert labels(batch(server)) == (AB, BA)
-        assert len(server.batches) == 1
-
-
 def test_a_list_of_batches_that_tells_no_status_is_asked_for_each(batch):
     with batching() as server:
         server.lose = "after"

