@@ -10,6 +10,9 @@ from typing import Any, Literal
 Verdict = Literal["A>>B", "A>B", "A=B", "B>A", "B>>A"] | None
 """Arena-Hard's labels; None is an invalid verdict, which is missing, never a loss."""
 
+FAILED = "$ERROR$"
+"""What scripts of the field write in place of an answer whose generation failed."""
+
 POINTS_OF_A: dict[str, float] = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}
 
 

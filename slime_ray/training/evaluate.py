@@ -304,14 +304,7 @@ class _Models(_AnswerFiles):
         self.hashes, self.data = self.stages.hashes, self.stages.data
         asked = self.stages.prompts["report"]
         self.questions = [
-            Question(
-                name,
-                category,
-                (messages[-1]["content"], *later),
-                tuple(messages[:-1]),
-                first=messages[-1],
-                place="the prompts:0",
-            )
+            Question(name, category, (messages[-1]["content"], *later), tuple(messages), "the prompts:0")
             for name, category, messages, later in zip(
                 asked.ids, asked.categories, asked.messages, asked.later, strict=True
             )

@@ -15,7 +15,6 @@ from slime_ray.evaluation.conversations import Prompts, ask
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import ExactJudge, Judge, Summary, load_scorer
-from slime_ray.evaluation.kl import kl_to_reference
 from slime_ray.evaluation.served import answering
 from slime_ray.model.loading import load_start, make_policy
 from slime_ray.model.logprobs import Policy
@@ -196,4 +195,4 @@ def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> flo
     if settings.model.kept or {*getattr(policy.lm, "peft_config", ())} != {OWN}:
         lm = load_start(stages.checkpoint, settings.model).to(policy.device)
         reference = make_policy(lm, settings.model).eval()
-    return kl_to_reference(policy, reference, samples, row_tokens=row_budget(settings, policy))
+    return stability.kl_to_reference(policy, reference, samples, row_tokens=row_budget(settings, policy))

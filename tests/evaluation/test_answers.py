@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from slime_ray.errors import InputError
 from slime_ray.evaluation.answers import Prompts, judge_answers
-from slime_ray.evaluation.broken import broken_reason, sequence_repetition
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.judges import ExactJudge, load_scorer
+from slime_ray.evaluation.stability import broken_reason, sequence_repetition
 from slime_ray.evaluation.verdicts import POINTS_OF_A, Comparison, win_rate
 
 

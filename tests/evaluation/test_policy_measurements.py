@@ -15,7 +15,7 @@ from slime_ray.data.pairs import TokenPair
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.generate import generate_answers
 from slime_ray.evaluation.held_out import measure_held_out, sum_logps
-from slime_ray.evaluation.kl import kl_to_reference
+from slime_ray.evaluation.stability import kl_to_reference
 from slime_ray.model.logprobs import Policy, kl_divergence
 from slime_ray.model.lora import add_lora
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer

@@ -24,27 +24,22 @@ T = TypeVar("T")
 class Question:
     """What a model is asked.
 
-    category: None where the file has none. turns: the user's messages, one after each answer. context: messages before
-    the first turn, such as a system prompt. first: the message of the first turn, where it is more than the user's
-    text. place: where it was read, as `file:line`.
+    category: None where the file has none. turns: the user's messages, one after each answer. opening: all messages up
+    to the first turn's, where that is not the first turn as text alone. place: where it was read, as `file:line`.
     """
 
     id: str
     category: str | None
     turns: tuple[str, ...]
-    context: tuple[Message, ...] = ()
-    first: Message | None = None
+    opening: tuple[Message, ...] = ()
     place: str = field(default="", compare=False)
 
     def messages(self, answers: Sequence[str] = ()) -> Messages:
         """The conversation up to the turn that follows `answers`, which are the model's own to the turns before."""
-        conversation = [dict(message) for message in self.context]
-        asked = [{"role": "user", "content": turn} for turn in self.turns]
-        if self.first is not None:
-            asked[0] = self.first
-        for turn, answer in zip(asked, answers, strict=False):
-            conversation += [turn, {"role": "assistant", "content": answer}]
-        return [*conversation, asked[len(answers)]]
+        conversation = list(self.opening or [{"role": "user", "content": self.turns[0]}])
+        for answer, turn in zip(answers, self.turns[1:], strict=False):
+            conversation += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
+        return conversation
 
 
 @dataclass(frozen=True)
@@ -167,8 +162,8 @@ class PlainQuestion(Plain):
     category: str | None = None
 
     def record(self, place: str) -> Question:
-        *context, first = self.messages
-        return Question(self.own_id, self.category, (first["content"],), tuple(context), first=first, place=place)
+        opening = tuple(self.messages)
+        return Question(self.own_id, self.category, (opening[-1]["content"],), opening, place)
 
 
 def _ends_with_the_model(messages: list[Said]) -> list[Said]:

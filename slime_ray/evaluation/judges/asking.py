@@ -128,6 +128,7 @@ class Asker:
     ):
         self.judge, self.verdicts, self.endpoint = judge, verdicts, endpoint
         self.progress, self.first_wait = progress, first_wait
+        self.models: set[str] = set()
         self.chance = random.Random()
 
     def ask(self, questions: Sequence[JudgeQuestion]) -> tuple[list[str | None], Summary]:
@@ -143,7 +144,8 @@ class Asker:
                 f"{len(left)} of {len(left) + len(known)} verdicts of {self.judge.identity} are not in "
                 f"{self.verdicts.folder}, and offline nothing is asked for. Judge online first."
             )
-        found, models = self.ask_for(list(left.values())) if left else ({}, set())
+        self.models = set()
+        found = self.ask_for(left) if left else {}
         reasons = Counter(one.reason for one in found.values() if isinstance(one, Missing) and one != INVALID)
         values = known | {key: one for key, one in found.items() if isinstance(one, str)}
         spent = self.verdicts.spent(self.judge.identity)
@@ -156,7 +158,7 @@ class Asker:
             input_tokens=spent.input_tokens,
             output_tokens=spent.output_tokens,
             cost=spent.cost(self.judge.prices),
-            models=tuple(sorted(models)),
+            models=tuple(sorted(self.models)),
         )
         return [values.get(question.key) for question in questions], summary
 
@@ -169,29 +171,24 @@ class Asker:
                 raise self.verdicts.unreadable(value)
         return known
 
-    def ask_for(self, questions: Sequence[JudgeQuestion]) -> tuple[dict[str, "str | Missing"], set[str]]:
-        """A verdict, or why there is none, by key, and the models that answered. Raises RunError by the policy."""
+    def ask_for(self, questions: Mapping[str, JudgeQuestion]) -> dict[str, "str | Missing"]:
+        """A verdict, or why there is none, by key. Raises RunError by the policy."""
         assert self.endpoint is not None
-        models: set[str] = set()
         found, failure = ask_all(
-            self.endpoint,
-            {question.key: question for question in questions},
-            lambda question, stop: self._one(question, stop, models),
-            concurrency=self.judge.concurrency,
-            progress=self.progress,
+            self.endpoint, questions, self._one, concurrency=self.judge.concurrency, progress=self.progress
         )
         if failure is not None:
             raise self.stopped(failure.reason)
-        return found, models
+        return found
 
-    def _one(self, question: JudgeQuestion, stop: threading.Event, models: set[str]) -> str | Missing:
+    def _one(self, question: JudgeQuestion, stop: threading.Event) -> str | Missing:
         """Raises Failure, so that nothing else is sent, where no request would do better or the policy says so."""
-        found = self._try(question, stop, models)
+        found = self._try(question, stop)
         if self.judge.on_failure == "stop" and isinstance(found, Missing) and found.fails:
             raise Failure(found.reason, "endpoint")
         return found
 
-    def _try(self, question: JudgeQuestion, stop: threading.Event, models: set[str]) -> str | Missing:
+    def _try(self, question: JudgeQuestion, stop: threading.Event) -> str | Missing:
         assert self.endpoint is not None
         missing = INVALID
         for time in range(self.judge.asks):
@@ -217,14 +214,18 @@ class Asker:
                         return Missing(failure.reason)
                     stop.wait(pause)
                     continue
-                value = self.verdicts.finish(request, reply, question.read(reply.text))
-                models |= {reply.model} if reply.model else set()
+                value = self.keep(request, reply, question)
                 self._check_usage(reply)
                 if value is not None:
                     return value
                 missing = self.without_verdict(reply)
                 break
         return missing
+
+    def keep(self, request: int, reply: Reply, question: JudgeQuestion) -> str | None:
+        """Keep a judgment, and note which model gave it. Returns the verdict that counts, if there is one."""
+        self.models |= {reply.model} if reply.model else set()
+        return self.verdicts.finish(request, reply, question.read(reply.text))
 
     def without_verdict(self, reply: Reply) -> Missing:
         """Why a judgment holds no verdict."""

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from slime_ray.evaluation.broken import FAILED
-from slime_ray.evaluation.verdicts import Comparison, Pooled, verdict_of_scores
+from slime_ray.evaluation.verdicts import FAILED, Comparison, Pooled, verdict_of_scores
 
 Messages = Sequence[dict[str, Any]]
 """One conversation: mappings with `role` and `content`."""

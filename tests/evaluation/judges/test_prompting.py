@@ -8,7 +8,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from slime_ray.config.judge import Llm, Template
-from slime_ray.evaluation.judges.prompting import harmless, read_label, read_rating, render
+from slime_ray.evaluation.judges.llm import harmless, read_label, read_rating, render
 
 from .judge_server import serving
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from slime_ray.errors import RunError
-from slime_ray.evaluation.judges.prompting import read_label
+from slime_ray.evaluation.judges.llm import read_label
 from slime_ray.evaluation.judges.replies import Failure, read_reply
 
 from .judge_server import Response, completion, serving
