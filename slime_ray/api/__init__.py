@@ -84,10 +84,13 @@ def _sweep(
     trials: int | None = None,
     seeds: Sequence[int] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    storage: str | Path = "runs",
+    seed: int = 0,
+    start: "Start" = "fresh",
+    study: str | None = None,
     quiet: bool = False,
-    **options: Any,
 ) -> Run:
-    """`sweep` of an experiment that has what is required. options: of `run_sweep`."""
+    """`sweep` of an experiment that has what is required."""
     opened, source = open_experiment(experiment, name=name, trials=trials, seeds=seeds, overrides=overrides)
     if require is not None:
         require(opened, source)
@@ -97,8 +100,8 @@ def _sweep(
 
     from slime_ray.on_ray.sweep import run_sweep
 
-    defaults = {"storage": "runs", "seed": 0, "start": "fresh"}
-    return Run(run_sweep(opened, source=source, console=Console(quiet=quiet), **(defaults | options)))
+    console = Console(quiet=quiet)
+    return Run(run_sweep(opened, source=source, storage=storage, seed=seed, start=start, study=study, console=console))
 
 
 def ablate(experiment: ExperimentLike, **options: Any) -> Run:

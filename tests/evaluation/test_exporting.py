@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from slime_ray import cli
 from slime_ray.errors import InputError
 from slime_ray.evaluation.field_files import answers_to, read_answers, read_questions
-from slime_ray.evaluation.field_files.exporting import GENERAL, HARD_PROMPT, export_run
+from slime_ray.evaluation.field_files.exporting import GENERAL, HARD_PROMPT, Form, export_run
 from slime_ray.evaluation.verdicts import POINTS_OF_A, Comparison
 from slime_ray.runs import results, schema
 
-ARENA, BENCH = "arena-hard", "mt-bench"
 CONTEXT = [{"role": "user", "content": "What is 3 * 7?"}]
 LATER = [*CONTEXT, {"role": "assistant", "content": "21"}, {"role": "user", "content": "And twice that?"}]
 
@@ -74,7 +73,7 @@ def load(run: Path) -> results.Run:
     return results.load(run)
 
 
-def export(folder: Path, form: str = ARENA) -> str:
+def export(folder: Path, form: Form = "arena-hard") -> str:
     return export_run(load(folder / "run"), folder / "out", form)
 
 
@@ -127,7 +126,7 @@ def test_a_run_becomes_the_files_that_arena_hard_reads(tmp_path):
 def test_a_run_of_two_turns_becomes_the_files_that_fastchat_reads(tmp_path):
     add_maths(tmp_path / "run", "arm-full-s0")
     out = tmp_path / "out"
-    assert export(tmp_path, BENCH) == f"{out}: 1 questions, answers of 1 trials and the baseline, judgments of 1."
+    assert export(tmp_path, "mt-bench") == f"{out}: 1 questions, answers of 1 trials and the baseline, judgments of 1."
     judge = next((out / "model_judgment").glob("*_pair.jsonl")).name.removesuffix("_pair.jsonl")
     assert names(out) == [
         "model_answer/arm-full-s0.jsonl",
@@ -153,7 +152,7 @@ def test_what_is_written_in_either_form_is_read_back(tmp_path):
     add_maths(tmp_path / "run", "arm-full-s0")
     add_maths(tmp_path / "run", "arm-full-s1", answers=("22", "44"))
     out = tmp_path / "out"
-    export(tmp_path, BENCH)
+    export(tmp_path, "mt-bench")
     questions = read_questions(out / "question.jsonl")
     assert [(question.id, question.turns) for question in questions] == [("81", ("What is 3 * 7?", "And twice that?"))]
     for model, turns in (("arm-full-s1", ("22", "44")), ("baseline", ("20", "40"))):
@@ -221,7 +220,7 @@ def test_fastchats_rule_on_the_files_gives_our_win_rate(verdicts):
     """Where no verdict is invalid and none a tie in one order alone, of which FastChat makes a whole tie."""
     with tempfile.TemporaryDirectory() as folder:
         add_trial(Path(folder, "run"), "arm-x-s0", verdicts)
-        export(Path(folder), BENCH)
+        export(Path(folder), "mt-bench")
         ours = [Comparison(*both).outcome for both in verdicts]
         file = Path(folder, "out", "model_judgment", "exact_pair.jsonl")
         assert fastchat_rate(file, "arm-x-s0") == pytest.approx(sum(ours) / len(ours))
@@ -277,7 +276,7 @@ def test_scores_that_are_no_ratings_and_prompts_without_a_category(tmp_path):
     add_trial(tmp_path / "run", "arm-x-s0", [("A>B", "B>A")], score=11.0, baseline_score=3.0)
     add_trial(tmp_path / "run", "arm-y-s0", [("A>B", "B>A")], baseline_answer="another", judge="none")
     out = tmp_path / "out"
-    assert export(tmp_path, BENCH).endswith("answers of 2 trials and the baseline, judgments of 1.")
+    assert export(tmp_path, "mt-bench").endswith("answers of 2 trials and the baseline, judgments of 1.")
     assert [path.name for path in (out / "model_judgment").iterdir()] == ["exact_pair.jsonl"]
     question = lines(out / "question.jsonl")[0]
     assert (question["category"], question["question_id"]) == (GENERAL, "p0")

@@ -30,6 +30,7 @@ for."""
 MISSING, ERROR = -1, "error"
 """How MT-Bench's files call a rating and a verdict that there is not. Their script leaves both out."""
 
+Form = Literal["arena-hard", "mt-bench"]
 Row = dict[str, Any]
 Turn = tuple[str, int]
 """Id of a prompt, and which turn of it."""
@@ -48,7 +49,7 @@ class _Trial:
     judged: Mapping[str, Sequence[Row]]
 
 
-def export_run(run: results.Run, folder: Path, form: Literal["arena-hard", "mt-bench"]) -> str:
+def export_run(run: results.Run, folder: Path, form: Form) -> str:
     """Write `run` under `folder` and return a sentence that says what was written. The same run gives the same bytes.
 
     Raises:

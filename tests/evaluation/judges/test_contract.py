@@ -31,7 +31,7 @@ def test_the_suite_has_every_judge_of_the_table():
     assert {name.partition(":")[0] for name in JUDGES} == JUDGE_SETTINGS.keys() - {"none", "panel"}
 
 
-def labels(judge: Judge, prompts, answers, baseline) -> list[tuple[str | None, str | None]]:
+def labels(judge, prompts, answers, baseline):
     """The verdicts of both orders, prompt by prompt."""
     return [(one.ab, one.ba) for one in judge.compare(prompts, answers, baseline).comparisons]
 
