@@ -19,8 +19,8 @@ from slime_ray.evaluation.judges.endpoint import Connection, Endpoint
 from slime_ray.evaluation.judges.replies import CUT_OFF, Failure
 from slime_ray.evaluation.verdict_cache import BudgetSpent, Reply, Verdicts
 
-LONGEST_WAIT = 120.0
-"""Seconds. An endpoint that wants to be left alone for longer has failed."""
+FIRST_WAIT, LONGEST_WAIT = 1.0, 120.0
+"""Seconds before a retry, doubled from one to the next. Whoever wants to be left alone for longer has failed."""
 HEARTBEAT = 2.0
 """Seconds after which progress is told, also where there is none: silence counts as hanging, and an order to leave
 comes as the answer."""
@@ -114,8 +114,7 @@ STOPPED = Missing("the judge was stopped")
 
 
 class Asker:
-    """Asks for verdicts. endpoint: None answers from the cache alone. first_wait: seconds, doubled from one retry to
-    the next; each wait is cut by up to a half at random, so that requests do not come back all at once."""
+    """Asks for verdicts. endpoint: None answers from the cache alone."""
 
     def __init__(
         self,
@@ -124,12 +123,9 @@ class Asker:
         verdicts: Verdicts,
         endpoint: Endpoint | None,
         progress: Progress = lambda done, of: None,
-        first_wait: float = 1.0,
     ):
-        self.judge, self.verdicts, self.endpoint = judge, verdicts, endpoint
-        self.progress, self.first_wait = progress, first_wait
+        self.judge, self.verdicts, self.endpoint, self.progress = judge, verdicts, endpoint, progress
         self.models: set[str] = set()
-        self.chance = random.Random()
 
     def ask(self, questions: Sequence[JudgeQuestion]) -> tuple[list[str | None], Summary]:
         """A verdict, as text, or None for each question, and what it took. Equal questions are asked once.
@@ -236,7 +232,8 @@ class Asker:
 
     def pause(self, retry: int, wanted: float | None) -> float:
         """Seconds until the next of several tries; `wanted` by the endpoint."""
-        own = min(LONGEST_WAIT, self.first_wait * 2.0**retry) * self.chance.uniform(0.5, 1.0)
+        # Cut at random, so that requests do not come back all at once.
+        own = min(LONGEST_WAIT, FIRST_WAIT * 2.0**retry) * random.uniform(0.5, 1.0)
         return own if wanted is None else wanted
 
     def _check_usage(self, reply: Reply) -> None:
