@@ -9,7 +9,7 @@ from typing import Any
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.conversations import Prompts, as_asked
 from slime_ray.evaluation.generate import Answer
-from slime_ray.evaluation.judges import Judge, Judged, Messages, Summary, question
+from slime_ray.evaluation.judges import Judge, Judged, Messages, question
 from slime_ray.evaluation.verdicts import FAILED, Comparison, Pooled, win_rate
 from slime_ray.world import World
 
@@ -18,24 +18,19 @@ FormatCheck = Callable[[str, str], bool]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Answered:
-    """Answers to prompts, compared with the baseline's prompt by prompt. All sequences have one item a prompt and turn.
+@dataclass(frozen=True, kw_only=True)
+class Answered(Judged):
+    """Answers to prompts, judged against the baseline's. All sequences have one item a prompt and turn.
 
-    comparisons, scores, baseline_scores: None where nothing was judged. broken: the reason, or None. judging: what the
-    judge took, if there was one.
+    broken: the reason, or None.
     """
 
     prompts: Prompts
     answers: Sequence[Answer]
     baseline: Sequence[Answer]
-    comparisons: Sequence[Comparison | Pooled | None]
-    scores: Sequence[float | None]
-    baseline_scores: Sequence[float | None]
     broken: Sequence[str | None]
     baseline_broken: Sequence[str | None]
     format_valid: float | None
-    judging: Summary | None = None
 
     @property
     def win_rate(self) -> float | None:
@@ -145,16 +140,13 @@ def judge_answers(
         sides = list(zip(prompts.messages, answers, baseline_prompts, baseline, strict=True))
         judged = World.current().from_main(lambda: _compare(judge, sides, first))
     return Answered(
+        **vars(judged),
         prompts=prompts,
         answers=answers,
         baseline=baseline,
-        comparisons=judged.comparisons,
-        scores=judged.scores,
-        baseline_scores=judged.baseline_scores,
         broken=reasons(answers),
         baseline_broken=reasons(baseline),
         format_valid=sum(map(bool, own)) / len(own) if format_check and own else None,
-        judging=judged.summary,
     )
 
 

@@ -134,7 +134,7 @@ def measure_answers(trial: Trial, answered: Answered) -> Measurement:
     }
     columns = {**about(trial), "prompt_set": trial.prompt_set}
     rows, verdicts = answered.rows(columns), answered.verdict_rows(columns)
-    return Measurement(row, rows, judging=answered.judging, verdicts=verdicts)
+    return Measurement(row, rows, judging=answered.summary, verdicts=verdicts)
 
 
 def measure_retention(trial: Trial, stages: Stages, policy: Policy, report: Report, *, adapter: Path) -> Measurement:

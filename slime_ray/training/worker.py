@@ -274,7 +274,7 @@ def _train_and_measure(
     answered = _judged(trial, stages, asked, after, judge, training_spikes=spikes, run=folder.parents[1])
     if World.current().main:
         minutes = runtime.faults.storage_minutes
-        write_judging(answered.judging, folder, seconds=60 * minutes, say=waiting_for_storage(report))
+        write_judging(answered.summary, folder, seconds=60 * minutes, say=waiting_for_storage(report))
     measured = measure_policy(trial, stages, policy, after, answered, training_spikes=spikes)
     kept = measure_retention(trial, stages, policy, report, adapter=folder / MODEL)
     answers = [*measured.answers, *kept.answers]

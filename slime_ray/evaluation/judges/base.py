@@ -67,7 +67,8 @@ class Summary:
 class Judged:
     """What a judge said of the policy's answers and the baseline's, one item a prompt.
 
-    scores, baseline_scores: None where the judge gives none. summary: what it took; None where nothing was judged.
+    comparisons: None where nothing was judged. scores, baseline_scores: None where the judge gives none. summary: what
+    it took; None where nothing was judged.
     """
 
     comparisons: Sequence[Comparison | Pooled | None]
