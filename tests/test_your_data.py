@@ -5,8 +5,6 @@ import re
 import runpy
 from pathlib import Path
 
-import pytest
-
 from slime_ray.cli import main
 from slime_ray.runs import results
 
@@ -18,14 +16,7 @@ SHOPS, DAYS = (
 )
 
 
-def _conversational(pair):
-    """The pair as TRL has conversations."""
-    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    return {key: [{"role": roles[key], "content": text}] for key, text in pair.items()}
-
-
-@pytest.mark.parametrize("form", [dict, _conversational])
-def test_pairs_of_ones_own_are_trained_on_without_a_gpu_or_a_download(tmp_path, monkeypatch, capsys, form):
+def test_pairs_of_ones_own_are_trained_on_without_a_gpu_or_a_download(tmp_path, monkeypatch, capsys):
     """Up to one trial, with checkpoints on the way; a sweep of it is one more of the same kind."""
     files = dict(re.findall(r'^```\w+ title="(.+?)"\n(.*?)^```', PAGE, re.MULTILINE | re.DOTALL))
     assert list(files) == ["tiny_model.py", "tiny.yaml"]
@@ -41,7 +32,7 @@ def test_pairs_of_ones_own_are_trained_on_without_a_gpu_or_a_download(tmp_path, 
         for day in DAYS
         for n in range(4)
     ]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(form(pair)) for pair in pairs), encoding="utf-8")
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs), encoding="utf-8")
     commands = re.findall(r"^```sh\npython tiny_model.py\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     assert commands == ["slime-ray check tiny.yaml\nslime-ray sweep tiny.yaml --name tiny\n"]
     monkeypatch.chdir(tmp_path)

@@ -16,8 +16,6 @@ from .opening import ExperimentLike, open_experiment, read_inputs, require_desig
 from .run import Run
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from slime_ray.planning.plan import Plan
     from slime_ray.runs.folder import Start
 
@@ -33,32 +31,9 @@ __all__ = [
     "report",
     "require_design",
     "require_league",
-    "start_sweep",
     "sweep",
     "train",
 ]
-
-
-def start_sweep(
-    experiment: Experiment,
-    source: Path | str,
-    *,
-    storage: str | Path = "runs",
-    seed: int = 0,
-    start: "Start" = "fresh",
-    study: str | None = None,
-    console: "Console | None" = None,
-) -> Run:
-    """Run a sweep of an experiment that is open. Arguments and errors are those of `sweep`."""
-    from rich.console import Console
-
-    from slime_ray.on_ray.sweep import run_sweep
-
-    folder = run_sweep(
-        experiment, source=source, storage=str(storage), seed=seed, start=start, study=study,
-        console=console or Console(),
-    )  # fmt: skip
-    return Run(folder)
 
 
 def sweep(
@@ -109,17 +84,24 @@ def _sweep(
     trials: int | None = None,
     seeds: Sequence[int] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    storage: str | Path = "runs",
+    seed: int = 0,
+    start: "Start" = "fresh",
+    study: str | None = None,
     quiet: bool = False,
-    **options: Any,
 ) -> Run:
-    """`sweep` of an experiment that has what is required. options: of `start_sweep`."""
-    from rich.console import Console
-
+    """`sweep` of an experiment that has what is required."""
     opened, source = open_experiment(experiment, name=name, trials=trials, seeds=seeds, overrides=overrides)
     if require is not None:
         require(opened, source)
     read_inputs(opened)
-    return start_sweep(opened, source, console=Console(quiet=quiet), **options)
+    # Ray takes seconds to import, and an error above need not wait for it.
+    from rich.console import Console
+
+    from slime_ray.on_ray.sweep import run_sweep
+
+    console = Console(quiet=quiet)
+    return Run(run_sweep(opened, source=source, storage=storage, seed=seed, start=start, study=study, console=console))
 
 
 def ablate(experiment: ExperimentLike, **options: Any) -> Run:

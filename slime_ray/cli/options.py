@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from slime_ray.runs.redaction import redact_sentence
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from slime_ray.config.experiment import Experiment
     from slime_ray.runs.store import RunStore
 
@@ -154,13 +152,6 @@ STUDY = option(
 RUN = option("run", help="folder of the run, or its address")
 
 
-def console(options: argparse.Namespace) -> "Console":
-    """Where progress is shown: coloured on a terminal alone, and not where NO_COLOR is set."""
-    from rich.console import Console
-
-    return Console(quiet=options.quiet)
-
-
 def load(options: argparse.Namespace) -> "tuple[Experiment, Path]":
     """Load the experiment of `EXPERIMENT`'s options, with what they change; return it and its file."""
     from slime_ray import api
@@ -192,12 +183,14 @@ def checked(options: argparse.Namespace) -> "tuple[Experiment, Path]":
 def run_and_report(
     experiment: "Experiment", source: Path, options: argparse.Namespace, *, storage: str, **more: Any
 ) -> None:
-    """Run a sweep and print its report. more: further arguments of `start_sweep`."""
-    from slime_ray import api
+    """Run a sweep and print its report. more: further arguments of `run_sweep`."""
+    from rich.console import Console
+
+    from slime_ray.on_ray.sweep import run_sweep
     from slime_ray.runs.store import RunStore
 
-    run = api.start_sweep(experiment, source, storage=storage, console=console(options), **more)
-    show_report(run.path, None, RunStore.of(storage, "driver"), quiet=options.quiet)
+    run = run_sweep(experiment, source=source, storage=storage, console=Console(quiet=options.quiet), **more)
+    show_report(run, None, RunStore.of(storage, "driver"), quiet=options.quiet)
 
 
 def show_report(

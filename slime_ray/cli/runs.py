@@ -273,10 +273,6 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from slime_ray.evaluation.field_files.export_arena_hard import export_arena_hard
-    from slime_ray.evaluation.field_files.export_mt_bench import export_mt_bench
-    from slime_ray.runs import results
-
     if options.trial:
         from slime_ray import api
 
@@ -290,5 +286,7 @@ def _export(options: argparse.Namespace) -> None:
         return
     if options.merge or options.dtype or options.push_to_hub or options.private:
         raise InputError("--merge, --dtype, --push-to-hub and --private are of a trial's model. Name the trial.")
-    export = {"arena-hard": export_arena_hard, "mt-bench": export_mt_bench}[options.form]
-    print(export(results.load(options.run), options.to))
+    from slime_ray.evaluation.field_files.exporting import export_run
+    from slime_ray.runs import results
+
+    print(export_run(results.load(options.run), options.to, options.form))

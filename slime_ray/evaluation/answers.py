@@ -7,11 +7,10 @@ from statistics import mean
 from typing import Any
 
 from slime_ray.evaluation import stability
-from slime_ray.evaluation.broken import FAILED, broken_reason
 from slime_ray.evaluation.conversations import Prompts, as_asked
 from slime_ray.evaluation.generate import Answer
-from slime_ray.evaluation.judges import AnyJudge, Messages, Summary, question
-from slime_ray.evaluation.win_rate import Comparison, Judged, Pooled, compare, win_rate
+from slime_ray.evaluation.judges import Judge, Judged, Messages, question
+from slime_ray.evaluation.verdicts import FAILED, Comparison, Pooled, win_rate
 from slime_ray.world import World
 
 FormatCheck = Callable[[str, str], bool]
@@ -19,24 +18,19 @@ FormatCheck = Callable[[str, str], bool]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Answered:
-    """Answers to prompts, compared with the baseline's prompt by prompt. All sequences have one item a prompt and turn.
+@dataclass(frozen=True, kw_only=True)
+class Answered(Judged):
+    """Answers to prompts, judged against the baseline's. All sequences have one item a prompt and turn.
 
-    comparisons, scores, baseline_scores: None where nothing was judged. broken: the reason, or None. judging: what the
-    judge took, if there was one.
+    broken: the reason, or None.
     """
 
     prompts: Prompts
     answers: Sequence[Answer]
     baseline: Sequence[Answer]
-    comparisons: Sequence[Comparison | Pooled | None]
-    scores: Sequence[float | None]
-    baseline_scores: Sequence[float | None]
     broken: Sequence[str | None]
     baseline_broken: Sequence[str | None]
     format_valid: float | None
-    judging: Summary | None = None
 
     @property
     def win_rate(self) -> float | None:
@@ -122,7 +116,7 @@ def judge_answers(
     answers: Sequence[Answer],
     baseline: Sequence[Answer],
     *,
-    judge: AnyJudge | None,
+    judge: Judge | None,
     format_check: FormatCheck | None,
     markers: Sequence[str],
     first: int | None = None,
@@ -143,20 +137,16 @@ def judge_answers(
     nothing: list[None] = [None] * len(answers)
     judged = Judged(nothing, nothing, nothing)
     if judge is not None:
-        sides = list(zip(prompts.messages, answers, baseline_prompts, baseline, strict=True))[:first]
-        judged = World.current().from_main(lambda: _compare(judge, sides))
-    unjudged = nothing[len(judged.comparisons) :]
+        sides = list(zip(prompts.messages, answers, baseline_prompts, baseline, strict=True))
+        judged = World.current().from_main(lambda: _compare(judge, sides, first))
     return Answered(
+        **vars(judged),
         prompts=prompts,
         answers=answers,
         baseline=baseline,
-        comparisons=[*judged.comparisons, *unjudged],
-        scores=[*judged.scores, *unjudged],
-        baseline_scores=[*judged.baseline_scores, *unjudged],
         broken=reasons(answers),
         baseline_broken=reasons(baseline),
         format_valid=sum(map(bool, own)) / len(own) if format_check and own else None,
-        judging=judged.summary,
     )
 
 
@@ -164,13 +154,14 @@ _Sides = Sequence[tuple[Messages, Answer, Messages, Answer]]
 """The policy's conversation and answer with the baseline's."""
 
 
-def _compare(judge: AnyJudge, sides: _Sides) -> Judged:
-    """Judge what did not fail, and log what a reader of the verdicts has to know."""
-    sound = [place for place, side in enumerate(sides) if not _failed(*side[:2]) and not _failed(*side[2:])]
+def _compare(judge: Judge, sides: _Sides, first: int | None) -> Judged:
+    """Judge the first of them, as far as they did not fail, and log what a reader of the verdicts has to know."""
+    count = len(sides[:first])
+    sound = [place for place, side in enumerate(sides[:first]) if not _failed(*side[:2]) and not _failed(*side[2:])]
     chosen = [sides[place] for place in sound]
     texts = [side[1].text for side in chosen], [side[3].text for side in chosen]
-    found = compare(judge, [side[0] for side in chosen], *texts, baseline_prompts=[side[2] for side in chosen])
-    comparisons: list[Comparison | Pooled | None] = [Comparison(None, None)] * len(sides)
+    found = judge.compare([side[0] for side in chosen], *texts, [side[2] for side in chosen])
+    comparisons: list[Comparison | Pooled | None] = [*[Comparison(None, None)] * count, *[None] * (len(sides) - count)]
     scores: list[float | None] = [None] * len(sides)
     baseline_scores = list(scores)
     for index, place in enumerate(sound):
@@ -179,7 +170,7 @@ def _compare(judge: AnyJudge, sides: _Sides) -> Judged:
     summary = found.summary
     if summary is not None:
         empty = sum(not (a.strip() and b.strip()) for a, b in zip(*texts, strict=True))
-        summary = replace(summary, failed=len(sides) - len(sound), empty=empty)
+        summary = replace(summary, failed=count - len(sound), empty=empty)
         logger.log(logging.INFO if summary.complete else logging.WARNING, "%s: %s", judge.name, summary.sentence)
     return Judged(comparisons, scores, baseline_scores, summary)
 
@@ -196,10 +187,11 @@ def broken_reasons(
     format_check: FormatCheck | None,
     markers: Sequence[str],
 ) -> list[str | None]:
-    """Why each answer counts as broken, or None; see `broken_reason`."""
+    """Why each answer counts as broken, or None; see `stability.broken_reason`."""
     well_formed = _well_formed(conversations, answers, format_check)
     return [
-        broken_reason(answer, markers=markers, format_ok=ok) for answer, ok in zip(answers, well_formed, strict=True)
+        stability.broken_reason(answer, markers=markers, format_ok=ok)
+        for answer, ok in zip(answers, well_formed, strict=True)
     ]
 
 

@@ -37,8 +37,8 @@ OPENING = 60.0
 """Seconds in which the server has to be there."""
 UNLOADING = 10.0
 """Seconds that taking an adapter back may be tried for: the next trial loads another one all the same."""
-LONGEST_WAIT = 30.0
-"""Seconds between two tries at most."""
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+"""Seconds before another try, doubled from one to the next."""
 FLAGS = {
     "vllm": "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
     "sglang": "--enable-lora, --max-lora-rank and --lora-target-modules",
@@ -73,13 +73,13 @@ class Served:
     Every rank of a process group makes the same calls; rank 0 asks. Whatever the server does not do raises RunError.
     """
 
-    def __init__(self, server: AnswerServer, adapter: Path | None = None, *, first_wait: float = 0.5):
+    def __init__(self, server: AnswerServer, adapter: Path | None = None):
         """Take the server and the folder of the adapter, which the server has to see under the same path.
 
         Raises:
             InputError: A package or a key is missing.
         """
-        self.server, self.adapter, self.first_wait = server, adapter, first_wait
+        self.server, self.adapter = server, adapter
         self.connection = Connection(server, setting="evaluation.engine")
         name = "slime-" + hashlib.sha256(str(adapter).encode()).hexdigest()[:16]
         # SGLang calls an adapter by the base's name as well.
@@ -258,7 +258,7 @@ class Served:
 
     def _patiently(self, send: Callable[[], Any], until: float, stop: threading.Event | None = None) -> Any:
         """What `send` gives, tried again until the deadline where that may help. Raises Failure."""
-        pause = self.first_wait
+        pause = FIRST_WAIT
         while True:
             if stop and stop.is_set():
                 raise Failure("the asking was stopped", "passing")

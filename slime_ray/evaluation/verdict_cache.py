@@ -159,10 +159,12 @@ class Verdicts:
             spent = self._spending(connection, judge) + elsewhere
             if reason := spent.spends(budget, prices):
                 raise BudgetSpent(reason)
-            made = connection.execute(
-                "INSERT INTO requests (judge, run, key, time) VALUES (?, ?, ?, ?)", (judge, self.run, key, time.time())
-            )
-            return int(made.lastrowid or 0)
+            return self._note(connection, judge, key)
+
+    def _note(self, connection: sqlite3.Connection, judge: str, key: str) -> int:
+        values = (judge, self.run, key, time.time())
+        made = connection.execute("INSERT INTO requests (judge, run, key, time) VALUES (?, ?, ?, ?)", values)
+        return int(made.lastrowid or 0)
 
     def finish(self, request: int, reply: Reply, value: str | None) -> str | None:
         """Keep a judgment with its verdict, if it is valid. Returns the verdict that counts: the first one kept."""
@@ -214,10 +216,7 @@ class Verdicts:
     def _hold(
         self, connection: sqlite3.Connection, token: str, judge: str, key: str, rounds: int, submitted: float
     ) -> int:
-        made = connection.execute(
-            "INSERT INTO requests (judge, run, key, time) VALUES (?, ?, ?, ?)", (judge, self.run, key, time.time())
-        )
-        row = (token, judge, key, int(made.lastrowid or 0), rounds, submitted)
+        row = (token, judge, key, self._note(connection, judge, key), rounds, submitted)
         connection.execute("INSERT INTO batched VALUES (?, ?, ?, ?, ?, ?)", row)
         return row[3]
 

@@ -1,6 +1,8 @@
-"""Verdicts: Arena-Hard's labels, their worth, and how scores give them. Imports nothing that judges or trains."""
+"""Verdicts: Arena-Hard's labels, how scores give them, and the win rate. Imports nothing that judges or trains."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
 from typing import Any, Literal
@@ -8,14 +10,10 @@ from typing import Any, Literal
 Verdict = Literal["A>>B", "A>B", "A=B", "B>A", "B>>A"] | None
 """Arena-Hard's labels; None is an invalid verdict, which is missing, never a loss."""
 
+FAILED = "$ERROR$"
+"""What scripts of the field write in place of an answer whose generation failed."""
+
 POINTS_OF_A: dict[str, float] = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}
-
-_MIRRORED: dict[Verdict, Verdict] = {"A>>B": "B>>A", "A>B": "B>A", "A=B": "A=B", "B>A": "A>B", "B>>A": "A>>B"}
-
-
-def mirrored(verdict: Verdict) -> Verdict:
-    """The same verdict with the two answers' places exchanged."""
-    return _MIRRORED.get(verdict)
 
 
 def read_score(value: Any) -> float | None:
@@ -50,3 +48,61 @@ def verdict_of_scores(score_a: float | None, score_b: float | None, *, tie_band:
     if score_a == score_b or abs(score_a - score_b) <= tie_band:
         return "A=B"
     return "A>B" if score_a > score_b else "B>A"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One prompt's verdicts. ab: the policy's answer was shown as A; ba: as B."""
+
+    ab: Verdict
+    ba: Verdict
+
+    @property
+    def outcome(self) -> float | None:
+        """Mean over the valid orders of 1 win, 0.5 tie, 0 loss for the policy; None if no order is valid."""
+        points = [POINTS_OF_A[self.ab]] if self.ab is not None else []
+        points += [1 - POINTS_OF_A[self.ba]] if self.ba is not None else []
+        return sum(points) / len(points) if points else None
+
+
+@dataclass(frozen=True)
+class Rating:
+    """What one judge of a panel, or one of its repeats, made of a prompt. repeat: from 1."""
+
+    judge: str
+    repeat: int
+    comparison: Comparison
+    score: float | None
+    baseline_score: float | None
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A panel's verdicts on one prompt."""
+
+    ratings: Sequence[Rating]
+    ab: Verdict = None
+    ba: Verdict = None
+
+    @property
+    def outcome(self) -> float | None:
+        """Mean over the judges of the mean over each one's repeats; None if a judge has no valid verdict."""
+        outcomes: dict[str, list[float]] = {rating.judge: [] for rating in self.ratings}
+        for rating in self.ratings:
+            if rating.comparison.outcome is not None:
+                outcomes[rating.judge].append(rating.comparison.outcome)
+        if not outcomes or not all(outcomes.values()):
+            return None
+        return sum(sum(repeats) / len(repeats) for repeats in outcomes.values()) / len(outcomes)
+
+
+def win_rate(comparisons: Sequence[Comparison | Pooled | None], ids: Sequence[str] | None = None) -> float | None:
+    """Mean outcome over the prompts that have one; None where nothing was judged.
+
+    ids: of the prompts, where one has several turns: those count as much as another prompt's only one.
+    """
+    outcomes: dict[object, list[float]] = {}
+    for key, comparison in zip(ids or range(len(comparisons)), comparisons, strict=True):
+        if comparison is not None and comparison.outcome is not None:
+            outcomes.setdefault(key, []).append(comparison.outcome)
+    return sum(sum(turns) / len(turns) for turns in outcomes.values()) / len(outcomes) if outcomes else None

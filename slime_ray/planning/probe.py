@@ -23,7 +23,7 @@ from slime_ray.data.pairs import TokenPair
 from slime_ray.evaluation.generate import generate_answers
 from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.judges import ScoringJudge, build_judge
-from slime_ray.evaluation.kl import kl_to_reference
+from slime_ray.evaluation.stability import kl_to_reference
 from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.model.footprint import CONTEXT
 from slime_ray.model.loading import SFT_ADAPTER, load_checkpoint, load_model, load_tokenizer, make_policy, with_sft

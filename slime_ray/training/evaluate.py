@@ -24,7 +24,7 @@ from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.field_files import ModelAnswer, Question, answers_to, read_answers
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import measure_held_out
-from slime_ray.evaluation.judges import AnyJudge, build_judge
+from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.questions import load_questions
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.model.files import AGAIN, FileFault, check_adapter
@@ -234,7 +234,7 @@ class _AnswerFiles:
     hashes: dict[str, str]
     data: dict[str, Any]
 
-    def __init__(self, settings: Settings, judge: AnyJudge | None):
+    def __init__(self, settings: Settings, judge: Judge | None):
         """Raises InputError where nothing says what was asked."""
         self.settings, self.judge = settings, judge
         self.hashes, self.data = {}, {}
@@ -294,21 +294,14 @@ class _AnswerFiles:
 class _Models(_AnswerFiles):
     """Some side is a checkpoint: prompts, tokenizer, held-out pairs and the SFT checkpoint are those of a sweep."""
 
-    def __init__(self, settings: Settings, storage: RunStore, judge: AnyJudge | None, report: Report):
+    def __init__(self, settings: Settings, storage: RunStore, judge: Judge | None, report: Report):
         self.settings, self.judge, self.report = settings, judge, report
         with ending():
             self.stages: Stages = prepare(settings, storage=storage, report=report)
         self.hashes, self.data = self.stages.hashes, self.stages.data
         asked = self.stages.prompts["report"]
         self.questions = [
-            Question(
-                name,
-                category,
-                (messages[-1]["content"], *later),
-                tuple(messages[:-1]),
-                first=messages[-1],
-                place="the prompts:0",
-            )
+            Question(name, category, (messages[-1]["content"], *later), tuple(messages), "the prompts:0")
             for name, category, messages, later in zip(
                 asked.ids, asked.categories, asked.messages, asked.later, strict=True
             )

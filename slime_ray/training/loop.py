@@ -17,7 +17,7 @@ from slime_ray.config.trackers import Tracker
 from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError, SlimeRayError
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
-from slime_ray.evaluation.judges import AnyJudge
+from slime_ray.evaluation.judges import Judge
 from slime_ray.model.logprobs import Policy
 from slime_ray.objectives import objective_at
 from slime_ray.training import attempts
@@ -92,7 +92,7 @@ class Measurements:
         policy: Policy,
         curves: Curves,
         report: Report,
-        judge: AnyJudge | None = None,
+        judge: Judge | None = None,
     ):
         self.trial, self.stages, self.policy = trial, stages, policy
         self.objective = trial.settings.objective.build()

@@ -16,8 +16,7 @@ from slime_ray.evaluation.answers import Answered, judge_answers
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import AnyJudge, ExactJudge, Summary, load_scorer
-from slime_ray.evaluation.kl import kl_to_reference
+from slime_ray.evaluation.judges import ExactJudge, Judge, Summary, load_scorer
 from slime_ray.model.loading import load_start, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.merging import OWN
@@ -97,7 +96,7 @@ def judge_prompts(
     trial: Trial,
     stages: Stages,
     asked: tuple[Prompts, list[Answer]],
-    judge: AnyJudge | None,
+    judge: Judge | None,
     *,
     first: int | None = None,
     prompt_set: str | None = None,
@@ -132,7 +131,7 @@ def measure_answers(trial: Trial, answered: Answered) -> Measurement:
     }
     columns = {**about(trial), "prompt_set": trial.prompt_set}
     rows, verdicts = answered.rows(columns), answered.verdict_rows(columns)
-    return Measurement(row, rows, judging=answered.judging, verdicts=verdicts)
+    return Measurement(row, rows, judging=answered.summary, verdicts=verdicts)
 
 
 def measure_retention(trial: Trial, stages: Stages, policy: Policy, report: Report, *, adapter: Path) -> Measurement:
@@ -207,7 +206,7 @@ def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> flo
     if settings.model.kept or {*getattr(policy.lm, "peft_config", ())} != {OWN}:
         lm = load_start(stages.checkpoint, settings.model).to(policy.device)
         reference = make_policy(lm, settings.model).eval()
-    return kl_to_reference(policy, reference, samples, row_tokens=row_budget(settings, policy))
+    return stability.kl_to_reference(policy, reference, samples, row_tokens=row_budget(settings, policy))
 
 
 def beaten_by(win_rate: float, prompts: int, stability: float, others: Iterable[Mapping[str, Any]]) -> str | None:

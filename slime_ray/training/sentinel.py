@@ -17,11 +17,10 @@ import numpy as np
 from slime_ray.config.experiment import Trial
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import broken_reasons
-from slime_ray.evaluation.broken import sequence_repetition
 from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import AnyJudge
-from slime_ray.evaluation.win_rate import compare, win_rate
+from slime_ray.evaluation.judges import Judge
+from slime_ray.evaluation.verdicts import win_rate
 from slime_ray.model.logprobs import Policy
 from slime_ray.runs.stability_v1 import TOLERANCES, StabilityParts, spike_flags, stability_score
 from slime_ray.training.stages import Stages
@@ -56,7 +55,7 @@ def pair_signs(before: HeldOut, after: HeldOut) -> dict[str, Sign]:
     """Unlearning, rejected collapse and entropy shift on the same held-out pairs under both policies."""
     drift = after.chosen_means - before.chosen_means
     lost = np.maximum(0.0, -drift)
-    shares = stability.collapsed_shares(before, after)
+    shares = stability.collapsed_tokens(before, after) / after.rejected_lengths
     ratio = float(after.entropy.mean() / before.entropy.mean()) if before.entropy.any() else math.inf
     return {
         "unlearning": Sign(
@@ -131,7 +130,7 @@ class SentinelWatch:
         stages: Stages,
         policy: Policy,
         series: Callable[[str], list[float]],
-        judge: AnyJudge | None = None,
+        judge: Judge | None = None,
     ):
         self.settings = trial.settings.sentinel
         self.trial, self.stages, self.policy, self.series = trial, stages, policy, series
@@ -174,7 +173,7 @@ class SentinelWatch:
         self.alarm = self.alarm or alarm(signs, tolerances=self.settings.tolerances, step=step)
         seen = {name: sign.value for name, sign in signs.items()} | {
             "end_of_turn": float(np.mean([answer.stopped for answer in answers])),
-            "repetition": float(np.mean([sequence_repetition(answer.token_ids) for answer in answers])),
+            "repetition": float(np.mean([stability.sequence_repetition(answer.token_ids) for answer in answers])),
             "answer_tokens": float(np.mean([len(answer.token_ids) for answer in answers])),
             "stability": standing(signs),
         }
@@ -188,5 +187,5 @@ class SentinelWatch:
             return None
         asked = self.stages.prompts[WATCHED].messages[: len(answers)]
         texts = [answer.text for answer in answers], [answer.text for answer in baseline]
-        judged = World.current().from_main(lambda: compare(judge, asked, *texts))
+        judged = World.current().from_main(lambda: judge.compare(asked, *texts))
         return win_rate(judged.comparisons)

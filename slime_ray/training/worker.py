@@ -30,7 +30,7 @@ from slime_ray.evaluation.answers import Answered
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import AnyJudge, build_judge
+from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.served import answering
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.model.loading import load_start, make_policy, with_sft
@@ -262,7 +262,7 @@ def _train_and_measure(
     spikes = stability.training_spikes(curves.series("loss"), curves.series("grad_norm"))
     answered = _judged(trial, stages, asked, after, judge, training_spikes=spikes, run=folder.parents[1])
     if World.current().main:
-        write_judging(answered.judging, folder, report, minutes=runtime.faults.storage_minutes)
+        write_judging(answered.summary, folder, report, minutes=runtime.faults.storage_minutes)
     measured = measure_policy(
         trial, stages, policy, after, answered, report, adapter=folder / MODEL, training_spikes=spikes
     )
@@ -296,7 +296,7 @@ def _judged(
     stages: Stages,
     asked: tuple[Prompts, list[Answer]],
     after: HeldOut,
-    judge: AnyJudge | None,
+    judge: Judge | None,
     *,
     training_spikes: float,
     run: Path,

@@ -1,8 +1,6 @@
 """Commands are done whatever a terminal can show, and whether or not there is one."""
 
 import io
-import os
-import subprocess
 import sys
 
 import pytest
@@ -10,17 +8,16 @@ import pytest
 from slime_ray import cli
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 @pytest.mark.parametrize(
     "command",
     [["reference"], ["presets"], ["spaces"], ["presets", "diff", "paper", "released-exact"], ["check", "demo"]],
 )
-def test_a_command_replaces_what_the_terminal_cannot_show(monkeypatch, encoding, command):
-    shown = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+def test_a_command_replaces_what_the_terminal_cannot_show(monkeypatch, command):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", shown)
     assert cli.main(command) == 0
     shown.flush()
-    text = shown.buffer.getvalue().decode(encoding)
+    text = shown.buffer.getvalue().decode("ascii")
     assert len(text) > 20
 
 
@@ -44,14 +41,3 @@ def test_a_command_without_any_terminal_is_done(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert cli.main(["presets"]) == 0
     sys.stdout.close()
-
-
-def test_a_reader_that_is_gone_ends_the_command_quietly():
-    read, write = os.pipe()
-    os.close(read)
-    run = subprocess.run(
-        [sys.executable, "-m", "slime_ray", "spaces"],
-        stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    os.close(write)
-    assert (run.returncode, run.stderr) == (1, "")

@@ -19,7 +19,7 @@ from slime_ray.data.tokenizing import LOST, SPECIAL_TEXT, render_prompts, tokeni
 from slime_ray.errors import InputError
 from slime_ray.evaluation.conversations import Prompts
 from slime_ray.evaluation.field_files import read_questions
-from slime_ray.evaluation.judges.prompting import render
+from slime_ray.evaluation.judges.llm import render
 from slime_ray.training.prompts import read_prompts, write_prompts
 
 from .chat import SPECIAL, byte_level, make, say

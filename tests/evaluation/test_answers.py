@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from slime_ray.errors import InputError
 from slime_ray.evaluation.answers import Prompts, judge_answers
-from slime_ray.evaluation.broken import broken_reason, sequence_repetition
 from slime_ray.evaluation.generate import Answer
-from slime_ray.evaluation.judges import POINTS_OF_A, ExactJudge, load_scorer
-from slime_ray.evaluation.win_rate import Comparison, win_rate
+from slime_ray.evaluation.judges import ExactJudge, load_scorer
+from slime_ray.evaluation.stability import broken_reason, sequence_repetition
+from slime_ray.evaluation.verdicts import POINTS_OF_A, Comparison, win_rate
 
 
 def answer(text: str, *, stopped: bool = True, leaked: bool = False) -> Answer:
@@ -126,9 +126,9 @@ def test_an_answer_that_failed_on_either_side_is_not_judged_and_counted_apart(ma
     assert (judged.win_rate, judged.judged) == (1.0, 1)
     assert judged.broken == ["failed_generation", None, None]
     assert judged.baseline_broken == [None, "failed_generation", None]
-    assert (judged.judging.failed, judged.judging.empty) == (2, 0)
+    assert (judged.summary.failed, judged.summary.empty) == (2, 0)
     said = "2 comparisons were not judged, since an answer is $ERROR$, a failed generation"
-    assert said in judged.judging.sentence
+    assert said in judged.summary.sentence
     assert said in caplog.text
     rows = judged.rows({})
     assert [(row["verdict_ab"], row["score"], row["outcome"]) for row in rows[:2]] == [(None, None, None)] * 2
@@ -147,7 +147,7 @@ def test_an_answer_after_a_failed_one_of_its_conversation_is_not_judged():
     baseline = [answer("a"), answer("b")]
     judged = judge_answers(turns, policy, baseline, judge=ExactJudge(length_score), format_check=None, markers=())
     assert judged.win_rate is None
-    assert judged.judging.failed == 2
+    assert judged.summary.failed == 2
 
 
 def test_an_answer_that_only_mentions_the_marker_is_an_answer():
@@ -156,15 +156,15 @@ def test_an_answer_that_only_mentions_the_marker_is_an_answer():
         PROMPTS, policy, [answer("x")] * 3, judge=ExactJudge(length_score), format_check=None, markers=()
     )
     assert judged.win_rate == 1.0
-    assert judged.judging.complete
+    assert judged.summary.complete
 
 
 def test_empty_answers_are_judged_as_they_are_and_counted():
     policy, baseline = [answer(""), answer("a"), answer(" \n")], [answer("x"), answer("b"), answer("")]
     judged = judge_answers(PROMPTS, policy, baseline, judge=ExactJudge(length_score), format_check=None, markers=())
     assert [one.outcome for one in judged.comparisons] == [0.0, 0.5, 1.0]
-    assert (judged.judging.empty, judged.judging.complete) == (2, False)
-    assert "2 comparisons have an empty answer, judged as it is" in judged.judging.sentence
+    assert (judged.summary.empty, judged.summary.complete) == (2, False)
+    assert "2 comparisons have an empty answer, judged as it is" in judged.summary.sentence
 
 
 def test_a_failed_answer_beyond_those_that_are_judged_counts_nothing():
@@ -172,5 +172,5 @@ def test_a_failed_answer_beyond_those_that_are_judged_counts_nothing():
     judged = judge_answers(
         PROMPTS, policy, policy, judge=ExactJudge(length_score), format_check=None, markers=(), first=2
     )
-    assert judged.judging.failed == 1
+    assert judged.summary.failed == 1
     assert judged.comparisons == [Comparison("A=B", "A=B"), Comparison(None, None), None]

@@ -10,8 +10,8 @@ from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.answers import judge_answers
 from slime_ray.evaluation.conversations import Prompts, as_asked, ask
 from slime_ray.evaluation.generate import Answer, generate_answers
-from slime_ray.evaluation.judges import Judge
-from slime_ray.evaluation.win_rate import Comparison, win_rate
+from slime_ray.evaluation.judges import Judge, Judged
+from slime_ray.evaluation.verdicts import Comparison, win_rate
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 from tests.rendered import render_prompt
 
@@ -99,9 +99,11 @@ class Watching(Judge):
     def __init__(self) -> None:
         self.shown: list[tuple[Any, ...]] = []
 
-    def __call__(self, prompts: Any, answers_a: Any, answers_b: Any, prompts_b: Any = None) -> Any:
-        self.shown += zip(prompts, answers_a, prompts_b, answers_b, strict=True)
-        return ["A>B" if len(a) > len(b) else "B>A" for a, b in zip(answers_a, answers_b, strict=True)]
+    def compare(self, prompts: Any, answers: Any, baseline: Any, baseline_prompts: Any = None) -> Judged:
+        self.shown += zip(prompts, answers, baseline_prompts, baseline, strict=True)
+        longer = [len(ours) > len(theirs) for ours, theirs in zip(answers, baseline, strict=True)]
+        comparisons = [Comparison("A>B", "B>A") if won else Comparison("B>A", "A>B") for won in longer]
+        return Judged(comparisons, [None] * len(longer), [None] * len(longer))
 
 
 def test_each_side_is_judged_on_its_own_conversation():
@@ -113,11 +115,7 @@ def test_each_side_is_judged_on_its_own_conversation():
     assert as_asked(turns, answers) == own
     judge = Watching()
     judged = judge_answers(turns, answers, baseline, judge=judge, format_check=None, markers=())
-    mine, others = (
-        list(zip(own, ["mine", "longer one"], strict=True)),
-        list(zip(theirs, ["theirs", "short"], strict=True)),
-    )
-    assert judge.shown == [(*a, *b) for a, b in zip([*mine, *others], [*others, *mine], strict=True)]
+    assert judge.shown == [(own[0], "mine", theirs[0], "theirs"), (own[1], "longer one", theirs[1], "short")]
     assert [comparison.outcome for comparison in judged.comparisons if comparison] == [0.0, 1.0]
     # Two answers, but one prompt: its turns are not told apart as two would be.
     assert (judged.win_rate, judged.judged) == (0.5, 1)

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from slime_ray.analysis.statistics import arena_hard_score
 
-from slime_ray.evaluation.field_files import read_judgments, read_ratings
-from slime_ray.evaluation.field_files.scoring import judged_prompts, mt_bench_means
+from slime_ray.evaluation.field_files.judged import mt_bench_means, read_judgments, read_ratings
 
 
 def written(folder: Path, rows: list[dict[str, Any]]) -> Path:
@@ -38,7 +37,7 @@ def test_votes_of_judgments_are_those_that_arena_hard_published(tmp_path):
         {"question_id": str(question), "model": "opus", "judge": "gpt-4", "games": [{"score": one} for one in verdicts]}
         for question, (verdicts, _) in BATTLES.items()
     ]
-    prompts = judged_prompts(read_judgments(written(tmp_path, rows)))
+    prompts = read_judgments(written(tmp_path, rows))
     for prompt, (_, votes) in zip(prompts, BATTLES.values(), strict=True):
         share = sum({"a": 0.0, "t": 0.5, "b": 1.0}[vote] for vote in votes) / len(votes)
         assert arena_hard_score(prompt.votes) == pytest.approx(share)

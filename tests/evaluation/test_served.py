@@ -1,5 +1,6 @@
 """Answers of a server are those of the policy whose adapter it has loaded, or there is a sentence instead."""
 
+import json
 import re
 import threading
 from pathlib import Path
@@ -17,7 +18,8 @@ from slime_ray.data.tasks import load_task
 from slime_ray.errors import RunError
 from slime_ray.evaluation import served
 from slime_ray.evaluation.generate import Answer, generate_answers
-from slime_ray.evaluation.served import Served, answering
+from slime_ray.evaluation.judges.replies import Failure
+from slime_ray.evaluation.served import Served, answering, read_completion
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
@@ -30,6 +32,11 @@ TOKENIZER = tiny_tokenizer(TASK)
 STOP = (TOKENIZER.eos_token_id,)
 PROMPTS = [render_prompt(TOKENIZER, row) for row in TASK.prompts(6, purpose="selection", seed=0)["prompt"]]
 GREEDY = Decoding(temperature=0.0, max_new_tokens=8)
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, "FIRST_WAIT", 1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +74,7 @@ def given_up(server: Any, adapter: Path | None, policy: Policy | None = None, **
     """What is said where a set of answers is not given."""
 
     def ask() -> None:
-        with Served(settings(server, **changes), adapter, first_wait=1e-3) as source:
+        with Served(settings(server, **changes), adapter) as source:
             if policy is not None:
                 source.check(policy, TOKENIZER, PROMPTS)
             drawn(source)
@@ -168,11 +175,18 @@ GARBLED = {
 }
 
 
-@pytest.mark.parametrize("reply", GARBLED.values(), ids=GARBLED)
-def test_what_may_pass_is_asked_again(base, reply):
+@pytest.mark.parametrize("reply", [reply for status, reply in GARBLED.values() if status == 200])
+def test_what_is_no_completion_may_pass(reply):
+    with pytest.raises(Failure) as failure:
+        read_completion((reply if isinstance(reply, str) else json.dumps(reply)).encode(), model=BASE, max_tokens=8)
+    assert failure.value.kind == "passing"
+
+
+@pytest.mark.parametrize("name", ["no JSON", "an error of the server", "a rate limit"])
+def test_what_may_pass_is_asked_again(base, name):
     expected = [answer.text for answer in generate(base)]
-    with model_server(base, once("/v1/completions", reply, reply)) as server:
-        with Served(settings(server), None, first_wait=1e-3) as source:
+    with model_server(base, once("/v1/completions", GARBLED[name], GARBLED[name])) as server:
+        with Served(settings(server), None) as source:
             assert [answer.text for answer in drawn(source)] == expected
         assert len(server.called("/v1/completions")) == len(PROMPTS) + 2
 
@@ -208,13 +222,6 @@ def test_no_server_is_a_sentence(base):
     with model_server(base) as server:
         url = server.url
     assert "no connection" in given_up(url, None, deadline_seconds=0.2)
-
-
-def test_a_flood_is_not_read(base, monkeypatch):
-    monkeypatch.setattr("slime_ray.evaluation.judges.endpoint.LARGEST", 1000)
-    flood = (200, completion(BASE, [1], text="x" * 2000))
-    with model_server(base, lambda call: flood if call.path == "/v1/completions" else None) as server:
-        assert "an answer of more than" in given_up(server, None, deadline_seconds=0.2)
 
 
 WRONG = {
@@ -278,7 +285,7 @@ def test_an_adapter_that_the_server_forgets_is_loaded_again(base, policy, adapte
             server.adapters.clear()
 
     with model_server(base, forget) as server:
-        with Served(settings(server, concurrency=2), adapter, first_wait=1e-3) as source:
+        with Served(settings(server, concurrency=2), adapter) as source:
             assert drawn(source) == expected
         assert len(server.called("/v1/load_lora_adapter")) >= 2
 
@@ -322,7 +329,7 @@ def test_a_server_without_log_probabilities_cannot_be_checked(base, policy, adap
 def test_an_adapter_that_stays_loaded_is_a_warning_alone(base, adapter, caplog, monkeypatch):
     monkeypatch.setattr(served, "UNLOADING", 0.1)
     broken = lambda call: (500, "") if call.path == "/v1/unload_lora_adapter" else None  # noqa: E731
-    with model_server(base, broken) as server, Served(settings(server), adapter, first_wait=1e-3) as source:
+    with model_server(base, broken) as server, Served(settings(server), adapter) as source:
         drawn(source)
     assert "An adapter stays loaded" in caplog.text
 

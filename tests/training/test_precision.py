@@ -23,7 +23,7 @@ from slime_ray.config.settings import Schedule
 from slime_ray.data.packing import pack
 from slime_ray.data.pairs import TokenPair
 from slime_ray.evaluation.held_out import measure_held_out
-from slime_ray.evaluation.kl import kl_to_reference
+from slime_ray.evaluation.stability import kl_to_reference
 from slime_ray.model.loading import load_adapter, load_checkpoint, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import make_trainable

@@ -1,83 +1,56 @@
-"""Reading the files of Arena-Hard and MT-Bench, and our own plain form. Which of them a file is, its keys say.
+"""Read questions and answers of Arena-Hard and MT-Bench, and of our own plain form. Their keys say which form they are.
 
 Every error is an InputError that names the file, the line and the way out.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
 from slime_ray.errors import InputError
-from slime_ray.evaluation.field_files import schemas
-from slime_ray.evaluation.field_files.jsonl import complaint, read_objects
-from slime_ray.evaluation.field_files.records import Judgment, ModelAnswer, Question, Rating
-
-Record = Question | ModelAnswer | Judgment | Rating
-R = TypeVar("R", Question, ModelAnswer, Judgment, Rating)
-
-Forms = Mapping[tuple[str, ...], type[schemas.Row]]
-"""Forms of rows by the keys that tell each from those after it."""
-
-_QUESTIONS: Forms = {
-    ("uid",): schemas.ArenaHardQuestion, ("question_id",): schemas.TurnsQuestion, ("prompt",): schemas.PlainQuestion
-}  # fmt: skip
-_ANSWERS: Forms = {
-    ("uid",): schemas.ArenaHardAnswer, ("question_id",): schemas.TurnsAnswer, ("prompt",): schemas.PlainAnswer
-}  # fmt: skip
-_JUDGMENTS: Forms = {("uid",): schemas.ArenaHardJudgment, ("question_id", "games"): schemas.OlderJudgment}
-_RATINGS: Forms = {("question_id", "turn"): schemas.RatingRow}
+from slime_ray.evaluation.field_files.forms import ANSWERS, QUESTIONS, Forms, ModelAnswer, Question, Row
 
 
 def read_questions(path: Path) -> list[Question]:
     """Questions in the file's order. A file of answers in our own form is one of questions, too."""
-    questions: list[Question] = list(_records(path, _QUESTIONS))
-    _refuse_repeats(questions, lambda question: f"question {question.id!r}")
+    questions: list[Question] = list(read_records(path, QUESTIONS))
+    places: dict[str, str] = {}
+    for question in questions:
+        refuse_repeat(places, question.id, question.place, f"question {question.id!r}")
     return questions
 
 
 def read_answers(path: Path) -> list[ModelAnswer]:
     """One model's answers in the file's order."""
-    answers: list[ModelAnswer] = list(_records(path, _ANSWERS))
-    _refuse_repeats(answers, lambda answer: f"an answer to {answer.question_id!r}")
-    _refuse_several(answers, "model", lambda answer: answer.model)
+    answers: list[ModelAnswer] = list(read_records(path, ANSWERS))
+    places: dict[str, str] = {}
+    for answer in answers:
+        refuse_repeat(places, answer.question_id, answer.place, f"an answer to {answer.question_id!r}")
+        if answer.model != answers[0].model:
+            raise InputError(
+                f"{answer.place}: the model is {answer.model!r}, but {answers[0].model!r} in {answers[0].place}. Give "
+                "each model a file of its own."
+            )
     return answers
 
 
-def read_judgments(path: Path) -> list[Judgment]:
-    """One judge's verdicts on one model, in the file's order; Arena-Hard has a baseline for each category."""
-    judgments: list[Judgment] = list(_records(path, _JUDGMENTS))
-    _refuse_several(judgments, "model", lambda judgment: judgment.model)
-    _refuse_several(judgments, "judge", lambda judgment: judgment.judge)
-    baselines: dict[str | None, list[Judgment]] = {}
-    for judgment in judgments:
-        baselines.setdefault(judgment.category, []).append(judgment)
-    for category in baselines.values():
-        _refuse_several(category, "baseline", lambda judgment: str(judgment.baseline))
-    _refuse_repeats(judgments, lambda judgment: f"a judgment of {judgment.question_id!r}")
-    return judgments
+def refuse_repeat(places: dict[str, str], name: str, place: str, what: str) -> None:
+    """Note where a name was read. Raises InputError where it was read before."""
+    if name in places:
+        raise InputError(f"{place}: {what} stands in {places[name]} already. Keep one of the two.")
+    places[name] = place
 
 
-def read_ratings(path: Path, *, repeats: bool = False) -> list[Rating]:
-    """One judge's scores of MT-Bench in the file's order; such a file holds several models.
-
-    repeats: whether a turn may be rated more than once; see `mt_bench_means`.
-    """
-    ratings: list[Rating] = list(_records(path, _RATINGS))
-    _refuse_several(ratings, "judge", lambda rating: rating.judge)
-    if repeats:
-        return ratings
-    _refuse_repeats(ratings, lambda rating: f"turn {rating.turn} of {rating.question_id!r} by {rating.model!r}")
-    return ratings
-
-
-def _records(path: Path, forms: Forms) -> Iterator[Any]:
-    first: type[schemas.Row] | None = None
-    for place, row in read_objects(path):
-        form = next((form for keys, form in forms.items() if all(key in row for key in keys)), None)
+def read_records(path: Path, forms: Forms) -> Iterator[Any]:
+    """What each row of a file says, all in one of the forms. Raises InputError."""
+    first: type[Row] | None = None
+    for place, row in _read_objects(path):
+        form = next((form for key, form in forms.items() if key in row), None)
         if form is None:
-            known = "; or ".join(_keys(form) for form in forms.values())
+            known = "; or ".join(map(_keys, forms.values()))
             raise InputError(f"{place}: the keys are {', '.join(row) or 'none'}. A row has the keys {known}.")
         first = first or form
         if form is not first:
@@ -85,29 +58,60 @@ def _records(path: Path, forms: Forms) -> Iterator[Any]:
         try:
             yield form.model_validate(row).record(place)
         except ValidationError as error:
-            raise InputError(f"{place}: {complaint(error)}. Such a row has the keys {_keys(form)}.") from None
+            raise InputError(f"{place}: {_complaint(error)}. Such a row has the keys {_keys(form)}.") from None
 
 
-def _keys(form: type[schemas.Row]) -> str:
+def _keys(form: type[Row]) -> str:
     return ", ".join(name for name, field in form.model_fields.items() if field.is_required())
 
 
-def _refuse_repeats(records: Iterable[R], name: Callable[[R], str]) -> None:
-    places: dict[str, str] = {}
-    for record in records:
-        said = name(record)
-        if said in places:
-            raise InputError(f"{record.place}: {said} stands in {places[said]} already. Keep one of the two.")
-        places[said] = record.place
+def _read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each object of a file with its place, `file:line`; blank lines are passed over. Raises InputError."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file. Give a file with one JSON object a line.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. Give a file with one JSON object a line.") from None
+    nothing = True
+    # Of bytes, for lines of text also end at characters that stand in JSON as they are.
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+        if line.strip():
+            nothing = False
+            yield f"{path}:{number}", _object(line, f"{path}:{number}")
+    if nothing:
+        raise InputError(f"{path} is empty. Give a file with one JSON object a line.")
 
 
-def _refuse_several(records: Sequence[R], what: str, name: Callable[[R], str]) -> None:
-    for record in records:
-        if name(record) != name(records[0]):
-            raise InputError(
-                f"{record.place}: the {what} is {name(record)!r}, but {name(records[0])!r} in {records[0].place}. Give "
-                f"each {what} a file of its own."
-            )
+def _object(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line.decode("utf-8"), parse_constant=_no_number)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{place}: not UTF-8: {error.reason} at byte {error.start + 1}. Save it as UTF-8.") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: not JSON: {error}. Every line must be one whole JSON object.") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: {_short(value)} is no JSON object. Every line must be one whole JSON object.")
+    return value
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _complaint(error: ValidationError) -> str:
+    """The first thing that a schema has against a row, as the beginning of a sentence."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    said = str(first.get("ctx", {}).get("error") or first["msg"])
+    return f"{key} is {_short(first['input'])}: {said[0].lower()}{said[1:]}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def answers_to(questions: Sequence[Question], answers: Sequence[ModelAnswer]) -> list[ModelAnswer]:
@@ -145,5 +149,5 @@ def answers_to(questions: Sequence[Question], answers: Sequence[ModelAnswer]) ->
     return [given[question.id] for question in questions]
 
 
-def _file(record: Record) -> str:
+def _file(record: Question | ModelAnswer) -> str:
     return record.place.rpartition(":")[0]

@@ -1,36 +1,26 @@
-"""The judges by name. A new one is a file beside `exact.py`, a class in `judge_settings.py` and a branch here."""
+"""The judges by name. A new one is a file next to `exact.py`, a class in `config/judge.py` and a branch here."""
 
 from slime_ray.config.judge import Exact, Llm, RewardModel
 from slime_ray.config.settings import Settings
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.judges.asking import Asker
-from slime_ray.evaluation.judges.base import (
-    POINTS_OF_A,
-    Judge,
-    Messages,
-    Progress,
-    ScoringJudge,
-    Summary,
-    Verdict,
-)
+from slime_ray.evaluation.judges.base import Judge, Judged, Messages, Progress, ScoringJudge, Summary
 from slime_ray.evaluation.judges.batches import BatchAsker
 from slime_ray.evaluation.judges.endpoint import Endpoint
 from slime_ray.evaluation.judges.exact import ExactJudge, load_scorer, question
 from slime_ray.evaluation.judges.llm import PairwiseLlmJudge, RatingLlmJudge
-from slime_ray.evaluation.judges.panel import AnyJudge, Panel, Rater
+from slime_ray.evaluation.judges.panel import Panel, Rater
 from slime_ray.evaluation.verdict_cache import Verdicts
 
 __all__ = [
-    "POINTS_OF_A",
-    "AnyJudge",
     "ExactJudge",
     "Judge",
+    "Judged",
     "Messages",
     "Panel",
     "Rater",
     "ScoringJudge",
     "Summary",
-    "Verdict",
     "build_judge",
     "load_scorer",
     "question",
@@ -44,7 +34,7 @@ def build_judge(
     offline: bool = False,
     live: bool = False,
     progress: Progress = lambda done, of: None,
-) -> AnyJudge | None:
+) -> Judge | None:
     """The judge that the settings name; None where answers are not judged.
 
     verdicts: where those that cost something are kept. offline: they alone answer. live: nothing waits for a
@@ -69,7 +59,7 @@ def build_judge(
                 share = judge.repeats.share if repeat > 1 else 1.0
                 raters.append(Rater(build(judge, asker, repeat=repeat), repeat, share))
     if len(raters) > 1:
-        return Panel(settings.judge_identity, tuple(raters))
+        return Panel(settings.judge_identity, raters)
     return raters[0].judge if raters else None
 
 

@@ -10,16 +10,17 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 from slime_ray.config.judge import Llm
 from slime_ray.errors import RunError
 from slime_ray.evaluation.judges.base import Progress, Summary
+from slime_ray.evaluation.judges.endpoint import Connection, Endpoint
 from slime_ray.evaluation.judges.replies import CUT_OFF, Failure
 from slime_ray.evaluation.verdict_cache import BudgetSpent, Reply, Verdicts
 
-LONGEST_WAIT = 120.0
-"""Seconds. An endpoint that wants to be left alone for longer has failed."""
+FIRST_WAIT, LONGEST_WAIT = 1.0, 120.0
+"""Seconds before a retry, doubled from one to the next. Whoever wants to be left alone for longer has failed."""
 HEARTBEAT = 2.0
 """Seconds after which progress is told, also where there is none: silence counts as hanging, and an order to leave
 comes as the answer."""
@@ -31,24 +32,8 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-class Connected(Protocol):
-    """A connection for as long as a `with` lasts. `cancel` ends the requests that are on their way."""
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def cancel(self) -> None: ...
-
-
-class Asked(Connected, Protocol):
-    """What judgments are asked of: an Endpoint."""
-
-    def ask(self, messages: Chat) -> Reply: ...
-
-
 def ask_all(
-    connection: Connected,
+    connection: Connection,
     jobs: Mapping[Key, Job],
     one: Callable[[Job, threading.Event], Result],
     *,
@@ -129,21 +114,18 @@ STOPPED = Missing("the judge was stopped")
 
 
 class Asker:
-    """Asks for verdicts. endpoint: None answers from the cache alone. first_wait: seconds, doubled from one retry to
-    the next; each wait is cut by up to a half at random, so that requests do not come back all at once."""
+    """Asks for verdicts. endpoint: None answers from the cache alone."""
 
     def __init__(
         self,
         judge: Llm,
         *,
         verdicts: Verdicts,
-        endpoint: Asked | None,
+        endpoint: Endpoint | None,
         progress: Progress = lambda done, of: None,
-        first_wait: float = 1.0,
     ):
-        self.judge, self.verdicts, self.endpoint = judge, verdicts, endpoint
-        self.progress, self.first_wait = progress, first_wait
-        self.chance = random.Random()
+        self.judge, self.verdicts, self.endpoint, self.progress = judge, verdicts, endpoint, progress
+        self.models: set[str] = set()
 
     def ask(self, questions: Sequence[JudgeQuestion]) -> tuple[list[str | None], Summary]:
         """A verdict, as text, or None for each question, and what it took. Equal questions are asked once.
@@ -158,7 +140,8 @@ class Asker:
                 f"{len(left)} of {len(left) + len(known)} verdicts of {self.judge.identity} are not in "
                 f"{self.verdicts.folder}, and offline nothing is asked for. Judge online first."
             )
-        found, models = self.ask_for(list(left.values())) if left else ({}, set())
+        self.models = set()
+        found = self.ask_for(left) if left else {}
         reasons = Counter(one.reason for one in found.values() if isinstance(one, Missing) and one != INVALID)
         values = known | {key: one for key, one in found.items() if isinstance(one, str)}
         spent = self.verdicts.spent(self.judge.identity)
@@ -171,7 +154,7 @@ class Asker:
             input_tokens=spent.input_tokens,
             output_tokens=spent.output_tokens,
             cost=spent.cost(self.judge.prices),
-            models=tuple(sorted(models)),
+            models=tuple(sorted(self.models)),
         )
         return [values.get(question.key) for question in questions], summary
 
@@ -184,29 +167,24 @@ class Asker:
                 raise self.verdicts.unreadable(value)
         return known
 
-    def ask_for(self, questions: Sequence[JudgeQuestion]) -> tuple[dict[str, "str | Missing"], set[str]]:
-        """A verdict, or why there is none, by key, and the models that answered. Raises RunError by the policy."""
+    def ask_for(self, questions: Mapping[str, JudgeQuestion]) -> dict[str, "str | Missing"]:
+        """A verdict, or why there is none, by key. Raises RunError by the policy."""
         assert self.endpoint is not None
-        models: set[str] = set()
         found, failure = ask_all(
-            self.endpoint,
-            {question.key: question for question in questions},
-            lambda question, stop: self._one(question, stop, models),
-            concurrency=self.judge.concurrency,
-            progress=self.progress,
+            self.endpoint, questions, self._one, concurrency=self.judge.concurrency, progress=self.progress
         )
         if failure is not None:
             raise self.stopped(failure.reason)
-        return found, models
+        return found
 
-    def _one(self, question: JudgeQuestion, stop: threading.Event, models: set[str]) -> str | Missing:
+    def _one(self, question: JudgeQuestion, stop: threading.Event) -> str | Missing:
         """Raises Failure, so that nothing else is sent, where no request would do better or the policy says so."""
-        found = self._try(question, stop, models)
+        found = self._try(question, stop)
         if self.judge.on_failure == "stop" and isinstance(found, Missing) and found.fails:
             raise Failure(found.reason, "endpoint")
         return found
 
-    def _try(self, question: JudgeQuestion, stop: threading.Event, models: set[str]) -> str | Missing:
+    def _try(self, question: JudgeQuestion, stop: threading.Event) -> str | Missing:
         assert self.endpoint is not None
         missing = INVALID
         for time in range(self.judge.asks):
@@ -232,14 +210,18 @@ class Asker:
                         return Missing(failure.reason)
                     stop.wait(pause)
                     continue
-                value = self.verdicts.finish(request, reply, question.read(reply.text))
-                models |= {reply.model} if reply.model else set()
+                value = self.keep(request, reply, question)
                 self._check_usage(reply)
                 if value is not None:
                     return value
                 missing = self.without_verdict(reply)
                 break
         return missing
+
+    def keep(self, request: int, reply: Reply, question: JudgeQuestion) -> str | None:
+        """Keep a judgment, and note which model gave it. Returns the verdict that counts, if there is one."""
+        self.models |= {reply.model} if reply.model else set()
+        return self.verdicts.finish(request, reply, question.read(reply.text))
 
     def without_verdict(self, reply: Reply) -> Missing:
         """Why a judgment holds no verdict."""
@@ -250,7 +232,8 @@ class Asker:
 
     def pause(self, retry: int, wanted: float | None) -> float:
         """Seconds until the next of several tries; `wanted` by the endpoint."""
-        own = min(LONGEST_WAIT, self.first_wait * 2.0**retry) * self.chance.uniform(0.5, 1.0)
+        # Cut at random, so that requests do not come back all at once.
+        own = min(LONGEST_WAIT, FIRST_WAIT * 2.0**retry) * random.uniform(0.5, 1.0)
         return own if wanted is None else wanted
 
     def _check_usage(self, reply: Reply) -> None:

@@ -6,10 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from slime_ray.evaluation.broken import FAILED
-from slime_ray.evaluation.verdicts import POINTS_OF_A, Verdict, verdict_of_scores
-
-__all__ = ["POINTS_OF_A", "Judge", "Messages", "Progress", "ScoringJudge", "Summary", "Verdict"]
+from slime_ray.evaluation.verdicts import FAILED, Comparison, Pooled, verdict_of_scores
 
 Messages = Sequence[dict[str, Any]]
 """One conversation: mappings with `role` and `content`."""
@@ -66,64 +63,79 @@ class Summary:
         return "; ".join(parts) + "."
 
 
-class Judge(ABC):
-    """Compares two answers to each prompt.
+@dataclass(frozen=True)
+class Judged:
+    """What a judge said of the policy's answers and the baseline's, one item a prompt.
 
-    name: stands in the results. summary: of the last call.
+    comparisons: None where nothing was judged. scores, baseline_scores: None where the judge gives none. summary: what
+    it took; None where nothing was judged.
     """
 
+    comparisons: Sequence[Comparison | Pooled | None]
+    scores: Sequence[float | None]
+    baseline_scores: Sequence[float | None]
+    summary: Summary | None = None
+
+
+class Judge(ABC):
+    """Compares two answers to each prompt. name: stands in the results."""
+
     name: str
-    summary: Summary = Summary()
 
     @abstractmethod
-    def __call__(
+    def compare(
         self,
         prompts: Sequence[Messages],
-        answers_a: Sequence[str],
-        answers_b: Sequence[str],
-        prompts_b: Sequence[Messages] | None = None,
-    ) -> list[Verdict]:
-        """One verdict a prompt. All sequences have equal lengths. Equal answers to the same prompt tie.
+        answers: Sequence[str],
+        baseline: Sequence[str],
+        baseline_prompts: Sequence[Messages] | None = None,
+    ) -> Judged:
+        """Judge every prompt in both orders. Equal answers to the same prompt tie.
 
-        prompts_b: the conversations that answers_b end, where they are others than those of answers_a, `prompts`:
-        before a later turn each side has its own answers.
+        Args:
+            prompts: Conversations that end with what is asked.
+            answers: The policy's, one a prompt.
+            baseline: The baseline's.
+            baseline_prompts: The conversations that the baseline's answers end, where its own earlier answers make
+                them others than `prompts`.
         """
 
 
 class ScoringJudge(Judge):
     """Scores every answer by itself and compares the scores, so that the order of presentation cannot matter.
 
-    tie_band: answers whose scores differ by at most this tie.
+    tie_band: answers whose scores differ by at most this tie. summary: of the last scores.
     """
 
     tie_band: float = 0.0
-
-    def scores(self, prompts: Sequence[Messages], answers: Sequence[str]) -> list[float | None]:
-        """One score an answer, higher is better, None where there is none. Equal ones are scored once."""
-        pairs = zip(prompts, answers, strict=True)
-        keys = [json.dumps([list(messages), answer], sort_keys=True) for messages, answer in pairs]
-        first = {key: place for place, key in reversed(list(enumerate(keys)))}
-        places = sorted(first.values())
-        found = self.score_each([prompts[place] for place in places], [answers[place] for place in places])
-        by_place = dict(zip(places, found, strict=True))
-        return [by_place[first[key]] for key in keys]
+    summary: Summary = Summary(unit="scores")
 
     @abstractmethod
     def score_each(self, prompts: Sequence[Messages], answers: Sequence[str]) -> list[float | None]:
         """One score an answer; no two of them are the same answer to the same prompt."""
 
-    def verdict(self, score_a: float | None, score_b: float | None) -> Verdict:
-        """What two scores say; None if one of them is missing."""
-        return verdict_of_scores(score_a, score_b, tie_band=self.tie_band)
+    def scores(self, prompts: Sequence[Messages], answers: Sequence[str]) -> list[float | None]:
+        """One score an answer, higher is better, None where there is none. Equal ones are scored once."""
+        pairs = list(zip(prompts, answers, strict=True))
+        keys = [json.dumps([list(messages), answer], sort_keys=True) for messages, answer in pairs]
+        asked = dict(zip(keys, pairs, strict=True))
+        scores = self.score_each([prompt for prompt, _ in asked.values()], [answer for _, answer in asked.values()])
+        by_key = dict(zip(asked, scores, strict=True))
+        return [by_key[key] for key in keys]
 
-    def __call__(
+    def compare(
         self,
         prompts: Sequence[Messages],
-        answers_a: Sequence[str],
-        answers_b: Sequence[str],
-        prompts_b: Sequence[Messages] | None = None,
-    ) -> list[Verdict]:
-        """One verdict a prompt."""
+        answers: Sequence[str],
+        baseline: Sequence[str],
+        baseline_prompts: Sequence[Messages] | None = None,
+    ) -> Judged:
+        """Both orders follow from the same scores."""
         count = len(prompts)
-        scores = self.scores([*prompts, *(prompts_b or prompts)], [*answers_a, *answers_b])
-        return [self.verdict(a, b) for a, b in zip(scores[:count], scores[count:], strict=True)]
+        scores = self.scores([*prompts, *(baseline_prompts or prompts)], [*answers, *baseline])
+        sides = list(zip(scores[:count], scores[count:], strict=True))
+        comparisons = [
+            Comparison(*(verdict_of_scores(*side, tie_band=self.tie_band) for side in ((ours, theirs), (theirs, ours))))
+            for ours, theirs in sides
+        ]
+        return Judged(comparisons, scores[:count], scores[count:], self.summary)

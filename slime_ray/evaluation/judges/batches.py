@@ -10,10 +10,9 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from slime_ray.evaluation.judges.asking import Asker, JudgeQuestion, Missing, ask_all
 from slime_ray.evaluation.judges.endpoint import Endpoint
@@ -34,60 +33,48 @@ logger = logging.getLogger(__name__)
 class BatchAsker(Asker):
     """Asks for verdicts in batches."""
 
-    def ask_for(self, questions: Sequence[JudgeQuestion]) -> tuple[dict[str, str | Missing], set[str]]:
-        """A verdict, or why there is none, by key, and the models that answered. Raises RunError by the policy."""
-        endpoint = cast(Endpoint, self.endpoint)
-        answered, models = [0, len(questions)], set[str]()
-        by_key = {question.key: question for question in questions}
+    endpoint: Endpoint
+    """Offline nothing is asked for."""
+
+    def ask_for(self, questions: Mapping[str, JudgeQuestion]) -> dict[str, str | Missing]:
+        """A verdict, or why there is none, by key. Raises RunError by the policy."""
+        # Requests of the batch that is waited for that were answered, and all of it.
+        self.answered = (0, len(questions))
         results, failure = ask_all(
-            endpoint,
-            {"": by_key},
-            lambda asked, stop: Batches(self, endpoint, stop, models, answered).ask(asked),
-            concurrency=1,
-            progress=lambda done, of: self.progress(*answered),
+            self.endpoint, {"": questions}, self._ask, concurrency=1, progress=lambda *_: self.progress(*self.answered)
         )
         if failure is not None:
             raise self.stopped(failure.reason)
-        verdicts = {key: result for key, result in results[""].items() if key in by_key}
+        verdicts = {key: result for key, result in results[""].items() if key in questions}
         failed = Counter(each.reason for each in verdicts.values() if isinstance(each, Missing) and each.fails)
         if failed and self.judge.on_failure == "stop":
-            words = ", ".join(f"{count} of {len(by_key)} have {reason}" for reason, count in failed.most_common(3))
+            words = ", ".join(f"{count} of {len(questions)} have {reason}" for reason, count in failed.most_common(3))
             raise self.stopped(words)
-        return verdicts, models
+        return verdicts
 
-
-@dataclass(frozen=True)
-class Batches:
-    """What an asking in batches needs. answered: requests of the batch that is waited for, and all of it."""
-
-    asker: Asker
-    endpoint: Endpoint
-    stop: threading.Event
-    models: set[str]
-    answered: list[int]
-
-    def ask(self, questions: Mapping[str, JudgeQuestion]) -> dict[str, str | Missing]:
+    def _ask(self, questions: Mapping[str, JudgeQuestion], stop: threading.Event) -> dict[str, str | Missing]:
         """A verdict, or why there is none, for each question by key.
 
         Raises:
             Failure: The endpoint cannot be asked, or does not end a batch in time. Open batches stay written down.
         """
+        self.stop = stop
         results: dict[str, str | Missing] = {}
         left, rounds = dict(questions), 0
         while left:
-            batches = self.asker.verdicts.open_batches(list(left))
+            batches = self.verdicts.open_batches(list(left))
             if not batches:
-                if rounds == self.asker.judge.asks:
+                if rounds == self.judge.asks:
                     break
                 spent = self._submit(left, rounds)
-                batches = self.asker.verdicts.open_batches(list(left))
+                batches = self.verdicts.open_batches(list(left))
                 absent = left.keys() - {key for batch in batches for key in batch.requests}
                 # What another trial had asked for meanwhile may be answered by now.
-                known = self.asker.verdicts.find(sorted(absent))
+                known = self.verdicts.find(sorted(absent))
                 results |= {key: known.get(key) or Missing(str(spent)) for key in absent if spent or key in known}
-            limit, read = self.endpoint.limit_name, next(iter(left.values())).read
+            limit, asked = self.endpoint.limit_name, next(iter(left.values()))
             for batch in batches:
-                results |= self._collect(batch, read)
+                results |= self._collect(batch, asked)
                 # Where only the limit's name was refused, nothing has been judged.
                 rounds = max(rounds, batch.round + (self.endpoint.limit_name == limit))
             left = {key: question for key, question in left.items() if _again(results.get(key))}
@@ -96,9 +83,9 @@ class Batches:
     def _submit(self, questions: Mapping[str, JudgeQuestion], rounds: int) -> str | None:
         """Create batches of these questions. Returns which budget is spent, if one is."""
         for lines in self._portions(questions, rounds):
-            token, asker = uuid.uuid4().hex, self.asker
-            held, spent = asker.verdicts.begin_batch(
-                token, asker.judge.identity, list(lines), rounds, budget=asker.judge.budget
+            token = uuid.uuid4().hex
+            held, spent = self.verdicts.begin_batch(
+                token, self.judge.identity, list(lines), rounds, budget=self.judge.budget
             )
             if held:
                 self._create(token, b"".join(lines[key] for key in held))
@@ -122,7 +109,7 @@ class Batches:
         yield lines
 
     def _create(self, token: str, content: bytes) -> None:
-        verdicts = self.asker.verdicts
+        verdicts = self.verdicts
         try:
             file = _text_of(self._patiently(lambda: self.endpoint.upload(content)), "id")
         except Failure as failure:
@@ -145,9 +132,12 @@ class Batches:
             return Failure(f"{address} has no batch interface (404). Set evaluation.judge.mode: live", "endpoint")
         return failure
 
-    def _collect(self, batch: OpenBatch, read: Callable[[str], str | None]) -> dict[str, str | Missing]:
-        """Wait for a batch, and keep each of its results as it is read. Keys that are to be asked anew are left out."""
-        verdicts = self.asker.verdicts
+    def _collect(self, batch: OpenBatch, asked: JudgeQuestion) -> dict[str, str | Missing]:
+        """Wait for a batch, and keep each of its results. Keys that are to be asked anew are left out.
+
+        asked: any of the questions, which are all read alike.
+        """
+        verdicts = self.verdicts
         state = self._wait(batch)
         if state is None:
             verdicts.end_batch(batch.token, forget=True)
@@ -174,9 +164,8 @@ class Batches:
                         results[key] = Missing(reply.reason)
                 else:
                     reply = self.endpoint.without_key(reply)
-                    value = verdicts.finish(batch.requests[key], reply, read(reply.text))
-                    self.models.update([reply.model] if reply.model else [])
-                    results[key] = self.asker.without_verdict(reply) if value is None else value
+                    value = self.keep(batch.requests[key], reply, asked)
+                    results[key] = self.without_verdict(reply) if value is None else value
         if anew:
             self.endpoint.limit_name = "max_completion_tokens"
         if unread:
@@ -201,7 +190,7 @@ class Batches:
 
     def _wait(self, batch: OpenBatch) -> dict[str, Any] | None:
         """The state of a batch that has ended; None if it was never created."""
-        judge = self.asker.judge
+        judge = self.judge
         until = time.monotonic() + judge.wait_seconds
         name = batch.name
         while True:
@@ -214,7 +203,7 @@ class Batches:
             if state is not None:
                 if name is None:
                     name = _text_of(state, "id")
-                    self.asker.verdicts.name_batch(batch.token, name)
+                    self.verdicts.name_batch(batch.token, name)
                 if state.get("status") in ENDED:
                     return state
                 self._tell(batch, state)
@@ -253,17 +242,17 @@ class Batches:
     def _tell(self, batch: OpenBatch, state: Mapping[str, Any]) -> None:
         counts = state.get("request_counts")
         done = counts.get("completed") if isinstance(counts, dict) else None
-        self.answered[:] = [done if isinstance(done, int) else 0, len(batch.requests)]
+        self.answered = (done if isinstance(done, int) else 0, len(batch.requests))
 
     def _patiently(self, call: Callable[[], T], *, free: bool = False) -> T:
         """Make a request again while its failure may pass. free: only while it cannot have had an effect."""
-        for retry in range(self.asker.judge.retries + 1):
+        for retry in range(self.judge.retries + 1):
             try:
                 return call()
             except Failure as failure:
                 failure.reason = self.endpoint.masked(failure.reason)
-                last = failure.kind != "passing" or (free and failure.paid) or retry == self.asker.judge.retries
-                if last or self.stop.wait(self.asker.pause(retry, failure.wait)):
+                last = failure.kind != "passing" or (free and failure.paid) or retry == self.judge.retries
+                if last or self.stop.wait(self.pause(retry, failure.wait)):
                     raise
         raise AssertionError
 

@@ -1,11 +1,12 @@
-"""Several judges of the same answers, and repeats of one: a layer over `Judge`, which stays as it is."""
+"""Several judges of the same answers, and repeats of one, as one judge."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from slime_ray.evaluation.judges.base import Judge, Messages, Summary
+from slime_ray.evaluation.judges.base import Judge, Judged, Messages, Summary
+from slime_ray.evaluation.verdicts import Comparison, Pooled, Rating
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,38 @@ class Rater:
         return int(drawn, 16) < self.share * 16**8
 
 
-@dataclass(frozen=True)
-class Panel:
-    """Judges that each compare all answers.
+class Panel(Judge):
+    """Judges that each compare all answers, under their own names."""
 
-    name: stands in the results.
-    """
+    def __init__(self, name: str, raters: Sequence[Rater]):
+        self.name, self.raters = name, raters
 
-    name: str
-    raters: tuple[Rater, ...]
+    def compare(
+        self,
+        prompts: Sequence[Messages],
+        answers: Sequence[str],
+        baseline: Sequence[str],
+        baseline_prompts: Sequence[Messages] | None = None,
+    ) -> Judged:
+        """What each rater makes of its prompts, pooled prompt by prompt."""
+        sides = list(zip(prompts, answers, baseline, baseline_prompts or prompts, strict=True))
+        ratings: list[list[Rating]] = [[] for _ in sides]
+        summaries: dict[tuple[str, int], Summary] = {}
+        for rater in self.raters:
+            places = [place for place, prompt in enumerate(prompts) if rater.takes(prompt)]
+            columns = [[sides[place][column] for place in places] for column in range(4)]
+            judged = rater.judge.compare(*columns)  # type: ignore[arg-type]
+            if judged.summary is not None:
+                summaries[rater.judge.name, rater.repeat] = judged.summary
+            found = zip(places, judged.comparisons, judged.scores, judged.baseline_scores, strict=True)
+            for place, comparison, score, baseline_score in found:
+                assert isinstance(comparison, Comparison)
+                ratings[place].append(Rating(rater.judge.name, rater.repeat, comparison, score, baseline_score))
+        nothing: list[None] = [None] * len(sides)
+        return Judged([Pooled(tuple(every)) for every in ratings], nothing, nothing, _total(summaries))
 
 
-AnyJudge = Judge | Panel
-
-
-def add_up(summaries: Mapping[tuple[str, int], Summary]) -> Summary:
+def _total(summaries: Mapping[tuple[str, int], Summary]) -> Summary:
     """What a panel took. summaries: by judge and repeat; reasons are named by judge."""
     missing: dict[str, int] = {}
     # Each repeat tells what its judge has taken in the whole run so far.

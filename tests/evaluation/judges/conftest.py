@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from slime_ray.data.tasks import load_task
+from slime_ray.evaluation.judges import asking
 from slime_ray.evaluation.judges.asking import Asker
 from slime_ray.evaluation.judges.base import Judge
 from slime_ray.evaluation.judges.batches import BatchAsker
@@ -25,6 +26,7 @@ LlmJudge = Callable[..., Judge]
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, KEY)
+    monkeypatch.setattr(asking, "FIRST_WAIT", 1e-3)
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def llm(verdicts: Verdicts) -> LlmJudge:
     def build(server: JudgeServer | str, *, offline: bool = False, kept: Verdicts = verdicts, **changes: Any) -> Judge:
         chosen = settings(server, **changes)
         asking = BatchAsker if chosen.mode == "batch" else Asker
-        asker = asking(chosen, verdicts=kept, endpoint=None if offline else Endpoint(chosen), first_wait=1e-3)
+        asker = asking(chosen, verdicts=kept, endpoint=None if offline else Endpoint(chosen))
         return PairwiseLlmJudge(chosen, asker) if chosen.template.pairwise else RatingLlmJudge(chosen, asker)
 
     return build

@@ -8,7 +8,6 @@ from pydantic import ValidationError
 
 from slime_ray.errors import RunError
 from slime_ray.evaluation.verdict_cache import Verdicts
-from slime_ray.evaluation.win_rate import compare
 
 from .batch_server import Ended, batching
 from .judge_server import KEY, VARIABLE, Response, serving, settings
@@ -24,7 +23,7 @@ def batch(llm):
 
     def judged(server, **changes):
         given = {"mode": "batch", "poll_seconds": 1e-3, "retries": 0, **changes}
-        return compare(llm(server, **given), PROMPTS, OURS, THEIRS)
+        return llm(server, **given).compare(PROMPTS, OURS, THEIRS)
 
     return judged
 
@@ -120,7 +119,7 @@ def test_an_interrupt_while_waiting_leaves_the_batch_to_be_found_again(llm, batc
         judge = llm(server, mode="batch", poll_seconds=1e-3)
         judge.asker.progress = interrupt
         with pytest.raises(KeyboardInterrupt):
-            compare(judge, PROMPTS, OURS, THEIRS)
+            judge.compare(PROMPTS, OURS, THEIRS)
         server.looks = 0
         assert labels(batch(server)) == (AB, BA)
         assert len(server.batches) == 1
@@ -129,7 +128,7 @@ def test_an_interrupt_while_waiting_leaves_the_batch_to_be_found_again(llm, batc
 def test_what_another_machine_found_without_a_verdict_is_asked_for_again(llm, verdicts):
     def asked(kept, **changes):
         judge = llm(server, kept=kept, mode="batch", poll_seconds=1e-3, on_failure="go_on", retries=0, **changes)
-        return compare(judge, PROMPTS, OURS, THEIRS)
+        return judge.compare(PROMPTS, OURS, THEIRS)
 
     other = Verdicts(verdicts.folder, run=verdicts.run)
     other.own = verdicts.folder / "other.sqlite"
@@ -147,7 +146,7 @@ def test_what_another_machine_found_without_a_verdict_is_asked_for_again(llm, ve
 def test_another_machine_finds_the_batch_too(llm, verdicts):
     def asked(kept, **changes):
         judge = llm(server, kept=kept, mode="batch", poll_seconds=1e-3, **changes)
-        return compare(judge, PROMPTS, OURS, THEIRS)
+        return judge.compare(PROMPTS, OURS, THEIRS)
 
     with batching() as server:
         with pytest.raises(RunError, match="has not ended"):
@@ -158,16 +157,6 @@ def test_another_machine_finds_the_batch_too(llm, verdicts):
         assert len(server.batches) == 1
         # For the first machine, too, the batch is done with.
         assert verdicts.open_batches([line["custom_id"] for line in server.asked[0]]) == []
-
-
-def test_a_batch_whose_id_was_lost_is_found_by_its_token(batch):
-    with batching() as server:
-        server.lose = "after"
-        with pytest.raises(RunError, match="--resume"):
-            batch(server)
-        server.lose = None
-        assert labels(batch(server)) == (AB, BA)
-        assert len(server.batches) == 1
 
 
 def test_a_list_of_batches_that_tells_no_status_is_asked_for_each(batch):
@@ -202,7 +191,7 @@ def test_what_another_trial_asked_for_and_got_meanwhile_is_taken(llm, verdicts, 
 
     monkeypatch.setattr(verdicts, "begin_batch", begun)
     with batching() as server:
-        judged = compare(llm(server, mode="batch", poll_seconds=1e-3, retries=0), PROMPTS, OURS, THEIRS)
+        judged = llm(server, mode="batch", poll_seconds=1e-3, retries=0).compare(PROMPTS, OURS, THEIRS)
         assert not server.batches
     assert {label for both in labels(judged) for label in both} == {"A>B"}
     assert judged.summary.missing == {}

@@ -1,13 +1,12 @@
 """What an endpoint may send with the status of a success, and what becomes of it."""
 
 import json
-import sqlite3
 
 import pytest
 
 from slime_ray.errors import RunError
+from slime_ray.evaluation.judges.llm import read_label
 from slime_ray.evaluation.judges.replies import Failure, read_reply
-from slime_ray.evaluation.win_rate import compare
 
 from .judge_server import Response, completion, serving
 
@@ -19,6 +18,10 @@ NO_COMPLETION = "an answer that is no chat completion"
 
 def text(value):
     return {"type": "text", "text": value}
+
+
+def sent(body):
+    return (body if isinstance(body, str) else json.dumps(body)).encode()
 
 
 @pytest.mark.parametrize(
@@ -35,12 +38,9 @@ def text(value):
     ],
     ids=["text", "thinking", "reasoning", "output_text", "parts", "bare text", "image"],
 )
-def test_a_judgment_is_the_text_of_its_parts_without_the_reasoning(llm, verdicts, content):
-    with serving(lambda *_: Response(body=completion(content))) as server:
-        (found,) = compare(llm(server, asks=1), PROMPTS, OURS, THEIRS).comparisons
-    assert (found.ab, found.ba) == ("A>B", "A>B")
-    with sqlite3.connect(verdicts.own) as database:
-        assert all("[[A>B]]" in judgment for (judgment,) in database.execute("SELECT judgment FROM requests"))
+def test_a_judgment_is_the_text_of_its_parts_without_the_reasoning(content):
+    reply = read_reply(sent(completion(content)))
+    assert (read_label(reply.text), reply.lack) == ("A>B", None)
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,18 @@ def test_a_judgment_is_the_text_of_its_parts_without_the_reasoning(llm, verdicts
         ({"error": {"message": None}}, "an error in place of a judgment: it says no more"),
     ],
 )
-def test_what_is_no_chat_completion_is_a_sentence_and_nothing_is_lost(llm, body, reason):
-    """The first judgment is paid for and kept, the second answer is another thing."""
-    with serving(lambda number, _: Response(body=body) if number else "[[A>B]]") as server:
-        with pytest.raises(RunError, match="pays for nothing twice") as stopped:
-            compare(llm(server, concurrency=1, retries=0), PROMPTS, OURS, THEIRS)
-        assert f"stopped: {reason}. What" in str(stopped.value)
+def test_what_is_no_chat_completion_is_said_and_may_have_been_paid_for(body, reason):
+    with pytest.raises(Failure) as failure:
+        read_reply(sent(body))
+    assert (failure.value.reason, failure.value.kind, failure.value.paid) == (reason, "passing", True)
+
+
+def test_a_judgment_that_was_paid_for_before_one_that_cannot_be_read_is_kept(llm):
+    with serving(lambda number, _: Response(body="<html>") if number else "[[A>B]]") as server:
+        with pytest.raises(RunError, match=r"stopped: an answer that is no JSON\. What.*pays for nothing twice"):
+            llm(server, concurrency=1, retries=0).compare(PROMPTS, OURS, THEIRS)
         server.behave = lambda *_: "[[B>A]]"
-        judged = compare(llm(server), PROMPTS, OURS, THEIRS)
+        judged = llm(server).compare(PROMPTS, OURS, THEIRS)
         assert (judged.comparisons[0].ab, judged.comparisons[0].ba) == ("A>B", "B>A")
         assert (judged.summary.cached, judged.summary.new) == (1, 1)
 
@@ -90,29 +94,34 @@ def test_what_is_no_chat_completion_is_a_sentence_and_nothing_is_lost(llm, body,
 def test_an_error_that_asking_again_cannot_help_is_not_asked_again(llm):
     error = {"error": {"message": "context length exceeded", "code": 400}}
     with serving(lambda *_: Response(body=error)) as server:
-        judged = compare(llm(server, retries=3, on_failure="go_on"), PROMPTS, OURS, THEIRS)
+        judged = llm(server, retries=3, on_failure="go_on").compare(PROMPTS, OURS, THEIRS)
         assert len(server.requests) == 2
     assert judged.summary.missing == {"an error in place of a judgment: context length exceeded": 2}
 
 
 @pytest.mark.parametrize(
-    ("body", "reason"),
+    ("body", "lack"),
     [
-        (completion(None, finish="length"), "cut off by max_tokens 77; raise evaluation.judge.max_tokens"),
-        (completion([THINKING], finish="length"), "cut off by max_tokens 77; raise evaluation.judge.max_tokens"),
-        (completion("<think>[[A>B]] or", finish="length"), "cut off by max_tokens 77; raise evaluation.judge.max_tokens"),
+        (completion([THINKING], finish="length"), "cut off"),
+        (completion("<think>[[A>B]] or", finish="length"), "cut off"),
         (completion(None, message={"refusal": "I cannot."}), "the judge refused to answer"),
         (completion([{"type": "refusal", "refusal": "No."}]), "the judge refused to answer"),
         (completion(None, message={"tool_calls": [{"id": "1"}]}), "the judge called a tool in place of judging"),
         (completion("", finish="content_filter"), "a content filter took the judgment away"),
     ],
-    ids=["null", "parts", "reasoning", "refusal", "refusal part", "tool call", "filter"],
-)  # fmt: skip
-def test_a_judgment_without_a_verdict_is_counted_by_its_reason_and_stops_nothing(llm, body, reason):
-    with serving(lambda *_: Response(body=body)) as server:
-        judged = compare(llm(server, max_tokens=77, asks=2), PROMPTS, OURS, THEIRS)
+    ids=["parts", "reasoning", "refusal", "refusal part", "tool call", "filter"],
+)
+def test_why_a_judgment_holds_no_verdict_is_read(body, lack):
+    reply = read_reply(sent(body))
+    assert (reply.lack, read_label(reply.text)) == (lack, None)
+
+
+def test_a_judgment_without_a_verdict_is_counted_by_its_reason_and_stops_nothing(llm):
+    with serving(lambda *_: Response(body=completion(None, finish="length"))) as server:
+        judged = llm(server, max_tokens=77, asks=2).compare(PROMPTS, OURS, THEIRS)
         assert len(server.requests) == 2 * 2
     assert judged.comparisons[0].outcome is None
+    reason = "cut off by max_tokens 77; raise evaluation.judge.max_tokens"
     assert (judged.summary.missing, judged.summary.invalid) == ({reason: 2}, 0)
     assert f"2 verdicts are missing: {reason}" in judged.summary.sentence
     # They were paid for.
@@ -121,7 +130,7 @@ def test_a_judgment_without_a_verdict_is_counted_by_its_reason_and_stops_nothing
 
 def test_a_verdict_that_was_reached_before_the_cut_counts(llm):
     with serving(lambda *_: Response(body=completion("[[A>B]] since", finish="length"))) as server:
-        judged = compare(llm(server), PROMPTS, OURS, THEIRS)
+        judged = llm(server).compare(PROMPTS, OURS, THEIRS)
     assert judged.comparisons[0].ab == "A>B"
     assert judged.summary.complete
 
@@ -140,9 +149,3 @@ def test_broken_letters_lose_themselves_and_not_the_judgment():
     body = json.dumps(completion("HALF BYTE [[A>B]]"))
     reply = read_reply(b"\xef\xbb\xbf" + body.replace("HALF", r"\ud83d").encode().replace(b"BYTE", b"\xff"))
     assert reply.text == "? \N{REPLACEMENT CHARACTER} [[A>B]]"
-
-
-def test_a_failure_of_a_reply_may_have_been_paid_for():
-    with pytest.raises(Failure) as failure:
-        read_reply(b"<html>")
-    assert failure.value.paid

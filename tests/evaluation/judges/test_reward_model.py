@@ -1,6 +1,7 @@
 """A reward model with random weights as judge."""
 
 import json
+import math
 import os
 import shutil
 import sqlite3
@@ -14,7 +15,7 @@ from slime_ray.config.judge import RewardModel
 from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.judges.reward_model import RewardModelJudge
 from slime_ray.evaluation.verdict_cache import Verdicts
-from slime_ray.evaluation.win_rate import Comparison, compare
+from slime_ray.evaluation.verdicts import Comparison
 from tests.model.tiny_files import change_weights, copy, cut, point, without
 
 # Words of the task, so that the tokenizer has tokens for them.
@@ -63,7 +64,7 @@ def test_a_model_without_a_padding_token_gives_the_same_scores(judge, reward_fol
 
 
 def test_both_orders_come_from_the_same_scores(judge):
-    judged = compare(judge(), PROMPTS, OURS, THEIRS)
+    judged = judge().compare(PROMPTS, OURS, THEIRS)
     assert judged.comparisons[0].outcome == 0.5
     for one, own, other in zip(judged.comparisons, judged.scores, judged.baseline_scores, strict=True):
         assert (own > other, own < other) == (one.ab == "A>B", one.ab == "B>A")
@@ -76,8 +77,8 @@ def test_differences_within_the_band_tie(judge):
     ours, theirs = judge().scores(PROMPTS, OURS), judge().scores(PROMPTS, THEIRS)
     gaps = sorted(abs(a - b) for a, b in zip(ours, theirs, strict=True))
     banded = judge(tie_band=gaps[2])
-    verdicts = banded(PROMPTS, OURS, THEIRS)
-    assert verdicts.count("A=B") == 3
+    judged = banded.compare(PROMPTS, OURS, THEIRS)
+    assert [one.ab for one in judged.comparisons].count("A=B") == 3
     assert banded.name != judge().name
     # The band is no part of a score, so none was computed again.
     assert banded.summary.new == 0
@@ -110,11 +111,11 @@ def test_an_answer_that_spells_out_the_templates_tokens_closes_no_turn(judge):
 
 
 def test_scores_are_kept_and_offline_needs_no_weights(judge, reward_folder, tmp_path):
-    online = compare(judge(), PROMPTS, OURS, THEIRS)
+    online = judge().compare(PROMPTS, OURS, THEIRS)
     weights = reward_folder / "model.safetensors"
     offline = judge(offline=True)
     offline._model = None
-    again = compare(offline, PROMPTS, OURS, THEIRS)
+    again = offline.compare(PROMPTS, OURS, THEIRS)
     assert (again.comparisons, again.scores) == (online.comparisons, online.scores)
     with pytest.raises(RunError, match="1 of 6 scores"):
         judge(offline=True).scores([*PROMPTS, PROMPTS[0]], [*OURS, "8"])
@@ -186,12 +187,12 @@ def without_numbers(judge, of):
 def test_answers_that_get_no_number_have_missing_verdicts_and_are_not_kept(judge, reward_folder):
     token = AutoTokenizer.from_pretrained(reward_folder).encode("8", add_special_tokens=False)[-1]
     ours = ["8", *OURS[1:]]
-    judged = compare(without_numbers(judge(), lambda ids: token in ids), PROMPTS, ours, THEIRS)
+    judged = without_numbers(judge(), lambda ids: token in ids).compare(PROMPTS, ours, THEIRS)
     assert judged.comparisons[0] == Comparison(None, None)
     assert judged.scores[0] is None
     assert None not in judged.scores[1:]
     assert judged.summary.missing == {"in float32 the reward model gave an answer NaN": 1}
-    again = compare(without_numbers(judge(), lambda ids: token in ids), PROMPTS, ours, THEIRS)
+    again = without_numbers(judge(), lambda ids: token in ids).compare(PROMPTS, ours, THEIRS)
     assert (again.summary.new, sum(again.summary.missing.values())) == (0, 1)
 
 
@@ -200,19 +201,16 @@ def test_a_model_that_gives_no_number_at_all_is_refused(judge):
         without_numbers(judge(), lambda ids: True).scores(PROMPTS, OURS)
 
 
-def test_infinite_scores_tie_with_equal_ones_when_they_are_read_back(judge, verdicts):
-    kept = judge()
-    compare(kept, PROMPTS, OURS, THEIRS)
-    with sqlite3.connect(verdicts.own) as database:
-        database.execute("UPDATE verdicts SET value = 'inf'")
-    assert judge()(PROMPTS, OURS, THEIRS) == ["A=B"] * len(PROMPTS)
-    with sqlite3.connect(verdicts.own) as database:
-        database.execute("UPDATE verdicts SET value = 'nan'")
-    assert judge()(PROMPTS, OURS, THEIRS) == [None] * len(PROMPTS)
+def test_scores_that_are_read_back_may_be_infinite_or_missing_and_nothing_else(judge, verdicts):
+    judge().scores(PROMPTS, OURS)
+    for value, scores in (("inf", [math.inf] * len(PROMPTS)), ("nan", [None] * len(PROMPTS))):
+        with sqlite3.connect(verdicts.own) as database:
+            database.execute("UPDATE verdicts SET value = ?", (value,))
+        assert judge().scores(PROMPTS, OURS) == scores
     with sqlite3.connect(verdicts.own) as database:
         database.execute("UPDATE verdicts SET value = 'high'")
     with pytest.raises(RunError, match=r"keeps 'high' as a verdict, which is none"):
-        judge()(PROMPTS, OURS, THEIRS)
+        judge().scores(PROMPTS, OURS)
 
 
 def test_an_adapter_with_a_trained_head_scores_as_peft_does_also_on_a_base_that_is_no_classifier(
