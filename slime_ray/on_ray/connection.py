@@ -72,14 +72,16 @@ def janitor(pid: int, *, spare: Container[int] = ()) -> Iterator[None]:
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """Descendants of a process with the times they were started; none where there is no /proc."""
+    """Living descendants of a process with the times they were started; none where there is no /proc."""
     parents: dict[int, tuple[int, str]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rsplit(")", 1)[1].split()
         except (OSError, IndexError):
             continue
-        parents[int(stat.parent.name)] = (int(fields[1]), fields[19])
+        # Older Ray, such as 2.52, leaves processes that it killed as zombies until the driver ends.
+        if fields[0] != "Z":
+            parents[int(stat.parent.name)] = (int(fields[1]), fields[19])
     found: dict[int, str] = {}
     new = {pid}
     while new:
