@@ -9,6 +9,7 @@ import optuna
 import pandas as pd
 import pytest
 import ray
+import torch
 from rich.console import Console
 
 from slime_ray.config.experiment_file import load_experiment
@@ -134,6 +135,10 @@ def test_deleted_trials_are_trained_again_as_they_were_whatever_is_left_of_the_s
         assert completed == {name: [before[name]["win_rate"], before[name]["stability"]] for name in completed}
 
 
+@pytest.mark.skipif(
+    torch.backends.cuda.is_built() and not torch.cuda.is_available(),
+    reason="torch is built for CUDA and sees no GPU, which a trial with one refuses",
+)
 def test_a_spent_budget_ends_the_sweep_by_name_and_a_raised_one_goes_on(instance, folder, monkeypatch):
     """The node only says that it has a GPU, so what looks for a real one is left out."""
     monkeypatch.setattr(sweeping, "examine", lambda *given, **options: [])
