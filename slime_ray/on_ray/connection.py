@@ -68,8 +68,16 @@ def janitor(pid: int, *, spare: Container[int] = ()) -> Iterator[None]:
 
 
 def descendants(pid: int) -> set[int]:
-    """Ids of the descendants of a process."""
-    return {child.pid for child in psutil.Process(pid).children(recursive=True)}
+    """Ids of the living descendants of a process."""
+    return {child.pid for child in psutil.Process(pid).children(recursive=True) if _lives(child)}
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether a process has not ended. Older Ray, such as 2.52, leaves what it killed as zombies of the driver."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager

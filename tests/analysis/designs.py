@@ -113,9 +113,14 @@ def run_of(
 def _frame(rows: Any, schema: pa.Schema) -> pd.DataFrame:
     """As `results.load` gives it: texts as texts, numbers as numbers, also where there are none."""
     frame = pd.DataFrame(rows).reindex(columns=schema.names)
-    kinds = {field.name: "str" if field.type == pa.string() else "float64" for field in schema}
+    texts = [field.name for field in schema if field.type == pa.string()]
+    # pandas 2 has no dtype of texts that keeps None, and takes them as objects.
+    frame = frame.assign(
+        **{name: pa.array(frame[name], pa.string(), from_pandas=True).to_pandas().array for name in texts}
+    )
     keys = {name: "int64" for name in ("seed", "step", "pair") if name in frame}
-    return frame.astype(kinds | keys).astype({field.name: "boolean" for field in schema if field.type == pa.bool_()})
+    kinds = {field.name: "float64" for field in schema if field.name not in texts} | keys
+    return frame.astype(kinds | {field.name: "boolean" for field in schema if field.type == pa.bool_()})
 
 
 def outcomes(rng: np.random.Generator, rate: float, *, seeds: int = 6, prompts: int = 60) -> np.ndarray:

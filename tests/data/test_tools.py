@@ -152,12 +152,21 @@ FORMS = {
 }
 
 
+def as_kept(form, value):
+    """A value as a form keeps it: older Arrow, such as 22, sorts the fields of an object by name."""
+    if form not in ("table", "folder") or pa.array([{"b": 0, "a": 0}]).type.field(0).name == "b":
+        return value
+    if isinstance(value, dict):
+        return {name: as_kept(form, value[name]) for name in sorted(value)}
+    return [as_kept(form, each) for each in value] if isinstance(value, list) else value
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_pairs_have_the_ids_that_transformers_writes(tmp_path, tokenizer, form):
     loaded = read_preferences(FORMS[form](tmp_path / "data", ROWS), strict=True)
     assert (loaded.report.text_ignored, loaded.report.columns_ignored) == ((), ())
     pairs = tokenize_pairs(loaded.dataset, tokenizer, max_tokens=5000, strict=True)
-    for row, ids in zip(ROWS, pairs.table.to_pylist(), strict=True):
+    for row, ids in zip(as_kept(form, ROWS), pairs.table.to_pylist(), strict=True):
         prompt = expected_ids(tokenizer, row["prompt"], row["tools"], add_generation_prompt=True)
         assert ids["prompt_ids"] == prompt
         for side in ("chosen", "rejected"):

@@ -15,6 +15,8 @@ from slime_ray.model.logprobs import Policy
 
 from .conftest import CONFIGS, all_alone, double_model, gradients, random_pairs
 
+needs_varlen = pytest.mark.skipif(attention.varlen_kernel() is None, reason="needs torch 2.12, as varlen does")
+
 SEGMENTS = (Segment(7, 5, 9), Segment(3, 12, 1), Segment(4, 6, 0), Segment(1, 1, 1), Segment(2, 3, 8))
 
 
@@ -133,6 +135,7 @@ def test_the_whole_row_in_one_call_gives_what_each_sequence_alone_gives(architec
     assert asked
 
 
+@needs_varlen
 @pytest.mark.parametrize("window", [None, 1024])
 def test_the_real_kernel_takes_what_it_is_given(window, monkeypatch):
     """On meta tensors, which know no autocast: shapes, dtypes and autograd of torch's own operator."""
@@ -170,6 +173,7 @@ class TestAuto:
             attention._lacking_here.cache_clear()
         return isinstance(found, str)
 
+    @needs_varlen
     def test_on_a_gpu_in_bfloat16(self, monkeypatch):
         assert self.asks_for_varlen(monkeypatch)
 
@@ -188,6 +192,7 @@ class TestAuto:
     def test_elsewhere_by_segment(self, monkeypatch, case):
         assert not self.asks_for_varlen(monkeypatch, **case)
 
+    @needs_varlen
     def test_with_an_older_torch_by_segment(self, monkeypatch):
         older = lambda query, key, value, cu_q, cu_k, max_q, max_k, is_causal=False: None  # noqa: E731
         monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", older)

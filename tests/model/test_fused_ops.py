@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import inspect
 import json
 import os
 import subprocess
@@ -23,6 +24,11 @@ from slime_ray.model.lora import add_lora
 from slime_ray.model.train_mode import checkpoint_layers
 
 from .conftest import CONFIGS, SIZES, VOCABULARY, all_alone, double_model, gradients, random_pairs
+
+pytestmark = pytest.mark.skipif(
+    "recompile_limit" not in inspect.signature(torch.compile).parameters,
+    reason="needs torch 2.13, as fused operations do",
+)
 
 FAMILIES = {kind.removesuffix("_text").title(): config for kind, config in CONFIGS.items()}
 

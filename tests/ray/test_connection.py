@@ -51,6 +51,14 @@ def test_the_janitor_itself_is_gone_when_the_context_is_left(children):
     assert descendants(os.getpid()) <= known
 
 
+def test_a_child_that_has_ended_and_waits_to_be_reaped_is_no_descendant(children):
+    child = start(children)
+    assert child.pid in descendants(os.getpid())
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert child.pid not in descendants(os.getpid())
+
+
 def test_the_children_of_whoever_runs_a_sweep_outlive_its_ray(children, monkeypatch):
     own, rays = start(children), []
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -10,6 +10,7 @@ import optuna
 import pandas as pd
 import pytest
 import ray
+import torch
 
 from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray import sweep as sweeping
@@ -111,6 +112,10 @@ def test_a_deleted_trial_is_trained_again_as_it_was_where_the_study_is_lost(meth
     assert completed == {name: [before[name]["win_rate"], before[name]["stability"]] for name in completed}
 
 
+@pytest.mark.skipif(
+    torch.backends.cuda.is_built() and not torch.cuda.is_available(),
+    reason="torch is built for CUDA and sees no GPU, which a trial with one refuses",
+)
 def test_a_spent_budget_ends_the_sweep_by_name_and_a_raised_one_goes_on(instance, folder, monkeypatch):
     """The node only says that it has a GPU, so what looks for a real one is left out."""
     monkeypatch.setattr(sweeping, "examine", lambda *given, **options: [])

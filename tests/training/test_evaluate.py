@@ -155,6 +155,7 @@ class _Answered(list):
 
 def test_the_program_for_vllm_writes_a_file_that_is_read(elsewhere, tmp_path, monkeypatch):
     """vLLM needs a GPU. Here its place is taken by a function, and Ray Data's by a list; the settings are Ray's own."""
+    pytest.importorskip("ray.data.llm", reason="older Ray needs ray[serve] for it", exc_type=ImportError)
     (code,) = re.findall(r"```python\n(import json\n\nimport ray\n.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     seen = []
 

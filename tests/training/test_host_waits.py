@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, TrainingArgumen
 
 from slime_ray.config.model import Lora
 from slime_ray.config.settings import Schedule
+from slime_ray.model import attention
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import add_lora
 from slime_ray.objectives import DpoObjective, SlimeObjective
@@ -52,6 +53,7 @@ class Copies(TorchFunctionMode):
         return found
 
 
+@pytest.mark.skipif(attention.varlen_kernel() is None, reason="needs torch 2.12, as varlen does")
 @pytest.mark.parametrize("train_head", [False, True], ids=["frozen head", "trained head"])
 @pytest.mark.parametrize(
     ("objective", "copies"),
