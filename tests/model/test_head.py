@@ -149,7 +149,7 @@ class Products(TorchFunctionMode):
         return found
 
 
-@pytest.mark.skipif(torch.__version__ < (2, 12), reason="meta tensors of older torch have no such product")
+@pytest.mark.skipif(torch.__version__ < "2.12", reason="meta tensors of older torch have no such product")
 @pytest.mark.parametrize("trained", [False, True])
 def test_products_of_bfloat16_are_written_in_float32(trained, monkeypatch):
     """Not rounded and widened again. On a CPU torch has no such product; on meta tensors it has."""
