@@ -60,9 +60,11 @@ class Parser(argparse.ArgumentParser):
         """The same; but raises for what is left over, which argparse would say of the whole program."""
         options, rest = super().parse_known_args(args, namespace)
         if rest:
-            known = [name for action in self.arguments for name in action.option_strings]
-            near = difflib.get_close_matches(rest[0].partition("=")[0], known, n=1)
-            self.error(f"unrecognized arguments: {' '.join(rest)}" + (f" (did you mean {near[0]}?)" if near else ""))
+            # Dashes, which all have, make none alike.
+            known = {name.strip("-"): name for action in self.arguments for name in action.option_strings}
+            near = difflib.get_close_matches(rest[0].partition("=")[0].strip("-"), known, n=1)
+            hint = f" (did you mean {known[near[0]]}?)" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
         return options, rest
 
 

@@ -190,7 +190,7 @@ def refuse_not_finite(lm: Any, *, but: Collection[str] = ()) -> None:
         and not (weight.detach().sum().isfinite() or weight.detach().isfinite().all())
     ]
     if bad:
-        raise FileFault(f"{some(bad, 'weight')} hold numbers that are not finite")
+        raise FileFault(f"numbers that are not finite in {some(bad, 'weight')}")
 
 
 def _is_in(weight: str, modules: Collection[str]) -> bool:
