@@ -109,9 +109,9 @@ def _wider(values: np.ndarray, coefficients: int) -> np.ndarray:
 def rate_at_zero(outcomes: np.ndarray, x: np.ndarray, prompts: np.ndarray) -> statistics.Interval | None:
     """Return sigmoid(b0), the rate where all features are 0, with its interval over prompts.
 
-    Without ends where all outcomes are the same; None without answers, and where the features alone tell wins from
-    losses. outcomes: (answers,). x: (answers, features). An answer that lacks one of these is left out. prompts:
-    (answers,) number of each answer's prompt; answers to one are kept together.
+    Without ends where all outcomes are the same; None without answers, where the features alone tell wins from losses,
+    and where 0 is too far from the answers for a rate. outcomes: (answers,). x: (answers, features). An answer that
+    lacks one of these is left out. prompts: (answers,) number of each one's prompt; answers to one are kept together.
     """
     known = ~(np.isnan(outcomes) | np.isnan(x).any(axis=1))
     if not known.any():
@@ -121,7 +121,8 @@ def rate_at_zero(outcomes: np.ndarray, x: np.ndarray, prompts: np.ndarray) -> st
         return statistics.Interval(float(y[0]), np.nan, np.nan)
     design = np.column_stack([np.ones(len(y)), x[:, np.ptp(x, axis=0) > 0]])
     b = fit(y, design)
-    if b is None:
+    # Answers that are all longer, by nearly as much, may put the rate at equal length beyond any number.
+    if b is None or abs(b[0]) > FARTHEST:
         return None
     at = np.eye(1, len(b)).repeat(len(y), axis=0)
     values = statistics.by_topic(influence(y, design, at, b), prompts[known])

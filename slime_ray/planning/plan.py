@@ -137,7 +137,6 @@ class Plan:
         """As JSON has it."""
         values = asdict(self)
         values["prices"] = {"date": self.prices.date, "place": self.prices.place}
-        values["gpu"] = self.gpu and self.gpu.model_dump()
         return values | {"trials": self.trials, "tokens": asdict(self.tokens), "peak_bytes": self.peak}
 
     def text(self) -> str:

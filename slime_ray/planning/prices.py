@@ -3,42 +3,31 @@
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
-
-from slime_ray.config.complaints import explain
-from slime_ray.config.strict import Strict
 from slime_ray.config.yaml_source import YamlSource, load_yaml
 from slime_ray.errors import InputError
 
 SHIPPED = Path(__file__).with_name("prices.yaml")
 
 
-Amount = Annotated[float, Field(gt=0)]
-
-
-class GpuEntry(Strict):
-    """One kind of GPU, as a table of prices has it.
+@dataclass(frozen=True)
+class Gpu:
+    """One kind of GPU.
 
     fp32_tflops, bf16_tflops: peak, in 1e12 operations a second; None where it does not compute in bfloat16. memory_gib:
-    what programs see. tb_per_s: bandwidth of its memory, in 1e12 bytes a second.
+    what programs see. tb_per_s: bandwidth of its memory, in 1e12 bytes a second. place: where its price stands.
     """
 
-    fp32_tflops: Amount
-    memory_gib: Amount
-    tb_per_s: Amount
-    usd_per_hour: Annotated[float, Field(ge=0)]
-    bf16_tflops: Amount | None = None
-
-
-class Gpu(GpuEntry):
-    """The same with its name, and the file and line where its price stands."""
-
     name: str
-    place: str
+    fp32_tflops: float
+    memory_gib: float
+    tb_per_s: float
+    usd_per_hour: float
+    bf16_tflops: float | None = None
+    place: str = ""
 
     def peak(self, dtype: str) -> float | None:
         """FLOP/s in `bfloat16` or `float32`; None where it does not compute in that."""
@@ -46,11 +35,7 @@ class Gpu(GpuEntry):
         return None if tflops is None else tflops * 1e12
 
 
-class PriceTable(Strict):
-    """A file of prices."""
-
-    gpus: Annotated[dict[str, GpuEntry], Field(min_length=1)]
-    date: str | None = None
+NUMBERS = tuple(field.name for field in fields(Gpu) if field.name not in ("name", "place"))
 
 
 @dataclass(frozen=True)
@@ -88,36 +73,54 @@ def plain(name: str) -> str:
 
 def load_prices(path: Path | None = None) -> GpuPrices:
     """The shipped table, with the entries of `path` laid over it. Raises InputError with file and line."""
-    shipped = _read(load_yaml(SHIPPED), {})
+    shipped = load_yaml(SHIPPED)
+    gpus = _read(shipped, {})
     if path is None:
-        return GpuPrices(*shipped, str(SHIPPED))
-    gpus, date = _read(load_yaml(path), shipped[0])
-    return GpuPrices(gpus, date or f"{shipped[1]} where {path} says no other", str(path))
+        return GpuPrices(gpus, _date(shipped) or "", str(SHIPPED))
+    own = load_yaml(path)
+    return GpuPrices(_read(own, gpus), _date(own) or f"{_date(shipped)} where {path} says no other", str(path))
 
 
-def _read(source: YamlSource, under: Mapping[str, Gpu]) -> tuple[dict[str, Gpu], str]:
-    """The GPUs of a file laid over others, and its date."""
-    data, numbers = dict(source.data), set(GpuEntry.model_fields)
-    if isinstance(entries := data.get("gpus"), dict):
-        data["gpus"] = {
-            name: under[plain(name)].model_dump(include=numbers) | entry
-            if isinstance(entry, dict) and plain(name) in under
-            else entry
-            for name, entry in entries.items()
-        }
-    try:
-        table = PriceTable.model_validate(data)
-    except ValidationError as error:
-        # Other files have presets for what is missing.
-        complaints = [
-            (keys, text.removesuffix(", or a preset that has it")) for keys, text in explain(error, PriceTable)
-        ]
-        raise source.error(*complaints) from None
-    read = {
-        plain(name): Gpu(name=plain(name), place=source.place(("gpus", name)), **entry.model_dump())
-        for name, entry in table.gpus.items()
-    }
-    return {**under, **read}, table.date or ""
+def _read(source: YamlSource, under: Mapping[str, Gpu]) -> dict[str, Gpu]:
+    for key in source.data:
+        if key not in ("date", "gpus"):
+            raise InputError(f"{source.place((key,))}: unknown key {key!r}. A table of prices has `date` and `gpus`.")
+    entries = source.data.get("gpus")
+    if not isinstance(entries, dict) or not entries:
+        raise InputError(f"{source.place(('gpus',))}: `gpus` has to be a mapping of names to what each is and costs.")
+    found = dict(under)
+    for name, entry in entries.items():
+        key = plain(str(name))
+        if not key:
+            raise InputError(f"{source.place(('gpus', name))}: a GPU's name needs letters or digits.")
+        found[key] = _entry(source, str(name), entry, found.get(key))
+    return found
+
+
+def _entry(source: YamlSource, name: str, entry: Any, under: Gpu | None) -> Gpu:
+    place = source.place(("gpus", name))
+    if not isinstance(entry, dict):
+        raise InputError(f"{place}: {name} has to be a mapping with {', '.join(NUMBERS)}.")
+    for key, value in entry.items():
+        at = source.place(("gpus", name, key))
+        if key not in NUMBERS:
+            near = difflib.get_close_matches(str(key), NUMBERS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else f" Allowed: {', '.join(NUMBERS)}."
+            raise InputError(f"{at}: {name}: unknown key {key!r}.{hint}")
+        free = key == "usd_per_hour"
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or (not value and not free):
+            raise InputError(f"{at}: {name}: {key} is {value!r}. Give a number {'from' if free else 'above'} 0.")
+    values = {number: getattr(under, number) for number in NUMBERS} if under else {}
+    values |= {key: float(value) for key, value in entry.items()}
+    lacking = [number for number in NUMBERS if number not in values and number != "bf16_tflops"]
+    if lacking:
+        raise InputError(f"{place}: {name} is no GPU of the shipped table, so it needs {', '.join(lacking)} as well.")
+    return Gpu(name=plain(name), place=place, **values)
+
+
+def _date(source: YamlSource) -> str | None:
+    date = source.data.get("date")
+    return None if date is None else str(date)
 
 
 def peak_flops(gpu: str | None, dtype: Literal["float32", "bfloat16"]) -> float | None:

@@ -76,6 +76,13 @@ def test_outcomes_that_length_alone_tells_apart_have_no_rate():
     assert rate_at_equal_length(np.full(2, np.nan), np.zeros(2), np.arange(2)) is None
 
 
+def test_no_rate_is_told_where_equal_length_is_too_far_from_all_answers():
+    """All are longer by nearly the same, so the slope is steep and its value at 0 any."""
+    y, d = np.array([0.0, 1.0, 0.25]), np.array([47.0, 31.0, 49.0])
+    assert rate_at_equal_length(y, d, np.arange(3)) is None
+    assert rate_at_equal_length(1 - y, -d, np.arange(3)) is None
+
+
 def test_unknown_outcomes_and_lengths_are_left_out():
     y, d = np.append(OUTCOMES, [np.nan, 1.0]), np.append(MORE_TOKENS, [900.0, np.nan])
     assert rate_at_equal_length(y, d, np.arange(14)) == rate_at_equal_length(OUTCOMES, MORE_TOKENS, PROMPTS)

@@ -283,7 +283,7 @@ def test_mlflow_in_a_bucket_needs_a_server_and_wandb_online_a_key(monkeypatch, t
             "trackers.0 is 'tensorbord'. Did you mean 'tensorboard'. Allowed: azure_ml, clearml, .*, mlflow, .*, wandb",
         ),
         ("trackers: wandb", "trackers is 'wandb'"),
-        ("trackers: [wandb, wandb]", "names a tracker twice"),
+        ("trackers: [wandb, wandb]", "'wandb' and 'wandb' are equal"),
     ],
 )
 def test_trackers_that_are_no_trackers_are_refused_with_their_line(tmp_path, line, sentence):
