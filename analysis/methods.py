@@ -17,7 +17,7 @@ from slime_ray.runs.stability_v1 import TOLERANCES
 from . import effects, rows, statistics
 from .printing import Column, Table, latex_text, one_line
 from .rows import PARTS, baseline_of, decoding_words, is_judged, judge_of, name_of, of_label, version_of
-from .sections import Entry, Findings
+from .sections import Findings, ReportItem
 
 Facts = list[tuple[str, str]]
 """What is told, and what there is to tell."""
@@ -169,7 +169,7 @@ def _pairs(mapping: Mapping[str, Any] | None) -> str:
     return ", ".join(f"{key} {value}" for key, value in (mapping or {}).items())
 
 
-def paper(findings: Findings, tables: Sequence[tuple[Entry, Table]]) -> str:
+def paper(findings: Findings, tables: Sequence[tuple[ReportItem, Table]]) -> str:
     """Write the part of a paper that the run supports, for LaTeX's input command. tables: all of the report."""
     run, space, run_facts = findings.run, _space(findings.run), dict(facts(findings.run))
     # Without arms and confirmed winners the search trials are all there is.

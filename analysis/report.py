@@ -25,7 +25,7 @@ from .figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, render
 from .interactive import examples, front_data
 from .printing import Sentences, Table, number, one_line
 from .rows import LOST, basis, is_judged, name_of
-from .sections import SECTIONS, Entry, Findings, made
+from .sections import SECTIONS, Findings, ReportItem, made
 from .statistics import TOO_FEW
 
 FEWEST_PROMPTS = 20
@@ -44,7 +44,7 @@ COLOURS = {
 """Colours of drawings that are others where a reader prefers a dark page: the variables of web/report.css."""
 
 
-def build_page(found: Findings, things: Sequence[tuple[Entry, Table | bytes]]) -> str:
+def build_page(found: Findings, things: Sequence[tuple[ReportItem, Table | bytes]]) -> str:
     """The page. things: its tables, and its figures as SVG, with their entries and in the order of those."""
     unsettled, settled = answer(found.run, found.main, of_design=found.of_design())
     settled += map(unbroken, found.search.sentences())
@@ -95,7 +95,7 @@ def _policy(scripts: Sequence[str]) -> str:
     return f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; script-src {allowed}"
 
 
-def _placed(entry: Entry, thing: Table | bytes) -> dict[str, Any]:
+def _placed(entry: ReportItem, thing: Table | bytes) -> dict[str, Any]:
     if isinstance(thing, Table):
         return {"name": entry.name, "table": thing}
     svg = _inline(thing, entry.name)
@@ -192,10 +192,10 @@ def build_live_page(run_path: str | Path) -> str:
     return build_page(found, things)
 
 
-def _made(found: Findings) -> tuple[dict[str, bytes], list[tuple[Entry, Table]]]:
+def _made(found: Findings) -> tuple[dict[str, bytes], list[tuple[ReportItem, Table]]]:
     """The content of every file by its name, and the tables."""
     files: dict[str, bytes] = {}
-    placed: list[tuple[Entry, Table | bytes]] = []
+    placed: list[tuple[ReportItem, Table | bytes]] = []
     for entry, thing in made(found):
         kinds: Mapping[str, bytes] = {}
         if isinstance(thing, Table):

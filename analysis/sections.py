@@ -180,7 +180,7 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ReportItem:
     """A table or a figure.
 
     name: of its files. under: the heading that it stands below. make: from what was found; None, or a table without
@@ -198,87 +198,87 @@ class Entry:
     paper: bool = False
 
 
-SECTIONS: tuple[Entry, ...] = (
-    Entry("league_checkpoints", LEAGUE, lambda found: found.over_checkpoints if found.leagues else None),
-    Entry("league", LEAGUE, lambda found: checkpoints.stacked(found.leagues, found.standings)),
-    Entry("league_pairs", LEAGUE, lambda found: _of_league(found, league_tables.pairs), terminal=False),
-    Entry("league_tuning", LEAGUE, lambda found: _of_league(found, league_tables.tuning)),
-    Entry("league_defaults", LEAGUE, lambda found: _of_league(found, league_tables.defaults)),
-    Entry("win_rate_stability", ROWS, lambda found: found.main, without_rows=True),
-    Entry(
+SECTIONS: tuple[ReportItem, ...] = (
+    ReportItem("league_checkpoints", LEAGUE, lambda found: found.over_checkpoints if found.leagues else None),
+    ReportItem("league", LEAGUE, lambda found: checkpoints.stacked(found.leagues, found.standings)),
+    ReportItem("league_pairs", LEAGUE, lambda found: _of_league(found, league_tables.pairs), terminal=False),
+    ReportItem("league_tuning", LEAGUE, lambda found: _of_league(found, league_tables.tuning)),
+    ReportItem("league_defaults", LEAGUE, lambda found: _of_league(found, league_tables.defaults)),
+    ReportItem("win_rate_stability", ROWS, lambda found: found.main, without_rows=True),
+    ReportItem(
         "pareto",
         ROWS,
         lambda found: figures.pareto(found.run, table=found.main),
         "Filled: rows of the table, with its 95 % intervals and the range of S over seeds. Hollow: "
         "trials of the search, measured on other prompts with one seed; the line is their front in these two measures.",
     ),
-    Entry("ablation_checkpoints", ABLATION, lambda found: None if found.leagues else found.over_checkpoints),
-    Entry("ablation", ABLATION, lambda found: found.ablation),
-    Entry(
+    ReportItem("ablation_checkpoints", ABLATION, lambda found: None if found.leagues else found.over_checkpoints),
+    ReportItem("ablation", ABLATION, lambda found: found.ablation),
+    ReportItem(
         "sensitivity",
         ABLATION,
         lambda found: _of_design(found, knob_figures.sensitivity, "sensitivity", "exponent"),
         "What each knob does around the center, whose own value is the diamond. Bars: 95 % intervals as in "
         "the tables. Hollow: the 95 % interval of the difference to the center covers 0.",
     ),
-    Entry("factorial", "Effects of the components", lambda found: found.factorial),
-    Entry("beside_the_paper", "Beside the paper", lambda found: _of_design(found, paper_tables.beside_the_paper)),
-    Entry("stability_parts", STABILITY, lambda found: stability.stability_parts(found.run, found.main)),
-    Entry(
+    ReportItem("factorial", "Effects of the components", lambda found: found.factorial),
+    ReportItem("beside_the_paper", "Beside the paper", lambda found: _of_design(found, paper_tables.beside_the_paper)),
+    ReportItem("stability_parts", STABILITY, lambda found: stability.stability_parts(found.run, found.main)),
+    ReportItem(
         "stability_parts",
         STABILITY,
         lambda found: figures.stability_parts(found.run, table=found.main),
         "What each row lost its stability to: 1 − S cut by the parts' shares of the summed (x/h)², mean "
         "over seeds. What a bar leaves free is S.",
     ),
-    Entry(
+    ReportItem(
         "logprob_curves",
         TRAINING,
         lambda found: figures.logprob_curves(found.run, table=found.main),
         "Mean log-probability per token of held-out chosen and rejected completions during training; "
         "bands span the seeds. A chosen curve that falls is unlearning.",
     ),
-    Entry("alarms", "The sentinel", lambda found: trial_tables.alarms(found.run)),
-    Entry("judging", "The judging", lambda found: found.judging),
-    Entry(
+    ReportItem("alarms", "The sentinel", lambda found: trial_tables.alarms(found.run)),
+    ReportItem("judging", "The judging", lambda found: found.judging),
+    ReportItem(
         "corrected",
         "The judging",
         lambda found: None if found.labels is None else judges.corrected(found.run, found.main, found.labels),
         without_rows=True,
     ),
-    Entry("panel", "The judging", lambda found: judges.panel(found.run, found.main)),
-    Entry("agreement", "The judging", lambda found: judges.agreement(found.run)),
-    Entry("search_trials", SEARCH, lambda found: found.search_trials, terminal=False),
-    Entry("search_winners", SEARCH, lambda found: found.search.winners),
-    Entry("search_front", SEARCH, lambda found: found.search.front),
-    Entry("search_importance", SEARCH, lambda found: found.search.importance),
-    Entry(
+    ReportItem("panel", "The judging", lambda found: judges.panel(found.run, found.main)),
+    ReportItem("agreement", "The judging", lambda found: judges.agreement(found.run)),
+    ReportItem("search_trials", SEARCH, lambda found: found.search_trials, terminal=False),
+    ReportItem("search_winners", SEARCH, lambda found: found.search.winners),
+    ReportItem("search_front", SEARCH, lambda found: found.search.front),
+    ReportItem("search_importance", SEARCH, lambda found: found.search.importance),
+    ReportItem(
         "search_importance",
         SEARCH,
         lambda found: _importance(found.search),
         "How unlike the best trials' values of a knob are to all trials' (PED-ANOVA); bars: 95 % "
         "intervals, the trials drawn anew.",
     ),
-    Entry(
+    ReportItem(
         "search_slices",
         SEARCH,
         lambda found: _slices(found.search),
         "Every completed trial of the search, the most important knobs first; later trials lighter, the front ringed.",
         paper=True,
     ),
-    Entry("search_budget", SEARCH, lambda found: found.search.budget, terminal=False),
-    Entry(
+    ReportItem("search_budget", SEARCH, lambda found: found.search.budget, terminal=False),
+    ReportItem(
         "search_budget",
         SEARCH,
         lambda found: _budget(found.search),
         "Blue: the search as it went. Orange: the same trials in random order, mean or expectation with 95 %.",
     ),
-    Entry("cost", "Budget and cost", lambda found: trial_tables.cost(found.run), terminal=False),
-    Entry("failures", LOST, lambda found: trial_tables.failures(found.run), without_rows=True, terminal=False),
+    ReportItem("cost", "Budget and cost", lambda found: trial_tables.cost(found.run), terminal=False),
+    ReportItem("failures", LOST, lambda found: trial_tables.failures(found.run), without_rows=True, terminal=False),
 )
 
 
-def made(found: Findings, entries: Sequence[Entry] = SECTIONS) -> Iterator[tuple[Entry, "Table | Figure"]]:
+def made(found: Findings, entries: Sequence[ReportItem] = SECTIONS) -> Iterator[tuple[ReportItem, "Table | Figure"]]:
     """The tables and figures that this run has, in the order of the page. entries: those that are made."""
     for entry in entries:
         thing = entry.make(found)

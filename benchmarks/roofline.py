@@ -38,7 +38,7 @@ FILES = {"model/head.py": "head, softmax", "model/attention.py": "attention", "m
 
 
 @dataclass
-class Step:
+class StepCost:
     """One way to compute the step. milliseconds: by part. kernels, flops: of all of it. pairs: in it. answers: what
     drawing them takes."""
 
@@ -55,7 +55,7 @@ class Step:
         return sum(value for part, value in self.milliseconds.items() if part != "optimizer, per update") / 1e3
 
 
-def measure_roofline(pairs: int, prompt: int, chosen: int, rejected: int, say: Say) -> list[Step]:
+def measure_roofline(pairs: int, prompt: int, chosen: int, rejected: int, say: Say) -> list[StepCost]:
     """Count the step with a frozen and a trained head, and as transformers' own modules compute it."""
     steps = []
     for name, head, fused in (("frozen head", False, True), ("trained head", True, True), ("plain", False, False)):
@@ -66,8 +66,8 @@ def measure_roofline(pairs: int, prompt: int, chosen: int, rejected: int, say: S
     return steps
 
 
-def _step(name: str, model: Footprint, pairs: list[Lengths]) -> Step:
-    step = Step(name, len(pairs), _answers(model))
+def _step(name: str, model: Footprint, pairs: list[Lengths]) -> StepCost:
+    step = StepCost(name, len(pairs), _answers(model))
     beyond = (model.layers - SHALLOW[0]) / (SHALLOW[1] - SHALLOW[0])
     # Every layer adds the same, so that the whole model lies on the line through two shallow ones.
     for layers, weight in zip(SHALLOW, (1 - beyond, beyond), strict=True):
@@ -79,7 +79,7 @@ def _step(name: str, model: Footprint, pairs: list[Lengths]) -> Step:
     return step
 
 
-def _count(step: Step, model: Footprint, layers: int, pairs: list[Lengths], weight: float) -> None:
+def _count(step: StepCost, model: Footprint, layers: int, pairs: list[Lengths], weight: float) -> None:
     def record(name: str, size: int, flops: int) -> None:
         if (part := _part(name, product=flops > 0)) is None:
             return
@@ -129,7 +129,7 @@ def _part(name: str, *, product: bool) -> str | None:
     return "products of layers" if product else "all else"
 
 
-def roofline_table(steps: list[Step]) -> str:
+def roofline_table(steps: list[StepCost]) -> str:
     """Markdown: a line per part, a column of milliseconds per way, and what they come to."""
     parts = sorted(
         {part for step in steps for part in step.milliseconds}, key=lambda part: -steps[0].milliseconds[part]

@@ -92,7 +92,7 @@ def _wins(own: Sequence[float], others: Sequence[float]) -> int:
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """One cell of the grid as it truly is. place: from 1, in the order in which a sweep confirms."""
 
     name: str
@@ -108,7 +108,7 @@ class SearchReport:
     machine: Machine
     date: str
     recorded: int
-    truth: list[Cell]
+    truth: list[GridCell]
     found: list[Found]
     volumes: list[Volume]
 
@@ -134,7 +134,7 @@ def measure_search(*, recorded_table: Path, folder: Path, seeds: int, trials: in
     return SearchReport(describe_machine(torch.device("cpu")), now(), len(recorded), truth, found, volumes)
 
 
-def true_cells(recorded: Sequence[Recorded]) -> list[Cell]:
+def true_cells(recorded: Sequence[Recorded]) -> list[GridCell]:
     """The cells, best first, each the mean of its trials on the report prompts."""
     rows: list[Mapping[str, Any]] = []
     for label in sorted({trial.row["label"] for trial in recorded if trial.row["phase"] == "arm"}):
@@ -142,7 +142,7 @@ def true_cells(recorded: Sequence[Recorded]) -> list[Cell]:
         means = {goal: statistics.fmean(trial.row[goal] or 0.0 for trial in own) for goal in GOALS}
         rows.append({"status": "completed", "name": label, **means})
     return [
-        Cell(row["name"], row["win_rate"], row["stability"], place)
+        GridCell(row["name"], row["win_rate"], row["stability"], place)
         for place, row in enumerate(best_rows(rows, GOALS), start=1)
     ]
 
@@ -160,7 +160,7 @@ def search_grid(
     searcher: str,
     name: str,
     rule: EarlyStopping,
-    truth: Sequence[Cell],
+    truth: Sequence[GridCell],
     grid: Mapping[int, Mapping[str, Recorded]],
     space: Experiment,
     *,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from .machine import Answer, Machine, Say, describe_machine, find_device, in_a_process, now
+from .machine import Machine, ProcessResult, Say, describe_machine, find_device, in_a_process, now
 
 LEAST_SECONDS = 20.0
 """Below what is left of the time no part is started."""
@@ -18,7 +18,7 @@ RECIPES = ("packed", "packed-frozen-head", "unshared", "chunked", "padded", "aut
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class GpuSizes:
     """How large the parts are. shape: of the model. pairs: of a step. row: tokens of a row. prompt, answer: tokens of
     each of the answers that are drawn in batches. seconds: that a part may take at most."""
 
@@ -32,14 +32,14 @@ class Sizes:
     seconds: float
 
 
-FULL = Sizes(
+FULL = GpuSizes(
     shape="gemma3-4b", device="cuda", pairs=32, row=8192, prompt=180, answer=256, batches=(64, 256), seconds=240.0
 )
-CUT = Sizes(shape="small", device="cpu", pairs=4, row=512, prompt=16, answer=8, batches=(64, 256), seconds=120.0)
+CUT = GpuSizes(shape="small", device="cpu", pairs=4, row=512, prompt=16, answer=8, batches=(64, 256), seconds=120.0)
 
 
 @dataclass(frozen=True)
-class Row:
+class GpuRow:
     """One measurement. figures: numbers by what they are, with units. failure: why there are none."""
 
     part: str
@@ -62,9 +62,9 @@ class GpuReport:
     machine: Machine
     on_gpu: bool
     minutes: float
-    sizes: Sizes
+    sizes: GpuSizes
     seconds: float
-    rows: tuple[Row, ...]
+    rows: tuple[GpuRow, ...]
 
     def text(self) -> str:
         """The one table."""
@@ -89,11 +89,11 @@ def measure_gpu(*, minutes: float, device: str, say: Say) -> GpuReport:
         ("memory", "against the plan"), *(("answers", f"batch {batch}") for batch in sizes.batches),
         ("trial", "bfloat16, end to end"),
     ]  # fmt: skip
-    rows: list[Row] = []
+    rows: list[GpuRow] = []
     for part, case in parts:
         left = 60 * minutes - (time.perf_counter() - clock)
         if left < LEAST_SECONDS:
-            rows.append(Row(part, case, failure="no time left"))
+            rows.append(GpuRow(part, case, failure="no time left"))
             continue
         say(f"{part}, {case}: {left:.0f} s left")
         rows += run_part(part, case, sizes, seconds=min(left, sizes.seconds))
@@ -108,27 +108,27 @@ def measure_gpu(*, minutes: float, device: str, say: Say) -> GpuReport:
     )
 
 
-def run_part(part: str, case: str, sizes: Sizes, *, seconds: float) -> list[Row]:
+def run_part(part: str, case: str, sizes: GpuSizes, *, seconds: float) -> list[GpuRow]:
     """One part's rows, from a process of its own."""
     request = {"part": part, "case": case, "sizes": asdict(sizes)}
     # Memory is asked for as trials ask for it.
     allocator = os.environ.get("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     environment = {"TORCH_LOGS": "recompiles", "PYTORCH_ALLOC_CONF": allocator}
-    answer: Answer = in_a_process("slime_ray.bench.gpu_child", request, seconds=seconds, environment=environment)
+    answer: ProcessResult = in_a_process("slime_ray.bench.gpu_child", request, seconds=seconds, environment=environment)
     if answer.values is None:
-        return [Row(part, case, failure=answer.failure)]
-    rows = [Row(**values) for values in answer.values]
+        return [GpuRow(part, case, failure=answer.failure)]
+    rows = [GpuRow(**values) for values in answer.values]
     if part != "step" or not rows[-1].figures:
         return rows
     again = float(answer.log.count("Recompiling function"))
     return [*rows[:-1], replace(rows[-1], figures=rows[-1].figures | {"recompilations": again})]
 
 
-def _with_ratios(rows: Sequence[Row]) -> list[Row]:
+def _with_ratios(rows: Sequence[GpuRow]) -> list[GpuRow]:
     """Steps with their pairs a second over those of the other recipes."""
     speeds = {row.case: row.figures.get("pairs/s") for row in rows if row.part == "step"}
 
-    def compared(row: Row) -> Row:
+    def compared(row: GpuRow) -> GpuRow:
         mine = row.figures.get("pairs/s")
         if row.part != "step" or mine is None:
             return row

@@ -9,21 +9,21 @@ from torch import nn
 from slime_ray.data.packing import Segment
 from slime_ray.errors import SlimeRayError, is_memory_error
 
-from .gpu import Row, Sizes
+from .gpu import GpuRow, GpuSizes
 from .machine import find_device, timed
 
 Figures = dict[str, float]
 
 
-def engine(case: str, sizes: Sizes) -> list[Row]:
+def engine(case: str, sizes: GpuSizes) -> list[GpuRow]:
     """All checks. One that fails, or needs a GPU that is not here, is a row with its reason."""
     device, rows = find_device(sizes.device), []
     for name, check in CHECKS.items():
         torch.manual_seed(0)
         try:
-            rows.append(Row("engine", name, check(device)))
+            rows.append(GpuRow("engine", name, check(device)))
         except (RuntimeError, ImportError, TypeError, SlimeRayError) as error:
-            rows.append(Row("engine", name, failure=reason(error)))
+            rows.append(GpuRow("engine", name, failure=reason(error)))
     return rows
 
 

@@ -16,7 +16,7 @@ from slime_ray.data.packing import Segment
 from slime_ray.model.flops import Lengths
 
 from .cases import SHAPES, Case, build_case
-from .gpu import Row, Sizes
+from .gpu import GpuRow, GpuSizes
 from .gpu_checks import attend, engine, reason
 from .lengths import BenchPair
 from .machine import find_device, timed
@@ -44,16 +44,16 @@ def main() -> None:
     """Answer one request."""
     request = json.load(sys.stdin)
     values = request["sizes"]
-    sizes = Sizes(**{**values, "batches": tuple(values["batches"])})
+    sizes = GpuSizes(**{**values, "batches": tuple(values["batches"])})
     part, case = request["part"], request["case"]
     try:
         rows = PARTS[part](case, sizes)
     except (RuntimeError, ImportError) as error:
-        rows = [Row(part, case, failure=reason(error))]
+        rows = [GpuRow(part, case, failure=reason(error))]
     print(json.dumps([asdict(row) for row in rows]))
 
 
-def attention(case: str, sizes: Sizes) -> list[Row]:
+def attention(case: str, sizes: GpuSizes) -> list[GpuRow]:
     """Each kernel's attention over a row in bfloat16, beside float32 by segments: outputs and gradients."""
     from slime_ray.model.attention import Kernel
 
@@ -74,31 +74,31 @@ def attention(case: str, sizes: Sizes) -> list[Row]:
             try:
                 found, seconds = attend(kernel, window, [x.bfloat16() for x in inputs], weights.bfloat16(), segments)
             except (RuntimeError, TypeError) as error:
-                rows.append(Row("attention", name, failure=reason(error)))
+                rows.append(GpuRow("attention", name, failure=reason(error)))
                 continue
             off = [float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
             figures = {"ms": 1e3 * seconds, "output off by": off[0], "gradients off by": max(off[1:])}
-            rows.append(Row("attention", name, figures))
+            rows.append(GpuRow("attention", name, figures))
     return rows
 
 
-def step(case: str, sizes: Sizes) -> list[Row]:
+def step(case: str, sizes: GpuSizes) -> list[GpuRow]:
     """A recipe's training step at its best micro-batch."""
     options = Options(
         shape=sizes.shape, device=sizes.device, pairs=sizes.pairs, steps=2, rounds=2, recipes=(case,), best_batch=True
     )
     (speed,) = measure_speed(options, lambda line: None).vocabularies[0].recipes
     if speed.failure or speed.pairs_per_second is None:
-        return [Row("step", case, failure=speed.failure or "not measured")]
+        return [GpuRow("step", case, failure=speed.failure or "not measured")]
     figures = {"pairs/s": speed.pairs_per_second, "pairs a pass": float(speed.micro), "padding %": 100 * speed.padding}
     if speed.share_of_peak is not None:
         figures["% of peak"] = 100 * speed.share_of_peak
     if sizes.device == "cuda":
         figures["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
-    return [Row("step", case, figures)]
+    return [GpuRow("step", case, figures)]
 
 
-def _case(sizes: Sizes, dtype: str | None = None) -> Case:
+def _case(sizes: GpuSizes, dtype: str | None = None) -> Case:
     shape = SHAPES[sizes.shape]
     return build_case(
         shape, vocabulary=shape.vocabulary, shrink=1, dtype=getattr(torch, dtype or shape.dtype),
@@ -106,7 +106,7 @@ def _case(sizes: Sizes, dtype: str | None = None) -> Case:
     )  # fmt: skip
 
 
-def memory(case: str, sizes: Sizes) -> list[Row]:
+def memory(case: str, sizes: GpuSizes) -> list[GpuRow]:
     """The highest point of a row's step, and what a plan says of it."""
     from slime_ray.config.model import Lora, Model
     from slime_ray.model.footprint import Footprint, fill_row
@@ -127,11 +127,11 @@ def memory(case: str, sizes: Sizes) -> list[Row]:
         figures = {"GiB": measured / 2**30, "planned GiB": planned / 2**30, "planned/measured": planned / measured}
         if sizes.device == "cuda":
             figures["reserved GiB"] = torch.cuda.max_memory_reserved() / 2**30
-        rows.append(Row("memory", f"{head} head, {sizes.row}", figures))
+        rows.append(GpuRow("memory", f"{head} head, {sizes.row}", figures))
     return rows
 
 
-def answers(case: str, sizes: Sizes) -> list[Row]:
+def answers(case: str, sizes: GpuSizes) -> list[GpuRow]:
     """Answers of one length, drawn together."""
     from slime_ray.model.logprobs import Policy
 
@@ -152,10 +152,10 @@ def answers(case: str, sizes: Sizes) -> list[Row]:
     figures = {"tokens/s": batch * sizes.answer / seconds, "ms a token": 1e3 * seconds / sizes.answer}
     if device.type == "cuda":
         figures["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
-    return [Row("answers", case, figures)]
+    return [GpuRow("answers", case, figures)]
 
 
-def trial(case: str, sizes: Sizes) -> list[Row]:
+def trial(case: str, sizes: GpuSizes) -> list[GpuRow]:
     """`slime-ray train` of a tiny model: stages, updates, answers, verdicts, files."""
     with tempfile.TemporaryDirectory() as folder:
         space = Path(folder, "tiny.yaml")
@@ -166,11 +166,11 @@ def trial(case: str, sizes: Sizes) -> list[Row]:
         seconds = time.perf_counter() - clock
     if run.returncode:
         last = (run.stderr.strip().splitlines() or ["no message"])[-1]
-        return [Row("trial", case, failure=f"exit code {run.returncode}: {last[:160]}")]
-    return [Row("trial", case, {"s": seconds})]
+        return [GpuRow("trial", case, failure=f"exit code {run.returncode}: {last[:160]}")]
+    return [GpuRow("trial", case, {"s": seconds})]
 
 
-PARTS: dict[str, Callable[[str, Sizes], list[Row]]] = {
+PARTS: dict[str, Callable[[str, GpuSizes], list[GpuRow]]] = {
     function.__name__: function for function in (engine, attention, step, memory, answers, trial)
 }
 

@@ -100,7 +100,7 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProcessResult:
     """What a process of its own said. values: None where it did not come to its end, and `failure` says why."""
 
     values: Any
@@ -110,7 +110,7 @@ class Answer:
 
 def in_a_process(
     module: str, request: Mapping[str, Any], *, seconds: float | None = None, environment: Mapping[str, str] = {}
-) -> Answer:
+) -> ProcessResult:
     """Run a module that takes JSON on standard input, and read the last line of its output as JSON."""
     root = str(Path(slime_ray.__file__).resolve().parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -120,13 +120,13 @@ def in_a_process(
             env={**os.environ, **environment, "PYTHONPATH": path}, timeout=seconds,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return Answer(None, f"not done after {seconds:.0f} s")
+        return ProcessResult(None, f"not done after {seconds:.0f} s")
     if child.returncode == 0:
-        return Answer(json.loads(child.stdout.splitlines()[-1]), None, child.stderr)
+        return ProcessResult(json.loads(child.stdout.splitlines()[-1]), None, child.stderr)
     if child.returncode == -9:
-        return Answer(None, "killed, out of memory", child.stderr)
+        return ProcessResult(None, "killed, out of memory", child.stderr)
     last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-    return Answer(None, f"failed with exit code {child.returncode}: {last[:120]}", child.stderr)
+    return ProcessResult(None, f"failed with exit code {child.returncode}: {last[:120]}", child.stderr)
 
 
 def _processor() -> str:

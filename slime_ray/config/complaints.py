@@ -17,7 +17,7 @@ from slime_ray.errors import near
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """A part of a file, or all of it, whose complaints name their place in the file.
 
     at: where the part stands. elsewhere: places of what it takes from other parts, by a key on the way there.

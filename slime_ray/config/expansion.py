@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from slime_ray.config.ablation import Ablation, Unfit, Values
-from slime_ray.config.complaints import Part
+from slime_ray.config.complaints import FilePart
 from slime_ray.config.design import Cell, Design
 from slime_ray.config.experiment import Arm, with_values
 from slime_ray.config.presets import flat
@@ -18,7 +18,7 @@ SHARED = ("model", "data", "sft", "evaluation")
 """What all cells have in common: SFT checkpoint, pairs and their order, prompts, decoding, judge."""
 
 
-def expand(ablation: Ablation, base: Mapping[str, Any], fixed: Settings, file: Part) -> tuple[list[Arm], Design]:
+def expand(ablation: Ablation, base: Mapping[str, Any], fixed: Settings, file: FilePart) -> tuple[list[Arm], Design]:
     """Every center crossed with every cell of the design, each valid and none the same as another.
 
     Args:

@@ -137,7 +137,7 @@ class Faults(Strict):
     """Minutes that a trial waits for its storage."""
 
 
-class Sweep(Strict):
+class SweepSettings(Strict):
     """What a file says of its sweep as a whole, and an experiment keeps as it is."""
 
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=MOST_SEEDS), Once] = [0]
@@ -165,7 +165,7 @@ class Arm(Strict):
     set: dict[str, Any]
 
 
-class Experiment(Sweep):
+class Experiment(SweepSettings):
     """A validated experiment. Nothing in it needs the file it came from any more."""
 
     name: str

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from slime_ray.config import across
 from slime_ray.config.ablation import Ablation, Unfit
 from slime_ray.config.across import SFT_SEED
-from slime_ray.config.complaints import Part
+from slime_ray.config.complaints import FilePart
 from slime_ray.config.design import Design
 from slime_ray.config.expansion import expand
 from slime_ray.config.experiment import (
@@ -21,7 +21,7 @@ from slime_ray.config.experiment import (
     EarlyStopping,
     Estimate,
     Experiment,
-    Sweep,
+    SweepSettings,
     with_values,
 )
 from slime_ray.config.experiment_keys import ExperimentKeys, refusals
@@ -64,7 +64,7 @@ class _Resolver:
     """Turns a parsed file into an Experiment, and every complaint into a sentence with its line."""
 
     def __init__(self, source: YamlSource):
-        self.data, self.part = source.data, Part(source)
+        self.data, self.part = source.data, FilePart(source)
         self.error, self.check = self.part.error, self.part.check
         self.sentences: list[tuple[int, str]] = []
 
@@ -116,7 +116,7 @@ class _Resolver:
                 (), "nothing to run. Give `arms`, `ablate`, `league`, or `search` with `budget: {trials: N}`"
             )
         self.refuse()
-        sweep = {key: getattr(file, key) for key in Sweep.model_fields} | {"early_stopping": early}
+        sweep = {key: getattr(file, key) for key in SweepSettings.model_fields} | {"early_stopping": early}
         return Experiment(name=file.name, base=base, arms=arms, search=search, design=design, league=league, **sweep)
 
     def note(self, complaints: Iterable[tuple[KeyPath, str]]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from slime_ray.config.ablation import AnyAblation
-from slime_ray.config.experiment import MOST_TRIALS, Arm, Sweep
+from slime_ray.config.experiment import MOST_TRIALS, Arm, SweepSettings
 from slime_ray.config.league_file import LeagueKeys
 from slime_ray.config.metrics import JUDGED, METRICS, Constraint, contradiction
 from slime_ray.config.search_file import SearchKeys
@@ -18,7 +18,7 @@ from slime_ray.config.yaml_source import KeyPath
 from slime_ray.errors import near
 
 
-class ExperimentKeys(SearchKeys, Sweep):
+class ExperimentKeys(SearchKeys, SweepSettings):
     """The keys of the YAML, before presets, arms and paths are resolved."""
 
     name: RunName

@@ -321,7 +321,7 @@ def judge_by_name(value: Any) -> Any:
 Member = Annotated[Annotated[Exact | RewardModel | Llm, Field(discriminator="name")], BeforeValidator(judge_by_name)]
 
 
-class Panel(JudgeSettings):
+class PanelSettings(JudgeSettings):
     """Several judges of every answer; the outcome is the mean of theirs."""
 
     name: Literal["panel"] = "panel"
@@ -329,7 +329,7 @@ class Panel(JudgeSettings):
     """Two judges or more; `evaluation.judge` may be this list itself."""
 
     @model_validator(mode="after")
-    def _differ(self) -> "Panel":
+    def _differ(self) -> "PanelSettings":
         names = [judge.identity for judge in self.judges]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"judges has {twice[0]} twice. Leave one out, or give it `repeats`")
@@ -343,9 +343,9 @@ class Panel(JudgeSettings):
         return next((lack for judge in self.judges if (lack := judge.lacks())), None)
 
 
-Judge = NoJudge | Exact | RewardModel | Llm | Panel
+Judge = NoJudge | Exact | RewardModel | Llm | PanelSettings
 JUDGE_SETTINGS: dict[str, type[JudgeSettings]] = {
-    kind.model_fields["name"].default: kind for kind in (NoJudge, Exact, RewardModel, Llm, Panel)
+    kind.model_fields["name"].default: kind for kind in (NoJudge, Exact, RewardModel, Llm, PanelSettings)
 }
 AnyJudge = Annotated[Judge, Field(discriminator="name")]
 NamedJudge = Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from slime_ray.config.complaints import Part
+from slime_ray.config.complaints import FilePart
 from slime_ray.config.experiment import MOST_SEEDS, MOST_TRIALS
 from slime_ray.config.league import LEARNING_RATE, Entry, League
 from slime_ray.config.points import Point, Rules, Search, path_of, value_at, with_values
@@ -72,7 +72,7 @@ class LeagueReader:
     sampler: of the file, all of which is `part`.
     """
 
-    def __init__(self, keys: LeagueKeys, base: Mapping[str, Any], sampler: Any, part: Part):
+    def __init__(self, keys: LeagueKeys, base: Mapping[str, Any], sampler: Any, part: FilePart):
         self.keys, self.base, self.sampler, self.part = keys, base, sampler, part
         self.check, self.error = part.check, part.error
 
@@ -129,7 +129,7 @@ class LeagueReader:
         space = {**space, LEARNING_RATE: rate.model_dump(exclude_defaults=True)}
         shared = {LEARNING_RATE: ("league", "learning_rate"), "budget": ("league", "trials")}
         search_keys = SearchKeys(search=space, sampler=self.sampler, require=keys.require, start_from=keys.start_from)
-        search = SearchReader(search_keys, base, Part(self.part.source, at, shared)).read(self.keys.trials)
+        search = SearchReader(search_keys, base, FilePart(self.part.source, at, shared)).read(self.keys.trials)
         assert search is not None
         if search.earlier_runs:
             raise self.error((*at, "start_from"), "an entry starts from points alone, since none may know more")

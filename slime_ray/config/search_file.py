@@ -4,15 +4,15 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from slime_ray.config.complaints import Part
+from slime_ray.config.complaints import FilePart
 from slime_ray.config.points import (
     COUNTED,
     LEARNING,
-    EarlierRun,
     Point,
     Rules,
     SamplerName,
     Search,
+    WarmStartRun,
     count_points,
     exists,
     has_feasible_point,
@@ -62,7 +62,7 @@ class SearchReader:
     part: of the file, in which the keys stand.
     """
 
-    def __init__(self, keys: SearchKeys, base: Mapping[str, Any], part: Part):
+    def __init__(self, keys: SearchKeys, base: Mapping[str, Any], part: FilePart):
         self.keys, self.base, self.part = keys, base, part
         self.check, self.error = part.check, part.error
         self.places: dict[str, KeyPath] = {}
@@ -227,9 +227,9 @@ class SearchReader:
                 f"of which each is tried once. Give at most {points}",
             )
 
-    def _start(self, search: Search) -> tuple[list[Point], list[EarlierRun]]:
+    def _start(self, search: Search) -> tuple[list[Point], list[WarmStartRun]]:
         points: list[Point] = []
-        runs: list[EarlierRun] = []
+        runs: list[WarmStartRun] = []
         for index, entry in enumerate(self.keys.start_from):
             at: KeyPath = ("start_from", index)
             if isinstance(entry, dict) and "run" in entry:
@@ -237,7 +237,7 @@ class SearchReader:
                     raise self.error(
                         at, f"the sampler {search.sampler} learns nothing from results. Use {', '.join(LEARNING)}"
                     )
-                runs.append(self.check(EarlierRun, entry, at, where=f"start_from.{index}: "))
+                runs.append(self.check(WarmStartRun, entry, at, where=f"start_from.{index}: "))
                 continue
             point = self._point(search, entry, at)
             if point not in points:

@@ -34,7 +34,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass
-class Amounts:
+class OperationTotals:
     """Operations of one kind. bytes: read and written; an expanded dimension counts once."""
 
     kernels: int = 0
@@ -63,7 +63,7 @@ class Meter(TorchDispatchMode):
 
     def __init__(self, record: Callable[[str, int, int], None] = lambda name, size, flops: None) -> None:
         super().__init__()
-        self.products, self.others = Amounts(), Amounts()
+        self.products, self.others = OperationTotals(), OperationTotals()
         self._record = record
         self._formulas = _formulas()
         self.live = self.peak = 0

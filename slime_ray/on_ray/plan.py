@@ -18,7 +18,7 @@ from slime_ray.runs.instructions import Clone
 from slime_ray.runs.pareto import winners
 
 
-class Part:
+class SearchPlan:
     """One search of a sweep: which of its trials have yet to run, and its winners again once they have.
 
     study: its memory. rows: of all trials that have finished, which the plan adds to. seed: of the sweep.
@@ -113,7 +113,7 @@ class TrialPlan(Searcher):
         self.experiment, self.seed = experiment, seed
         self.rows: dict[str, dict[str, Any]] = {name: dict(row) for name, row in rows.items()}
         self.parts = {
-            part.label: Part(experiment, part, studies[part.label], self.rows, seed)
+            part.label: SearchPlan(experiment, part, studies[part.label], self.rows, seed)
             for part in experiment.searches
             if part.label in studies
         }
@@ -129,7 +129,7 @@ class TrialPlan(Searcher):
         self.failed: StudyFailed | None = None
         self.paused: set[str] = set()
 
-    def part_of(self, trial_id: str) -> Part | None:
+    def part_of(self, trial_id: str) -> SearchPlan | None:
         """The search that learns of a trial; none in a league learns of a clone, which would be one trial more."""
         return self.parts.get(entry_of(trial_id) or "")
 

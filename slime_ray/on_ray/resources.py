@@ -225,7 +225,7 @@ class SweepSpending:
         return {name: value if value is None else round(value, 4) for name, value in asdict(self).items()}
 
 
-class Meter:
+class BudgetMeter:
     """Counts what is spent, while trials run and from the attempts of earlier starts of the run.
 
     now: of a monotonic clock, in seconds. verdicts: of the run.

@@ -31,7 +31,7 @@ from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.preflight import examine, print_findings, refuse
 from slime_ray.on_ray.prepare import prepare_on_cluster
 from slime_ray.on_ray.progress import Callback, Progress, print_line
-from slime_ray.on_ray.resources import Meter, concurrent_trials
+from slime_ray.on_ray.resources import BudgetMeter, concurrent_trials
 from slime_ray.on_ray.search import StudyFailed, StudySearch, asking, study_storage
 from slime_ray.on_ray.stopping import past_reports
 from slime_ray.on_ray.watch import PlacementTimeout, ShutdownTimeout, Watch
@@ -165,7 +165,7 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
         _close_attempts(sweep)
     sweep.save()
     plan = _plan(sweep, [trial for one in earlier for trial in one.trials])
-    meter = Meter(
+    meter = BudgetMeter(
         experiment, run=run, verdicts=Verdicts(context.storage.root / VERDICTS, run=run.name), now=time.monotonic()
     )
     meter.update([], time.monotonic())

@@ -15,7 +15,7 @@ from slime_ray.on_ray.connection import last_line
 from slime_ray.on_ray.monitor import Monitor, TrialStatus
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.progress import Callback, Progress
-from slime_ray.on_ray.resources import Meter, waiting_for
+from slime_ray.on_ray.resources import BudgetMeter, waiting_for
 from slime_ray.on_ray.workers import GPU_FAILED, RestartTrial
 from slime_ray.runs.instructions import FOLDER, Instructions
 from slime_ray.runs.status import STATUS, write_status
@@ -84,7 +84,7 @@ class Watch(Callback):
         monitor: Monitor,
         plan: TrialPlan,
         progress: Progress,
-        meter: Meter,
+        meter: BudgetMeter,
         on_extend: Callable[[int], None] = lambda trials: None,
     ):
         self.experiment, self.run, self.storage, self.monitor = experiment, run, storage, monitor

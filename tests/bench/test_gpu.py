@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from slime_ray.bench import gpu, gpu_child
-from slime_ray.bench.gpu import CUT, Row, measure_gpu
-from slime_ray.bench.machine import Answer
+from slime_ray.bench.gpu import CUT, GpuRow, measure_gpu
+from slime_ray.bench.machine import ProcessResult
 from slime_ray.errors import InputError
 
 from .test_command import bench
@@ -25,9 +25,9 @@ def test_every_part_is_a_row_in_one_table_and_one_file(capsys, monkeypatch):
     def ran(module, request, *, seconds, environment):
         assert module == "slime_ray.bench.gpu_child"
         assert request["sizes"] == asdict(CUT) | {"batches": CUT.batches}
-        row = Row(request["part"], request["case"], {"pairs/s": 4.0 if request["case"] == "packed" else 2.0})
+        row = GpuRow(request["part"], request["case"], {"pairs/s": 4.0 if request["case"] == "packed" else 2.0})
         log = "Recompiling function f\nRecompiling function g\n"
-        return Answer([asdict(row)], None, log)
+        return ProcessResult([asdict(row)], None, log)
 
     monkeypatch.setattr(gpu, "in_a_process", ran)
     bench("gpu", "--device", "cpu", "--json")
@@ -43,7 +43,7 @@ def test_every_part_is_a_row_in_one_table_and_one_file(capsys, monkeypatch):
 
 def test_a_part_that_ends_badly_is_a_row_with_its_reason(monkeypatch):
     reasons = iter(["failed with exit code 3: boom", "not done after 120 s", "killed, out of memory"] * 9)
-    monkeypatch.setattr(gpu, "in_a_process", lambda *_, **__: Answer(None, next(reasons)))
+    monkeypatch.setattr(gpu, "in_a_process", lambda *_, **__: ProcessResult(None, next(reasons)))
     report = measure_gpu(minutes=9, device="cpu", say=quiet)
     assert len(report.rows) == 12
     assert "no figure: failed with exit code 3: boom" in report.text()
@@ -61,7 +61,7 @@ def test_a_process_that_hangs_is_ended(monkeypatch):
         raise subprocess.TimeoutExpired("python", timeout)
 
     monkeypatch.setattr("slime_ray.bench.machine.subprocess.run", hang)
-    assert gpu.run_part("trial", "x", CUT, seconds=3.0) == [Row("trial", "x", failure="not done after 3 s")]
+    assert gpu.run_part("trial", "x", CUT, seconds=3.0) == [GpuRow("trial", "x", failure="not done after 3 s")]
 
 
 def test_what_cannot_be_had_is_refused():

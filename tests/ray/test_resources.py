@@ -12,7 +12,7 @@ from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.judge import JudgeBudget
 from slime_ray.errors import InputError
 from slime_ray.evaluation.verdict_cache import Reply, Verdicts
-from slime_ray.on_ray.resources import Meter, Node, concurrent_trials, held_before, waiting_for, why_never
+from slime_ray.on_ray.resources import BudgetMeter, Node, concurrent_trials, held_before, waiting_for, why_never
 from slime_ray.training import attempts
 from slime_ray.training.attempts import Attempt
 
@@ -134,8 +134,8 @@ def spending(folder: Path, budget: str) -> Experiment:
     return load_experiment(path)
 
 
-def meter(folder: Path, budget: str) -> Meter:
-    return Meter(spending(folder, budget), run=folder, verdicts=Verdicts(folder / ".verdicts", run="it"), now=0.0)
+def meter(folder: Path, budget: str) -> BudgetMeter:
+    return BudgetMeter(spending(folder, budget), run=folder, verdicts=Verdicts(folder / ".verdicts", run="it"), now=0.0)
 
 
 def ask(folder: Path, judge: str, times: int) -> None:

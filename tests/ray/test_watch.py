@@ -13,7 +13,7 @@ from slime_ray.errors import RunError
 from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.on_ray import prepare, watch
 from slime_ray.on_ray.monitor import TrialStatus
-from slime_ray.on_ray.resources import Meter, Node
+from slime_ray.on_ray.resources import BudgetMeter, Node
 from slime_ray.on_ray.watch import GRACE_SECONDS, PlacementTimeout, ShutdownTimeout, Watch
 from slime_ray.runs.instructions import ask_for_clone, ask_for_more, ask_to_stop
 from slime_ray.runs.results import finished_trial
@@ -100,7 +100,9 @@ def watching(clock: Clock, experiment: Experiment, monitor: FakeMonitor, said: l
         say=said.append, update=lambda metrics: None, finished=0, total=1, seconds_left=lambda: None
     )
     teller: Any = monitor
-    meter = Meter(experiment, run=tmp_path, verdicts=Verdicts(tmp_path / ".verdicts", run="watched"), now=clock.now)
+    meter = BudgetMeter(
+        experiment, run=tmp_path, verdicts=Verdicts(tmp_path / ".verdicts", run="watched"), now=clock.now
+    )
     return Watch(
         experiment, run=tmp_path, storage=RunStore(tmp_path), monitor=teller, plan=plan, progress=progress, meter=meter
     )

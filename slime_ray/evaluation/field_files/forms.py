@@ -73,13 +73,13 @@ Text = Annotated[str, Field(min_length=1)]
 Id = Annotated[Text, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 
 
-class Part(BaseModel):
+class RowPart(BaseModel):
     """A row, or what lies inside one."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
 
-class Row(Part):
+class Row(RowPart):
     """One line of a file."""
 
     def record(self, place: str) -> Any:
@@ -87,7 +87,7 @@ class Row(Part):
         raise NotImplementedError
 
 
-class Said(Part):
+class Said(RowPart):
     """A message; Arena-Hard 2 wraps a model's as `{"answer": ...}`. tool_fields: as `messages.TOOL_FIELDS` has them."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -185,7 +185,7 @@ class ArenaHardAnswer(Row):
         return ModelAnswer(self.uid, self.model, (last.content,), prompt, place)
 
 
-class Choice(Part):
+class Choice(RowPart):
     """One sample of all turns; the older Arena-Hard has objects of them."""
 
     turns: Annotated[list[Annotated[str, _text_under("content")]], Field(min_length=1)]

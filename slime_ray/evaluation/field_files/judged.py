@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar, cast
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from slime_ray.errors import InputError
-from slime_ray.evaluation.field_files.forms import Forms, Id, Part, Row, Text
+from slime_ray.evaluation.field_files.forms import Forms, Id, Row, RowPart, Text
 from slime_ray.evaluation.field_files.reading import read_records, refuse_repeat
 from slime_ray.evaluation.verdicts import POINTS_OF_A, Comparison, Verdict
 
@@ -67,7 +67,7 @@ class RatingMeans:
 J = TypeVar("J", Judgment, TurnRating)
 
 
-class GameRow(Part):
+class GameRow(RowPart):
     """One verdict. Text that is no label is a missing verdict."""
 
     score: str | None
