@@ -261,5 +261,5 @@ def test_weights_that_are_not_finite_are_refused_by_name(judge, reward_folder, t
         copy(reward_folder, tmp_path / "m") / "model.safetensors",
         lambda found: found | {"score.weight": found["score.weight"] / 0},
     )
-    with pytest.raises(InputError, match=r"1 weight \(score.weight\) hold numbers that are not finite"):
+    with pytest.raises(InputError, match=r"numbers that are not finite in 1 weight \(score.weight\)"):
         judge(folder=tmp_path / "m").scores(PROMPTS, OURS)
