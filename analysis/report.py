@@ -307,11 +307,15 @@ def _say_win_rates(run: Run, known: pd.DataFrame, open_: list[str], said: list[s
 def _on_accuracy(run: Run, known: pd.DataFrame) -> str:
     best, from_ = known.iloc[0], " from its SFT checkpoint" if tables.START in known else ""
     pairs = int(run.trials["pairs"].max()) if run.trials["pairs"].notna().any() else 0
-    return (
-        f"{best['label']} has the highest held-out preference accuracy{from_}: {_percent(best, 'preference_accuracy')}"
-        f"{_at_stability(best)} ({basis(run, best['seeds_finished'], pairs)}). Accuracy can rise while answers get "
-        "worse."
-    )
+    value = _percent(best, "preference_accuracy")
+    tied = known[known["preference_accuracy"] == best["preference_accuracy"]]["label"].tolist()
+    if len(known) == 1:
+        claim = f"The held-out preference accuracy of {best['label']} is {value}{_at_stability(best)}"
+    elif len(tied) > 1:
+        claim = f"{_list(tied)} have the same held-out preference accuracy{from_}, the highest: {value}"
+    else:
+        claim = f"{best['label']} has the highest held-out preference accuracy{from_}: {value}{_at_stability(best)}"
+    return f"{claim} ({basis(run, best['seeds_finished'], pairs)}). Accuracy can rise while answers get worse."
 
 
 def _say_search(run: Run, frame: pd.DataFrame, judged: bool, open_: list[str], said: list[str]) -> None:

@@ -124,7 +124,7 @@ def seed_number(text: str) -> int:
 
 SPACE = option("space", metavar="SPACE.yaml", help="an experiment file, or the name of one that ships")
 ANY_SPACE = option("space", metavar="SPACE.yaml", nargs="?", help="an experiment file, or the name of one that ships")
-NAME = option("--name", help="name of the run (default: the file's `name`)")
+NAME = option("--name", help="name of the run (default: the file's `name`; `train` adds the trial)")
 STORAGE = option(
     "--storage", default="runs", help="folder of all runs (default ./runs), or an address such as s3://bucket/runs"
 )

@@ -196,6 +196,22 @@ def test_nothing_is_called_separable_by_few_prompts_or_where_the_baseline_may_be
     assert any(sentence.startswith(opened) for sentence in open_)
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "claim"),
+    [
+        ({"a": 0.8}, "The held-out preference accuracy of a is 80.0 %"),
+        ({"a": 0.8, "b": 0.7}, "a has the highest held-out preference accuracy: 80.0 %"),
+        ({"a": 1.0, "b": 1.0, "c": 0.9}, "a and b have the same held-out preference accuracy, the highest: 100.0 %"),
+    ],
+)
+def test_an_accuracy_that_several_rows_have_is_not_told_of_one(tmp_path, accuracies, claim):
+    for label, accuracy in accuracies.items():
+        add_trial(tmp_path, f"arm-{label}-s0", label=label, preference_accuracy=accuracy, win_rate=None, judge="none")
+    finish(tmp_path, {"judge": "none"})
+    _, said = answer(results.load(tmp_path))
+    assert said[0].startswith(claim)
+
+
 def test_without_a_judge_no_win_is_claimed(unjudged_run):
     run = results.load(unjudged_run)
     open_, said = answer(run)
