@@ -25,7 +25,10 @@ def find_space(given: str) -> Path:
         return path
     spaces = shipped_spaces()
     if given not in spaces:
-        raise InputError(f"{given}: no such file, and no shipped experiment of that name{near(given, spaces)}.")
+        raise InputError(
+            f"{given}: no such file, and no shipped experiment of that name{near(given, spaces)}. `slime-ray spaces` "
+            "says what they are."
+        )
     return spaces[given]
 
 

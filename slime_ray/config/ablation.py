@@ -184,7 +184,11 @@ class Exponent(Ablation):
                 f"this design is about parts of SLIME, and the objective of center {center} is {name}", "design"
             )
         if not has_effect(objective, "stabilizer"):
-            raise Unfit(f"center {center} has no stabilizer, whose exponent could be varied", "centers", center)
+            raise Unfit(
+                f"center {center} has no stabilizer, whose exponent could be varied, or one without any effect",
+                "centers",
+                center,
+            )
         planned = []
         for exponent in sorted({*self.exponents, objective.stabilizer_exponent}):
             keys = ("exponents", self.exponents.index(exponent)) if exponent in self.exponents else ()
@@ -275,7 +279,8 @@ def full_objective(
             raise Unfit(sentence, "components", index)
     components = named or [part for part in parts if part not in leave_out]
     alike = [part for part in components if not has_effect(objective, part)]
-    if named and alike:
+    # SLIME is known by its parts; another objective may declare some that its knobs have switched off.
+    if alike and (named or isinstance(objective, SlimeObjective)):
         raise Unfit(
             f"center {center}: {name} trains alike with and without {alike[0]} there, so that their cells would be "
             "equal. Give it an effect, or leave the component out of `components`",

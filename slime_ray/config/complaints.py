@@ -93,6 +93,8 @@ def _sentence(complaint: Any, keys: KeyPath, model: Any) -> tuple[KeyPath, str]:
     text = f"{complaint['msg'][0].lower()}{complaint['msg'][1:]}"
     if kind in ("string_type", "literal_error") and isinstance(value, bool):
         return keys, f"{path} is {value}: {text}. YAML reads yes, no, on and off as true and false: put it in quotes"
+    if kind == "too_short" and not value:
+        return keys, f"{path} is {value!r}. Give it {context['min_length']} or more, or leave it out"
     if kind == "string_too_long":
         limit = context["max_length"]
         return keys, f"{path:.20}: {str(value)[:40]}... has {len(str(value))} characters, and {limit} are the limit"

@@ -107,7 +107,7 @@ class Evaluation(Strict):
     decoding: Decoding = Decoding()
     """How answers are drawn."""
     engine: AnswerServer | None = None
-    """A server that draws the answers; null draws them where trials run."""
+    """A server that draws the answers, but not the sentinel's; null draws them where trials run."""
     retention: Retention | None = None
     """Prompts of the column `retention`; null measures none."""
 

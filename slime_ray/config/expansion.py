@@ -1,6 +1,7 @@
 """A design of `ablate`, expanded: the arms that are run, and the cells that the tables compare."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
@@ -94,7 +95,9 @@ def trained(settings: Settings) -> str:
     objective = settings.objective.build()
     if settings.training.updates == 0:
         return fingerprint({**plain, "objective": None, "training": None})
-    if getattr(objective, "remove", ()) or 0 in plain["objective"].values():
+    if objective.pairs_together is None and (getattr(objective, "remove", ()) or 0 in plain["objective"].values()):
         # Without a part, or with a weight of 0, knobs may be idle, which loss and gradients tell. A sum makes 0 of -0.
-        plain["objective"] = [(value + 0.0).tolist() for value in probe(objective)]
+        # Where it matters which pairs lie together, or this batch is refused, the knobs alone tell objectives apart.
+        with suppress(ValueError):
+            plain["objective"] = [(value + 0.0).tolist() for value in probe(objective)]
     return fingerprint(plain)

@@ -67,7 +67,7 @@ class EarlyStopping(Strict):
     reduction: Annotated[int, Field(ge=2)] = 3
     """One in so many trials continues at a rung; each rung is so many times as far."""
     first: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the updates at the first rung."""
+    """Share of the updates before which no trial is stopped, and the first rung."""
 
     @model_validator(mode="after")
     def _fits_the_rule(self) -> "EarlyStopping":

@@ -59,9 +59,9 @@ def refusals(
             "Give fewer seeds",
         )
     if file.resources.strategy == "fsdp2":
-        for why in dict.fromkeys(each.undivided for each in (settings, *of_arms)):
+        for why, other_way in dict.fromkeys(each.undivided or ("", "") for each in (settings, *of_arms)):
             if why:
-                yield ("resources", "strategy"), f"{why}, and fsdp2 divides the model. Set strategy: ddp"
+                yield ("resources", "strategy"), f"{why}, and fsdp2 divides the model. Set strategy: ddp{other_way}"
     yield from _arm_refusals(arms)
     yield from _goal_refusals(file, settings)
     yield from _constraint_refusals(file, settings)

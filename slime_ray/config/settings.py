@@ -62,7 +62,8 @@ class Data(Strict):
     max_prompt_tokens: Annotated[int, Field(ge=4)] | None = None
     """Most tokens of a prompt; longer ones lose their start. Null is no limit."""
     row_tokens: Annotated[int, Field(ge=8)] | None = None
-    """Tokens of a packed row, one micro-batch, to which pairs are cut; null is 2048 on a CPU and what fits on a GPU."""
+    """Tokens of a packed row, one micro-batch. A number also cuts pairs to it; null cuts none, and is 2048 on a CPU and
+    what fits on a GPU."""
     strict: bool = False
     """Whether an unusable row or text in other columns ends the run, instead of being left out and counted."""
     metadata: list[str] = []
@@ -345,15 +346,16 @@ class Settings(Strict):
             )
 
     @property
-    def undivided(self) -> str | None:
-        """Why the model cannot be divided among workers, without a full stop; None where it can."""
+    def undivided(self) -> tuple[str, str] | None:
+        """Why the model cannot be divided among workers, and what else to set; None where it can."""
         adapters = [self.model.lora, self.sft_model.lora if self.sft else None]
         if any(lora and lora.dora for lora in adapters):
-            return "DoRA takes norms of whole weights"
+            return "DoRA takes norms of whole weights", ", or dora: false"
         if self.model.kept:
-            return "model.lora keeps an adapter, which can be divided only where it is new to the model"
+            return "model.lora keeps an adapter, which can be divided only where it is new to the model", ""
         if self.model.quantization is not None:
-            return f"model.quantization {self.model.quantization} makes 4-bit weights, which cannot be divided"
+            why = f"model.quantization {self.model.quantization} makes 4-bit weights, which cannot be divided"
+            return why, ", or model.quantization: null"
         return None
 
     @property

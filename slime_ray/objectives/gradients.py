@@ -100,13 +100,13 @@ def probe(objective: Objective) -> tuple[Tensor, ...]:
 # Controls of an ablation: variants of which only the shape of a term differs, not its size
 
 
-def pushes_of(objective: Any, *, logp: float = STEP_0_LOGP, tokens: int = STEP_0_TOKENS) -> dict[str, float]:
+def pushes_of(objective: Any) -> dict[str, float]:
     """Norm of the gradient of each of an objective's terms by the log-probs of one pair's tokens, at step 0.
 
-    logp: of every token of both completions, in nats. tokens: of each. The reference is the policy itself.
+    Both completions have STEP_0_TOKENS tokens of STEP_0_LOGP. The reference is the policy itself.
     """
-    lengths = torch.tensor([tokens])
-    sides = [torch.full((tokens,), logp, dtype=torch.float64, requires_grad=True) for _ in "ab"]
+    lengths = torch.tensor([STEP_0_TOKENS])
+    sides = [torch.full((STEP_0_TOKENS,), STEP_0_LOGP, dtype=torch.float64, requires_grad=True) for _ in "ab"]
     reference = ReferenceLogps(*(side.detach().sum()[None] for side in sides))
     terms = objective(sides[0], lengths, sides[1], lengths, reference=reference).terms
     return {
@@ -138,13 +138,9 @@ def matched_knobs(objective: Any, remove: tuple[str, ...]) -> dict[str, float]:
     if changes and not math.isclose(min(changes), max(changes), rel_tol=1e-9):
         raise ValueError(f"without {', '.join(remove)} its other terms push harder or less, each by another factor")
     whole *= changes[0] if changes else 1.0
-    if not (whole and reduced) or math.isclose(whole, reduced, rel_tol=1e-9):
+    if not (whole and reduced and any(left.values())) or math.isclose(whole, reduced, rel_tol=1e-9):
         return {}
     if (knob := getattr(objective, "push_knob", None)) is not None:
-        try:
-            dataclasses.replace(variant, **{knob: 0.0})
-        except ValueError:  # nothing else is trained
-            return {}
         return {knob: getattr(objective, knob) * whole / reduced}
     if getattr(objective, "nll_weight", 0) and "nll" not in remove:
         return {"nll_weight": objective.nll_weight * reduced / whole}

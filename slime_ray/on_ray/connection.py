@@ -59,7 +59,8 @@ def janitor(pid: int, *, spare: Container[int] = ()) -> Iterator[None]:
     if not pids:
         yield
         return
-    command = [sys.executable, "-I", "-c", WATCH, str(GRACE_SECONDS), *pids]
+    # Packages may be a user's own or on PYTHONPATH; a module of the working folder must not stand before them.
+    command = [sys.executable, "-P", "-c", WATCH, str(GRACE_SECONDS), *pids]
     watcher = subprocess.Popen(command, stdin=subprocess.PIPE)
     try:
         yield

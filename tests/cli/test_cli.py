@@ -75,7 +75,7 @@ def test_no_option_is_taken_for_another_that_begins_like_it(capsys):
     ("line", "command", "meant"),
     [
         ("sweep demo --sed 3", "sweep", "--seed"),
-        ("report runs/first --ouput=x", "report", "--out"),
+        ("report runs/first --ouput=runs/somewhere/else", "report", "--out"),
         ("bench step --stpes 3", "bench step", "--steps"),
         ("check demo --frobnicate", "check", None),
         # Dashes alone make no two options alike, such as --json and --go-on.

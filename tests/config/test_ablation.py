@@ -16,7 +16,7 @@ from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.presets import preset_base
 from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError
-from slime_ray.objectives.slime import REMOVABLE as KNOBS
+from slime_ray.objectives.slime import REMOVABLE
 
 TWO_CENTERS = "{paper: {}, released: {objective.stabilizer_strength: 0.0005}}"
 
@@ -46,6 +46,27 @@ def without(*components: str) -> dict:
 # What each design expands into
 
 
+def test_micro_batches_are_told_apart_by_their_knob_where_a_part_is_removed(tmp_path):
+    """Not on the batch on which idle knobs are found: its lengths repeat every eight pairs."""
+    center = "{objective: {name: slime-released, remove: [anchor]}}"
+    _, design = expand(
+        tmp_path, f"{{design: sensitivity, knobs: {{objective.micro_batch_pairs: [16]}}, centers: {{a: {center}}}}}"
+    )
+    assert [cell.variant for cell in design.cells] == ["center", "micro_batch_pairs-16"]
+
+
+def test_an_objective_that_refuses_the_batch_of_idle_knobs_is_told_by_its_knobs(monkeypatch):
+    def refuse(objective):
+        raise ValueError("whole groups of five")
+
+    monkeypatch.setattr("slime_ray.config.expansion.probe", refuse)
+    settings = [
+        Settings.model_validate(with_values(BASE, {"objective.remove": ["anchor"], "objective.hard_margin": height}))
+        for height in (1.0, 2.0)
+    ]
+    assert trained(settings[0]) != trained(settings[1])
+
+
 def test_leave_one_out_is_the_full_objective_and_it_without_each_part_by_both_readings(tmp_path):
     experiment, design = expand(tmp_path, "{design: leave_one_out}")
     assert sets(experiment) == {
@@ -59,7 +80,7 @@ def test_leave_one_out_is_the_full_objective_and_it_without_each_part_by_both_re
     assert {cell.reference for cell in design.cells} == {"full"}
     assert {cell.center for cell in design.cells} == {"base"}
     levels = {cell.label: cell.levels for cell in design.cells}
-    assert levels["full"] == dict.fromkeys(KNOBS, True)
+    assert levels["full"] == dict.fromkeys(REMOVABLE, True)
     assert levels["without-soft-margin"] == levels["full"] | {"soft_margin": False}
 
 
@@ -225,7 +246,7 @@ def test_designs_are_crossed_with_seeds_and_every_shipped_one_has_five(tmp_path)
 # ---------------------------------------------------------------------------------------------------------------------
 # What holds for all of them
 
-SUBSETS = st.lists(st.sampled_from(sorted(KNOBS)), min_size=1, max_size=5, unique=True)
+SUBSETS = st.lists(st.sampled_from(sorted(REMOVABLE)), min_size=1, max_size=5, unique=True)
 
 
 @settings(deadline=None, max_examples=10)

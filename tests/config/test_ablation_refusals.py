@@ -26,6 +26,8 @@ from .test_ablation import write
         ("{design: leave_one_out, centers: {a: {objective.remove: [anchor]}}}", r"center a has no full objective to compare with: objective.remove takes anchor away"),
         ("{design: leave_one_out, centers: {a: {objective: {name: sft}}}}", r"the objective of center a, sft, declares no parts"),
         ("{design: leave_one_out, components: [anchor], centers: {a: {objective.anchor_weight: 0}}}", r"center a: slime trains alike with and without anchor there"),
+        ("{design: factorial, centers: {a: {objective.margin_weight: 0}}}", r"center a: slime trains alike with and without soft_margin there"),
+        ("{design: exponent, centers: {a: {objective.stabilizer_threshold: 1000}}}", r"or one without any effect"),
         ("{design: leave_one_out, centers: {a: {training.updates: 0}}}", r"cell without-anchor would train just as cell full does"),
         ("{design: leave_one_out, centers: {a: {preset: papr}}}", r"mine.yaml:3: There is no preset 'papr'. Did you mean 'paper'\?"),
         ("{design: leave_one_out, centers: {a: {preset: mt-bench}}}", r"the preset mt-bench has no objective"),

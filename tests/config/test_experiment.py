@@ -278,7 +278,7 @@ SEARCH = "budget: {trials: 2}\nsearch: {objective.hard_margin: "
         (f"arms: {{{'x' * 121}: {{}}}}", r"mine.yaml:8: arms.x{15}: x{40}\.\.\. has 121 characters, and 120 are the limit"),
         (f"grid: {{training.learning_rate: [1e-4], {'a' * 90}.b: [1]}}", "unknown key"),
         ("grid: {model.revision: [" + "r" * 119 + "]}", r"mine.yaml:\d: the arm full-revision=r.* and 120 are the limit"),
-        ("grid: {training.learning_rate: []}", r"mine.yaml:8: grid.training.learning_rate is \[\]: list should have at least 1 item"),
+        ("grid: {training.learning_rate: []}", r"mine.yaml:8: grid.training.learning_rate is \[\]. Give it 1 or more, or leave it out"),
         ("grid: {training.updates: [1, 1.0]}", "grid.training.updates: 1 and 1.0 are equal"),
         ("grid: {training.updates: [3, 4, 3]}", "grid.training.updates: 3 and 3 are equal"),
         ("seeds: [4294967296]", "mine.yaml:8: seeds.0 is 4294967296: .* less than or equal to 4294967295"),

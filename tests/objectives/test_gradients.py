@@ -19,7 +19,7 @@ from slime_ray.objectives import (
     matched_knobs,
     matched_strength,
 )
-from slime_ray.objectives.gradients import pushes_of
+from slime_ray.objectives.gradients import differ, probe, pushes_of
 from slime_ray.objectives.slime import REMOVABLE
 
 from .golden import leaves
@@ -208,12 +208,22 @@ def sigmoid(number: float) -> float:
         (PAPER, "hard_margin", {"margin_weight": PUSH / (2.5 * S * (1 - S))}),
         (PAPER, "hard_margin_clip", {}),
         (PAPER, "anchor", {}),
+        # Of a single term Adam takes no notice.
+        (SlimeObjective(anchor_weight=0.0, stabilizer_strength=0.0), "soft_margin", {}),
         # Without a shortfall nothing is left to push.
         (SlimeObjective(hard_margin=0.0), "soft_margin", {}),
     ],
 )
 def test_controls_of_other_objectives_by_hand(objective, remove: str, knobs: dict[str, float]) -> None:
     assert matched_knobs(objective, (remove,)) == pytest.approx(knobs)
+
+
+def test_a_loss_that_is_shifted_by_a_constant_trains_alike() -> None:
+    one, other = (
+        SlimeObjective(remove=("soft_margin", "hard_margin_clip"), hard_margin=height) for height in (1.0, 2.0)
+    )
+    assert not torch.equal(probe(one)[0], probe(other)[0])
+    assert not differ(one, other)
 
 
 def test_no_weight_matches_other_terms_that_change_by_different_factors() -> None:

@@ -124,6 +124,10 @@ def test_adams_numbers_reach_the_optimizer(model, tmp_path):
         ({"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"power": 2}}, "linear takes nothing, not power"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "needs num_decay_steps"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "needs one of min_lr and min_lr_rate"),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6, "min_lr_rate": 0.1}},
+            "needs one of min_lr and min_lr_rate",
+        ),
     ],
 )
 def test_arguments_that_cannot_be_set_say_why(arguments, sentence):

@@ -74,8 +74,13 @@ def test_what_cannot_be_trained_or_exported_is_refused_by_check(tmp_path, base, 
     [
         ({}, {}, "model.quantization nf4 makes 4-bit weights, which cannot be divided, and fsdp2 divides the model"),
         ({"quantization": None}, {"model.quantization": "fp4"}, "model.quantization fp4 makes 4-bit weights"),
-        ({"quantization": None, "lora": LORA | {"dora": True}}, {}, "DoRA takes norms of whole weights"),
+        (
+            {"quantization": None, "lora": LORA | {"dora": True}},
+            {},
+            "DoRA takes norms of whole weights.* or dora: false",
+        ),
         ({"quantization": None}, {"model.lora.dora": True}, "DoRA takes norms of whole weights"),
+        ({"quantization": None}, {"sft.lora": LORA | {"dora": True}}, "DoRA takes norms of whole weights"),
     ],
 )
 def test_sharding_is_refused_by_check_in_base_and_in_arms(tmp_path, base, model, arm, sentence):
