@@ -220,7 +220,7 @@ def of_runs(runs: Sequence[Run], mains: Sequence[Table], differing: Sequence[str
 
 
 def leagues_over(leagues: Sequence[Standings], remark: str = "") -> Table:
-    """One row per method over the leagues of several  remark: ends the caption."""
+    """One row per method over the leagues of several SFT checkpoints. remark: ends the caption."""
     runs = list({one.run.path: one.run for one in leagues}.values())
     won = [_winners(one) for one in leagues]
     rates = pd.DataFrame(
@@ -241,10 +241,8 @@ def leagues_over(leagues: Sequence[Standings], remark: str = "") -> Table:
     rate, count = unit_of(leagues[0].rate)[0], len(set(starts))
     within, repeated = "", []
     if count < len(leagues):
-        within, why = (
-            f" in {len(leagues)} leagues",
-            "start from the same SFT checkpoint in part, and those from one are",
-        )
+        within = f" in {len(leagues)} leagues"
+        why = "start from the same SFT checkpoint in part, and those from one are"
         if None in starts:
             why = "do not all say from which SFT checkpoint they start, so they are"
         repeated = [f"These leagues {why} one draw, their mean. ranks, behind and separable count leagues."]

@@ -202,6 +202,8 @@ def _notes(frame: pd.DataFrame, difficulties: Difficulties | None) -> list[str]:
     )
     if any((known & frame[rate].notna() & frame[f"{rate}_low"].isna()).any() for rate in rates):
         notes.append("LC and SC have no ends where all outcomes are the same.")
+    if (frame["win_rate"].notna() & frame["length_controlled"].isna()).any():
+        notes.append("No LC: length alone tells wins from losses, or equal length is too far from all answers.")
     notes += [
         "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both orders.",
         "missing: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",

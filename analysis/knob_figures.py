@@ -16,6 +16,7 @@ from .figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, WIDTH, new_f
 from .front import Spent
 from .knobs import Knob, Searched, unit_of
 from .printing import Table
+from .statistics import TAILS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,7 +95,7 @@ def budget(searched: Searched, spent: Spent) -> "Figure":
         trials = np.arange(1, len(spent.tokens) + 1)
         if spent.hypervolume is not None:
             by_trials, by_tokens = panels.flat[:2]
-            low, high = np.quantile(spent.shuffled, [0.025, 0.975], axis=0)
+            low, high = np.quantile(spent.shuffled, TAILS, axis=0)
             by_trials.fill_between(trials, low, high, color=ORANGE, alpha=0.2, linewidth=0)
             by_trials.plot(trials, spent.shuffled.mean(axis=0), "--", color=ORANGE, label="in random order")
             by_trials.step(trials, spent.hypervolume, where="post", color=BLUE, label="as drawn")
@@ -107,7 +108,7 @@ def budget(searched: Searched, spent: Spent) -> "Figure":
                 panel.set_ylim(bottom=0)
         for goal, panel in zip(searched.names, panels.flat[wide:], strict=False):
             head, scale, _ = unit_of(goal)
-            low, high = scale * np.quantile(spent.resampled[goal], [0.025, 0.975], axis=0)
+            low, high = scale * np.quantile(spent.resampled[goal], TAILS, axis=0)
             panel.fill_between(trials, low, high, color=ORANGE, alpha=0.2, linewidth=0)
             panel.plot(trials, scale * spent.expected[goal], "--", color=ORANGE, label="expected of k at random")
             panel.step(trials, scale * spent.best[goal], where="post", color=BLUE, label="best so far, as drawn")

@@ -20,7 +20,7 @@ from .rows import PARTS, baseline_of, decoding_words, is_judged, judge_of, name_
 from .sections import Findings, ReportItem
 
 Facts = list[tuple[str, str]]
-"""What is told, and what there is to tell."""
+"""Names and values, for a list on the page."""
 TABLES = (
     *("league_checkpoints", "league", "league_pairs", "league_tuning", "win_rate_stability", "ablation_checkpoints"),
     *("ablation", "factorial", "judging", "corrected", "panel", "agreement", "search_winners"),
@@ -174,7 +174,7 @@ def paper(findings: Findings, tables: Sequence[tuple[ReportItem, Table]]) -> str
     run, space, run_facts = findings.run, _space(findings.run), dict(facts(findings.run))
     # Without arms and confirmed winners the search trials are all there is.
     names = TABLES if len(findings.main.frame) else (*TABLES, "search_trials")
-    placed = [(entry.name, table) for entry, table in tables if entry.name in names and len(table.frame)]
+    placed = [(item.name, table) for item, table in tables if item.name in names and len(table.frame)]
     # Not the name of the machine, which may say who wrote the paper.
     host = {key: value for key, value in (run.manifest.get("host") or {}).items() if key != "node"}
     about = [*((key, run_facts[key]) for key in RUN_FACTS if key in run_facts), ("machine", _words(host) or UNKNOWN)]

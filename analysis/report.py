@@ -45,7 +45,7 @@ COLOURS = {
 
 
 def build_page(found: Findings, things: Sequence[tuple[ReportItem, Table | bytes]]) -> str:
-    """The page. things: its tables, and its figures as SVG, with their entries and in the order of those."""
+    """The page. things: its tables, and its figures as SVG, with their items and in the order of those."""
     unsettled, settled = answer(found.run, found.main, of_design=found.of_design())
     settled += map(unbroken, found.search.sentences())
     environment = jinja2.Environment(
@@ -66,7 +66,7 @@ def build_page(found: Findings, things: Sequence[tuple[ReportItem, Table | bytes
         unsettled=unsettled,
         settled=settled,
         sections=[
-            {"title": under, "things": [_placed(entry, thing) for entry, thing in group]}
+            {"title": under, "things": [_placed(item, thing) for item, thing in group]}
             for under, group in groupby(things, key=lambda item: item[0].under)
         ],
         examples=examples(found.run, found.main),
@@ -95,13 +95,13 @@ def _policy(scripts: Sequence[str]) -> str:
     return f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; script-src {allowed}"
 
 
-def _placed(entry: ReportItem, thing: Table | bytes) -> dict[str, Any]:
+def _placed(item: ReportItem, thing: Table | bytes) -> dict[str, Any]:
     if isinstance(thing, Table):
-        return {"name": entry.name, "table": thing}
-    svg = _inline(thing, entry.name)
-    for colour, variable in () if entry.paper else COLOURS.items():
+        return {"name": item.name, "table": thing}
+    svg = _inline(thing, item.name)
+    for colour, variable in () if item.paper else COLOURS.items():
         svg = re.sub(rf"(?<=[ :\"]){colour}(?=[;\"])", f"var(--{variable})", svg, flags=re.IGNORECASE)
-    return {"name": entry.name, "table": None, "svg": svg, "caption": entry.caption, "paper": entry.paper}
+    return {"name": item.name, "table": None, "svg": svg, "caption": item.caption, "paper": item.paper}
 
 
 def _inline(svg: bytes, name: str) -> str:
@@ -169,8 +169,8 @@ def write_report(
             write(folder / name, content, durable=False)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}. Give another place with --out.") from None
-    written = {entry.name: table for entry, table in placed if len(table.frame) or table is found.main}
-    shown = [table for entry, table in placed if entry.terminal]
+    written = {item.name: table for item, table in placed if len(table.frame) or table is found.main}
+    shown = [table for item, table in placed if item.terminal]
     # Of a run that only searched, its search trials replace the main table in the terminal.
     if found.main.frame.empty:
         shown = [found.search_trials if table is found.main else table for table in shown]
@@ -184,10 +184,9 @@ def build_live_page(run_path: str | Path) -> str:
     Raises InputError where nothing has finished, or a file cannot be read.
     """
     found = Findings(results.load(run_path))
-    quick = [entry for entry in SECTIONS if not entry.caption or entry.name == "pareto"]
+    quick = [item for item in SECTIONS if not item.caption or item.name == "pareto"]
     things = [
-        (entry, thing if isinstance(thing, Table) else render(thing, "svg")["svg"])
-        for entry, thing in made(found, quick)
+        (item, thing if isinstance(thing, Table) else render(thing, "svg")["svg"]) for item, thing in made(found, quick)
     ]
     return build_page(found, things)
 
@@ -196,18 +195,18 @@ def _made(found: Findings) -> tuple[dict[str, bytes], list[tuple[ReportItem, Tab
     """The content of every file by its name, and the tables."""
     files: dict[str, bytes] = {}
     placed: list[tuple[ReportItem, Table | bytes]] = []
-    for entry, thing in made(found):
+    for item, thing in made(found):
         kinds: Mapping[str, bytes] = {}
         if isinstance(thing, Table):
-            placed.append((entry, thing))
+            placed.append((item, thing))
             if len(thing.frame) or thing is found.main:
                 kinds = {"md": thing.markdown().encode(), "csv": thing.csv().encode(), "tex": thing.latex().encode()}
         else:
             kinds = render(thing)
-            placed.append((entry, kinds["svg"]))
-        files |= {f"{entry.name}.{kind}": content for kind, content in kinds.items()}
+            placed.append((item, kinds["svg"]))
+        files |= {f"{item.name}.{kind}": content for kind, content in kinds.items()}
     files["report.html"] = build_page(found, placed).encode()
-    return files, [(entry, thing) for entry, thing in placed if isinstance(thing, Table)]
+    return files, [(item, thing) for item, thing in placed if isinstance(thing, Table)]
 
 
 def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentences:
@@ -308,14 +307,17 @@ def _on_accuracy(run: Run, known: pd.DataFrame) -> str:
     best, from_ = known.iloc[0], " from its SFT checkpoint" if tables.START in known else ""
     pairs = int(run.trials["pairs"].max()) if run.trials["pairs"].notna().any() else 0
     value = _percent(best, "preference_accuracy")
-    tied = known[known["preference_accuracy"] == best["preference_accuracy"]]["label"].tolist()
+    tied = known[known["preference_accuracy"] == best["preference_accuracy"]]
+    rests = basis(run, int(tied["seeds_finished"].min()), pairs)
     if len(known) == 1:
         claim = f"The held-out preference accuracy of {best['label']} is {value}{_at_stability(best)}"
     elif len(tied) > 1:
-        claim = f"{_list(tied)} have the same held-out preference accuracy{from_}, the highest: {value}"
+        rests = f"at least {rests}"
+        labels = _list(tied["label"].tolist())
+        claim = f"{labels} have the same held-out preference accuracy{from_}, the highest: {value}"
     else:
         claim = f"{best['label']} has the highest held-out preference accuracy{from_}: {value}{_at_stability(best)}"
-    return f"{claim} ({basis(run, best['seeds_finished'], pairs)}). Accuracy can rise while answers get worse."
+    return f"{claim} ({rests}). Accuracy can rise while answers get worse."
 
 
 def _say_search(run: Run, frame: pd.DataFrame, judged: bool, open_: list[str], said: list[str]) -> None:

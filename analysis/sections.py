@@ -1,4 +1,4 @@
-"""Every table and figure of a report: one list, in the order of the page. To add one is to add an entry."""
+"""Every table and figure of a report: one list, in the order of the page. To add one is to add an item."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -278,14 +278,14 @@ SECTIONS: tuple[ReportItem, ...] = (
 )
 
 
-def made(found: Findings, entries: Sequence[ReportItem] = SECTIONS) -> Iterator[tuple[ReportItem, "Table | Figure"]]:
-    """The tables and figures that this run has, in the order of the page. entries: those that are made."""
-    for entry in entries:
-        thing = entry.make(found)
-        if isinstance(thing, Table) and thing.frame.empty and not entry.without_rows:
+def made(found: Findings, items: Sequence[ReportItem] = SECTIONS) -> Iterator[tuple[ReportItem, "Table | Figure"]]:
+    """The tables and figures that this run has, in the order of the page. items: those that are made."""
+    for item in items:
+        thing = item.make(found)
+        if isinstance(thing, Table) and thing.frame.empty and not item.without_rows:
             continue
         if thing is not None:
-            yield entry, thing
+            yield item, thing
 
 
 def _of_league(found: Findings, make: Callable[[Standings], Table]) -> Table | None:

@@ -1,9 +1,8 @@
 """Arguments and output that the benchmark scripts share."""
 
 import argparse
-import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from slime_ray.bench.tables import show
@@ -40,9 +39,3 @@ def run(
         show(name, report, table(report), as_json=as_json)
     except SlimeRayError as error:
         sys.exit(f"{parser.prog}: {error}")
-
-
-def middle(seconds: Sequence[float], unit: float, form: str) -> tuple[str, str]:
-    """Return the median, and least to most, of `seconds` times `unit`, as text."""
-    values = [unit * value for value in seconds]
-    return f"{statistics.median(values):{form}}", f"{min(values):{form}}-{max(values):{form}}"

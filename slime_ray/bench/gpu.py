@@ -114,13 +114,13 @@ def run_part(part: str, case: str, sizes: GpuSizes, *, seconds: float) -> list[G
     # Memory is asked for as trials ask for it.
     allocator = os.environ.get("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     environment = {"TORCH_LOGS": "recompiles", "PYTORCH_ALLOC_CONF": allocator}
-    answer: ProcessResult = in_a_process("slime_ray.bench.gpu_child", request, seconds=seconds, environment=environment)
-    if answer.values is None:
-        return [GpuRow(part, case, failure=answer.failure)]
-    rows = [GpuRow(**values) for values in answer.values]
+    result: ProcessResult = in_a_process("slime_ray.bench.gpu_child", request, seconds=seconds, environment=environment)
+    if result.values is None:
+        return [GpuRow(part, case, failure=result.failure)]
+    rows = [GpuRow(**values) for values in result.values]
     if part != "step" or not rows[-1].figures:
         return rows
-    again = float(answer.log.count("Recompiling function"))
+    again = float(result.log.count("Recompiling function"))
     return [*rows[:-1], replace(rows[-1], figures=rows[-1].figures | {"recompilations": again})]
 
 

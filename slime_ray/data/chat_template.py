@@ -3,7 +3,6 @@
 Everything here is found by rendering, never by searching a text for something that looks like a turn's end.
 """
 
-import functools
 import json
 import logging
 import re
@@ -46,12 +45,6 @@ def stop_token_ids(
             f"{tokenizer_name(tokenizer)}: the tokenizer has no end-of-sequence token, so no answer could ever end."
         )
     return tuple(sorted(stops))
-
-
-@functools.cache
-def _warn(sentence: str) -> None:
-    """Log a warning once a process, however many tables are tokenized."""
-    logger.warning("%s", sentence)
 
 
 @dataclass(frozen=True)
@@ -127,10 +120,11 @@ class ChatRenderer:
                 "a conversation with an answer does not begin with the same conversation's generation prompt, so "
                 "prompts would differ between training and evaluation"
             )
-        _warn(
-            f"{tokenizer_name(self.tokenizer)}: the chat template's generation prompt is {generation!r}, but it writes "
-            f"{header!r} before an answer. Prompts end with the latter, in training and in evaluation."
-        )
+        logger.warning(
+            "%s: the chat template's generation prompt is %r, but it writes %r before an answer. Prompts end with the "
+            "latter, in training and in evaluation.",
+            tokenizer_name(self.tokenizer), generation, header,
+        )  # fmt: skip
         return header
 
     def _learn_joint(self) -> None:
@@ -150,10 +144,10 @@ class ChatRenderer:
             self._newline = newline
             if self._decode(start + self.encode([answer], inner=True)[0]) != whole:
                 self._newline = None
-                _warn(
-                    f"{tokenizer_name(self.tokenizer)}: this tokenizer changes a completion that is encoded by itself, "
-                    "so training sees other tokens at its start than generation writes."
-                )
+                logger.warning(
+                    "%s: this tokenizer changes a completion that is encoded by itself, so training sees other tokens "
+                    "at its start than generation writes.", tokenizer_name(self.tokenizer),
+                )  # fmt: skip
 
     @property
     def end_of_turn_id(self) -> int:

@@ -1,5 +1,9 @@
 """What a model has no numbers for: token ids beyond its embeddings, positions beyond what it computes alike."""
 
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +16,7 @@ from slime_ray.model.decoder import decoder_of
 
 _SIZES = {"mpt": "max_seq_len"}
 """Model types whose positions end with a number of their configuration, and no table shows it."""
-OFFSETS = range(17)
+_OFFSETS = range(17)
 """Rows that a table of positions may have beyond them, such as OPT's two."""
 
 
@@ -65,30 +69,28 @@ def declared_limits(config: Any) -> Limits:
     return limits_of(lm)
 
 
-def limits_of(lm: Any) -> Limits:
-    """The narrowest of a model's tables of positions, and of the lengths that its configuration says it depends on.
+def limits_of(lm: Any, steady: int | None = None) -> Limits:
+    """The shortest of a model's tables of positions and of the lengths up to which its frequencies are steady.
 
-    lm: of transformers, with or without weights.
+    lm: of transformers, with or without weights. steady: such a length of modules that are none of transformers', as
+    `steady_length` measures it.
     """
-    config, embeddings = lm.config.get_text_config(), lm.get_input_embeddings()
-    ids = embeddings.weight.shape[0]
+    config, ids = lm.config.get_text_config(), lm.get_input_embeddings().weight.shape[0]
     size = getattr(config, _SIZES.get(config.model_type, "max_position_embeddings"), None)
-    ropes = _ropes(config)
-    steady = [
-        rope.get("original_max_position_embeddings") or size
-        for rope in ropes
+    kinds = {
+        rope["rope_type"]: rope.get("original_max_position_embeddings") or size
+        for rope in _ropes(config)
         if rope.get("rope_type") in ("dynamic", "longrope")
-    ]
-    narrowest = min((length for length in steady if length is not None), default=None)
-    table = size if size is not None and (config.model_type in _SIZES or _has_table(lm, embeddings, size)) else None
+    }
+    narrowest = min((length for length in (*kinds.values(), steady) if length is not None), default=None)
+    table = size if size is not None and (config.model_type in _SIZES or _has_table(lm, size)) else None
     if narrowest is not None and (table is None or narrowest <= table):
-        kinds = sorted({str(rope["rope_type"]) for rope in ropes if "rope_type" in rope})
+        of_type = f" (rope_type {', '.join(sorted(kinds))} in its config.json)" if narrowest in kinds.values() else ""
         return Limits(
             ids,
             narrowest,
-            f"the {narrowest} positions up to which this model's rotary frequencies"
-            f"{f' (rope_type {kinds[0]} in its config.json)' if len(kinds) == 1 else ''} do not depend on the longest "
-            "sequence of a batch",
+            f"the {narrowest} positions up to which this model's rotary frequencies{of_type} do not depend on the "
+            "longest sequence of a batch",
         )
     selected = getattr(config, "index_topk", None)
     if selected and (table is None or selected <= table):
@@ -103,13 +105,107 @@ def _ropes(config: Any) -> list[dict[str, Any]]:
     return [rope, *(each for each in rope.values() if isinstance(each, dict))]
 
 
-def _has_table(lm: Any, embeddings: nn.Module, size: int) -> bool:
+def _has_table(lm: Any, size: int) -> bool:
     """Whether a decoder has an embedding, or a buffer of as many vectors, for each of `size` positions."""
-    decoder = decoder_of(lm)
+    decoder, embeddings = decoder_of(lm), lm.get_input_embeddings()
     return any(
-        isinstance(module, nn.Embedding) and module is not embeddings and module.weight.shape[0] - size in OFFSETS
+        isinstance(module, nn.Embedding) and module is not embeddings and module.weight.shape[0] - size in _OFFSETS
         for module in decoder.modules()
     ) or any(
         "pos" in name.rsplit(".", 1)[-1] and table.is_floating_point() and table.dim() == 2 and len(table) == size
         for name, table in decoder.named_buffers()
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Code that came with a model: what its configuration says of frequencies is not known, so they are measured
+
+Calls = dict[nn.Module, inspect.BoundArguments]
+"""Rotary modules, each with the arguments of its first call."""
+
+
+@contextmanager
+def watching_rotary(lm: Any, calls: Calls) -> Iterator[None]:
+    """Note calls of modules without parameters that take positions and are none of transformers'."""
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.setdefault(module, inspect.signature(module.forward).bind(*args, **kwargs))
+
+    hooks = [
+        module.register_forward_pre_hook(note, with_kwargs=True)
+        for module in decoder_of(lm).modules()
+        if not type(module).__module__.startswith("transformers.")
+        and _position_argument(module)
+        and not any(True for _ in module.parameters())
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def steady_length(lm: Any, calls: Calls) -> int | None:
+    """Tokens up to which these modules give early positions the same numbers, whatever stands behind them.
+
+    calls: of one short sequence. None where that holds up to four times the positions of the model's configuration.
+    """
+    size = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    lengths = [_steady(module, call, far=4 * (size or 2**15)) for module, call in calls.items()]
+    return min((length for length in lengths if length is not None), default=None)
+
+
+def _steady(module: nn.Module, call: inspect.BoundArguments, *, far: int) -> int | None:
+    argument = _position_argument(module)
+    positions = call.arguments.get(argument)
+    short = int(positions.max()) + 1 if torch.is_tensor(positions) and positions.numel() else positions
+    if not isinstance(short, int):
+        return None
+
+    def holds(length: int) -> bool:
+        """Whether a sequence of so many tokens in the batch leaves the short one's numbers alone."""
+        near, beside = (_early(module, call, argument, tokens, short) for tokens in (short + 1, length))
+        return (
+            near is not None
+            and beside is not None
+            and all(torch.allclose(one, other, rtol=0, atol=1e-7) for one, other in zip(near, beside, strict=True))
+        )
+
+    if holds(far):
+        return None
+    low, high = short + 1, far
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def _early(
+    module: nn.Module, call: inspect.BoundArguments, argument: str, tokens: int, short: int
+) -> list[torch.Tensor] | None:
+    """What the first `short` positions get beside one at the end of `tokens`; None where the module fails.
+
+    A copy on the CPU computes it: the module may keep what it saw last, and a GPU does not survive a wrong index.
+    """
+    arguments = {name: value.cpu() if torch.is_tensor(value) else value for name, value in call.arguments.items()}
+    positions = arguments[argument]
+    if torch.is_tensor(positions):
+        arguments[argument] = torch.cat((positions, torch.full_like(positions[..., :1], tokens - 1)), -1)
+    else:
+        arguments[argument] = tokens
+    try:
+        replay = inspect.BoundArguments(call.signature, arguments)  # type: ignore[arg-type]
+        output = copy.deepcopy(module).cpu()(*replay.args, **replay.kwargs)
+    except (IndexError, RuntimeError):
+        return None
+    tensors = [item for item in (output if isinstance(output, tuple) else (output,)) if torch.is_tensor(item)]
+    return [
+        next((item.narrow(axis, 0, short) for axis, size in enumerate(item.shape) if size > short), item)
+        for item in tensors
+    ]
+
+
+def _position_argument(module: nn.Module) -> str:
+    """The argument of a module that takes positions, or their number; empty where none does."""
+    parameters = inspect.signature(module.forward).parameters
+    return next((name for name in ("position_ids", "seq_len") if name in parameters), "")

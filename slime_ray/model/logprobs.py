@@ -149,8 +149,6 @@ class Policy(nn.Module):
 
         longest: tokens of the longest prompt. Raises InputError where it leaves no room for an answer.
         """
-        # The probe comes first: it may give the model another attention function.
-        _ = self.why_not_packed
         self.limits.check_answer(longest, max_new_tokens, f"A prompt of {longest} tokens")
         return batch if batch == 1 or self.exact or self._pads_prompts else 1
 
@@ -236,29 +234,33 @@ class Policy(nn.Module):
 
     @property
     def limits(self) -> Limits:
-        """Ids and positions that the model has."""
-        return limits_of(self.causal_lm)
+        """Ids and positions that the model has. The probe runs before, see `why_not_packed`."""
+        return limits_of(self.causal_lm, self._probed[1])
 
     @cached_property
     def shares_prompts(self) -> bool:
         """Whether pairs may lie packed in one row with their prompt once; else every sequence has a row of its own."""
         return self.why_not_packed is None
 
-    @cached_property
+    @property
     def why_not_packed(self) -> str | None:
         """What speaks against packed rows, in words; None where nothing does.
 
         The probe says so, which runs once, at first use, on the model as it is then. Raises InputError where
         log-probabilities would not be those of the model itself.
         """
-        reason = probe(self)
+        return self._probed[0]
+
+    @cached_property
+    def _probed(self) -> tuple[str | None, int | None]:
+        reason, steady = probe(self)
         if reason is not None:
             logger.warning(
                 "%s: %s. Every sequence gets a row of its own, which is slower and gives the same numbers.",
                 type(self.causal_lm).__name__,
                 reason,
             )
-        return reason
+        return reason, steady
 
 
 def _set_row_attention(lm: Any) -> bool:

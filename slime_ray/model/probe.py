@@ -18,17 +18,19 @@ from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError, device_error, is_memory_error
 from slime_ray.model.attention import ROW_ATTENTION, local_setting
 from slime_ray.model.decoder import WAY_OUT
+from slime_ray.model.limits import Calls, steady_length, watching_rotary
 
 
 @torch.no_grad()
-def probe(policy: Any) -> str | None:
-    """Compare a Policy with its model's own logits.
+def probe(policy: Any) -> tuple[str | None, int | None]:
+    """Compare a Policy with its model's own logits, and look through code that came with the model.
 
     Args:
         policy: a Policy on the device where it will be used. All ranks of a sharded one call this together.
 
     Returns:
-        What speaks against pairs that share a row, and completions that share a prompt; None where nothing does.
+        What speaks against pairs that share a row, and completions that share a prompt; None where nothing does. And
+        what `steady_length` says of such code.
 
     Raises:
         InputError: log-probabilities would not be those of the model. Names the architecture and what differs.
@@ -36,7 +38,8 @@ def probe(policy: Any) -> str | None:
     was_training = policy.training
     policy.eval()
     try:
-        return _Probe(policy).run()
+        probing = _Probe(policy)
+        return probing.run(), steady_length(probing.lm, probing.rotary)
     finally:
         policy.train(was_training)
         # A gathered parameter would be what an optimizer takes up, and the parts would never be updated.
@@ -91,6 +94,7 @@ class _Probe:
         self.pairs = _made_up_pairs(self.lm)
         # What speaks against our attention function.
         self.unlike: str | None = None
+        self.rotary: Calls = {}
         sequences = [(pair.prompt_ids, pair.chosen_ids) for pair in self.pairs]
         self.sequences = sequences + [(pair.prompt_ids, pair.rejected_ids) for pair in self.pairs]
         with _refusing(f"{self.name} computes no logits of text alone"):
@@ -115,7 +119,8 @@ class _Probe:
     def _own(self, prompt: Sequence[int], completion: Sequence[int]) -> tuple[torch.Tensor, float]:
         """Log-probabilities from the model's own logits of one sequence, and the largest logit."""
         ids = torch.tensor([[*prompt, *completion]], device=self.policy.device)
-        logits = self.policy.own_logits(ids)[0, len(prompt) - 1 : -1].double()
+        with watching_rotary(self.lm, self.rotary):
+            logits = self.policy.own_logits(ids)[0, len(prompt) - 1 : -1].double()
         logps = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).squeeze(1)
         return logps, float(logits.detach().abs().max())
 

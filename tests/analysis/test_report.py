@@ -72,6 +72,10 @@ def test_all_files_are_written_and_no_partial_ones_stay(written):
     assert sorted(written.files) == sorted(written.folder.iterdir())
 
 
+def test_winners_as_confirmed_stand_before_the_front_that_they_were_chosen_on(page):
+    assert page.index("The winners of the search, as the search measured them") < page.index("The front of the search")
+
+
 def test_the_page_asks_for_nothing_from_outside(page):
     for tag, attributes in elements(page):
         assert tag not in ("link", "img", "iframe", "object", "embed")

@@ -25,7 +25,7 @@ def bench(*arguments: str) -> None:
 
 
 def test_step_prints_a_table_and_every_timing(capsys):
-    bench("step", *TINY, "--vocab", "64,128", "--steps", "1", "--json")
+    bench("step", *TINY, "--vocab", "64,128", "--steps", "2", "--json")
     out, printed = capsys.readouterr()
     found = json.loads(out)
     assert found["benchmark"] == "step"
@@ -35,13 +35,13 @@ def test_step_prints_a_table_and_every_timing(capsys):
     assert [at["vocabulary"] for at in found["vocabularies"]] == [64, 128]
     for at in found["vocabularies"]:
         assert [recipe["name"] for recipe in at["recipes"]] == list(RECIPES)
-        assert at["pairs"] == 2
+        assert at["pairs"] == 4
         for recipe in at["recipes"]:
-            assert [len(taken) for taken in recipe["seconds"]] == [1, 1]
+            assert [len(taken) for taken in recipe["seconds"]] == [2, 2]
             assert recipe["share_of_peak"] is None
             assert recipe["failure"] is None
             totals = [sum(taken) for taken in recipe["seconds"]]
-            assert recipe["seconds_per_step"] == pytest.approx(sum(totals) / 2)
+            assert recipe["seconds_per_step"] == pytest.approx(sum(totals) / 4)
             assert recipe["tokens_per_second"] == pytest.approx(at["real_tokens"] / (sum(totals) / 2))
         by_name = {recipe["name"]: recipe for recipe in at["recipes"]}
         assert by_name["authors"]["to_authors"] == [1, 1, 1]

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from slime_ray.data import chat_template
 from slime_ray.data.chat_template import stop_token_ids
 from slime_ray.data.template_text import resolve_chat_template, template_hash
 from slime_ray.data.tokenizing import tokenize_pairs
@@ -151,8 +150,6 @@ def texts_of(tokenizer, **row):
 
 
 def test_a_template_without_a_generation_prompt_has_its_header_in_the_prompt(caplog):
-    # Said once a process.
-    chat_template._warn.cache_clear()
     assert texts_of(simple("unasked")) == (
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
         "good<|im_end|>",

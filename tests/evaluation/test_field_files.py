@@ -21,16 +21,6 @@ def rows_of(name: str) -> Rows:
     return [json.loads(line) for line in lines if line]
 
 
-@pytest.fixture
-def write(tmp_path) -> Callable[..., Path]:
-    def write(rows: Rows, name: str = "mine.jsonl") -> Path:
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return path
-
-    return write
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What is read
 

@@ -6,7 +6,7 @@ from slime_ray.analysis.statistics import arena_hard_score
 
 from slime_ray.evaluation.field_files.judged import MIRRORED, mt_bench_means, read_judgments, read_ratings
 from slime_ray.evaluation.verdicts import POINTS_OF_A, Comparison
-from tests.evaluation.test_field_files import FILES, change, refused, rows_of, write  # noqa: F401
+from tests.evaluation.test_field_files import FILES, change, refused, rows_of
 
 
 def test_the_first_game_shows_the_baseline_as_a_and_the_second_the_model():
@@ -29,13 +29,13 @@ def test_older_judgments_have_the_same_order_and_no_baseline():
 
 
 @pytest.mark.parametrize("label", ["A", "A>C", "", "a>b", None])
-def test_a_score_that_is_no_label_is_missing_never_a_loss(write, label):  # noqa: F811
+def test_a_score_that_is_no_label_is_missing_never_a_loss(write, label):
     row = rows_of("arena_hard_judgments")[0]
     row["games"][0]["score"] = label
     assert read_judgments(write([row]))[0].comparison == Comparison(ab="A>>B", ba=None)
 
 
-def test_a_row_of_one_game_is_a_comparison_with_one_order(write):  # noqa: F811
+def test_a_row_of_one_game_is_a_comparison_with_one_order(write):
     row = rows_of("arena_hard_judgments")[0]
     row["games"] = row["games"][:1]
     (prompt,) = read_judgments(write([row]))
@@ -50,7 +50,7 @@ def rating(model, turn, score, question=81):
     return about | {"turn": turn, "score": score}
 
 
-def test_means_of_mt_bench_are_those_that_pandas_gives_as_fastchat_asks_it(write):  # noqa: F811
+def test_means_of_mt_bench_are_those_that_pandas_gives_as_fastchat_asks_it(write):
     rows = [rating("m", 1, 7), rating("m", 1, 9.5), rating("m", 2, 4, 82), rating("m", 2, -1), rating("n", 1, 10)]
     path = write(rows)
     means = mt_bench_means(read_ratings(path, repeats=True))
@@ -63,12 +63,12 @@ def test_means_of_mt_bench_are_those_that_pandas_gives_as_fastchat_asks_it(write
     assert means["m"].missing == 1
 
 
-def test_a_model_without_any_rating_has_no_mean(write):  # noqa: F811
+def test_a_model_without_any_rating_has_no_mean(write):
     means = mt_bench_means(read_ratings(write([rating("m", 1, -1)])))
     assert (means["m"].turns, means["m"].mean, means["m"].missing) == ({}, None, 1)
 
 
-def test_repeated_ratings_are_read_on_request_alone(write):  # noqa: F811
+def test_repeated_ratings_are_read_on_request_alone(write):
     path = write([rating("m", 1, 7), rating("m", 1, 9)])
     refused(read_ratings, path, ":2: turn 1 of '81' by 'm' stands in")
     assert [one.score for one in read_ratings(path, repeats=True)] == [7, 9]
@@ -103,11 +103,11 @@ def test_a_mirrored_verdict_is_worth_what_the_other_side_loses():
         (read_ratings, "mt_bench_ratings", "judge", ["other", "single-v1"], ":3: the judge is 'other'"),
     ],
 )
-def test_a_wrong_row_is_refused_by_line(write, read, name, path, value, message):  # noqa: F811
+def test_a_wrong_row_is_refused_by_line(write, read, name, path, value, message):
     refused(read, write(change(name, path, value)), message)
 
 
-def test_a_prompt_that_was_judged_twice_is_refused(write):  # noqa: F811
+def test_a_prompt_that_was_judged_twice_is_refused(write):
     row = rows_of("arena_hard_judgments")[0]
     refused(read_judgments, write([row, row]), ":2: a judgment of '3f1c0a77' stands in")
 

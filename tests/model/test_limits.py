@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from slime_ray.data.packing import pack
 from slime_ray.errors import InputError
@@ -51,7 +52,6 @@ def test_a_table_of_positions_is_found_and_counted(kind):
     limits = declared_limits(lm.config)
     assert limits.positions == 128
     assert (runs(lm, 128), runs(lm, 129)) == (True, False)
-    assert limits_of(lm) == limits
     with pytest.raises(InputError, match=r"A row has 129 tokens, more than the model's 128 positions\. Shorten it\."):
         limits.check_length(129, "A row", "Shorten it.")
 
@@ -67,10 +67,9 @@ def test_a_model_without_one_has_no_limit(kind):
 def test_frequencies_that_depend_on_the_longest_sequence_limit_it_and_others_do_not(kind):
     family, positions, settings = ROTARY[kind]
     lm = tiny_family(family, **settings)
-    limits = limits_of(lm)
+    limits = declared_limits(lm.config)
     assert limits.positions == positions
     assert ("rotary frequencies (rope_type" in limits.reason) is (positions is not None)
-    assert declared_limits(lm.config) == limits
     # Within the limit a short pair comes out the same beside a long one.
     short, fitting, longest = (Ids(tuple(range(3, 9)), (9,) * n, (4, 5)) for n in (3, 42, 99))
     with torch.no_grad():
@@ -80,6 +79,27 @@ def test_frequencies_that_depend_on_the_longest_sequence_limit_it_and_others_do_
         )
     torch.testing.assert_close(within, alone, rtol=0, atol=1e-5)
     assert bool((beyond - alone).abs().max() > 1e-3) is (positions is not None)
+
+
+class OwnRotary(nn.Module):
+    """Frequencies that shrink with the longest sequence of a call, under no name that is known."""
+
+    def __init__(self, rotary: nn.Module, *, by_length: bool):
+        super().__init__()
+        self.rotary, self.by_length = rotary, by_length
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        longest = int(position_ids.max()) + 1
+        return self.rotary(x, position_ids / (1 + longest // 60) if self.by_length else position_ids)
+
+
+@pytest.mark.parametrize("by_length", [True, False])
+def test_code_that_came_with_a_model_is_seen_through_by_its_numbers(by_length):
+    lm: Any = tiny_family("llama")
+    lm.model.rotary_emb = OwnRotary(lm.model.rotary_emb, by_length=by_length)
+    limits = Policy(lm).limits
+    assert limits.positions == (59 if by_length else None)
+    assert "rope_type" not in limits.reason
 
 
 def test_ids_are_those_that_embeddings_and_head_have():

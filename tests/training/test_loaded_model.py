@@ -4,7 +4,7 @@ from pathlib import Path
 
 import peft
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.model import Model
@@ -66,3 +66,25 @@ def test_a_model_that_lacks_weights_makes_no_stage(settings, tmp_path):
     with pytest.raises(InputError, match="lack 9 weights"):
         prepare(settings, storage=RunStore(tmp_path / "runs"), report=say_nothing)
     assert not [path for path in (tmp_path / "runs" / ".stages").glob("sft-*") if path.is_dir()]
+
+
+@pytest.mark.parametrize("sft", ["null", "{updates: 1, learning_rate: 1e-3, examples_per_update: 4}"])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"n_positions": 28}, r"row \d+ \(chosen\) has \d+ tokens, more than the model's 28 positions"),
+        ({"vocab_size": 9}, r"row \d+: the token '.*' has id \d+, and the model has 9 ids"),
+    ],
+)
+def test_tokens_beyond_a_model_make_no_stage_of_it(tmp_path, sft, config, message):
+    tokenizer = tiny_tokenizer(load_task("arithmetic"))
+    whole = {"vocab_size": len(tokenizer), "n_embd": 8, "n_layer": 1, "n_head": 1, **config}
+    GPT2LMHeadModel(GPT2Config(**whole)).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    text = TEXT.replace("SOURCE", str(tmp_path / "base")).replace("sft: null", f"sft: {sft}")
+    (tmp_path / "loaded.yaml").write_text(text)
+    settings = load_experiment(tmp_path / "loaded.yaml", overrides={"model.lora": None}).settings
+    with pytest.raises(InputError, match=message):
+        prepare(settings, storage=RunStore(tmp_path / "runs"), report=say_nothing)
+    made = [path.name for path in (tmp_path / "runs" / ".stages").glob("*-*") if path.is_dir()]
+    assert not [name for name in made if name.startswith(("step0", "baseline") if sft == "null" else "sft")]

@@ -59,11 +59,11 @@ def export_run(run: results.Run, folder: Path, form: Form) -> str:
     trials, baselines = _trials_of(run)
     if not trials:
         raise InputError(f"{run.path}: no trial has answers, so there is nothing to export.")
-    files = (_arena_hard if form == "arena-hard" else _mt_bench)(trials, baselines)
-    _write({folder / name: "".join(json.dumps(row) + "\n" for row in rows) for name, rows in files.items()})
+    contents = (_arena_hard if form == "arena-hard" else _mt_bench)(trials, baselines)
+    _write({folder / name: "".join(json.dumps(row) + "\n" for row in rows) for name, rows in contents.items()})
     judged = sum(bool(trial.judged) for trial in trials)
     judgments = f"judgments of {judged}" if judged else "no judgments, for no answer was judged"
-    questions = len(files["question.jsonl"])
+    questions = len(contents["question.jsonl"])
     return f"{folder}: {questions} questions, answers of {len(trials)} trials and the baseline, {judgments}."
 
 
