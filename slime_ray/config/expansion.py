@@ -95,7 +95,8 @@ def trained(settings: Settings) -> str:
     objective = settings.objective.build()
     if settings.training.updates == 0:
         return fingerprint({**plain, "objective": None, "training": None})
-    if objective.pairs_together is None and (getattr(objective, "remove", ()) or 0 in plain["objective"].values()):
+    idle = bool(getattr(objective, "remove", ())) or 0 in plain["objective"].values()
+    if idle and objective.pairs_together is None:
         # Without a part, or with a weight of 0, knobs may be idle, which loss and gradients tell. A sum makes 0 of -0.
         # Where it matters which pairs lie together, or this batch is refused, the knobs alone tell objectives apart.
         with suppress(ValueError):

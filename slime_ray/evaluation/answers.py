@@ -38,7 +38,7 @@ class Answered(Judged):
         return win_rate(self.comparisons, self.prompts.ids)
 
     @property
-    def judged(self) -> int:
+    def judged_prompts(self) -> int:
         """Prompts with at least one valid verdict."""
         valid = zip(self.prompts.ids, self.comparisons, strict=True)
         return len({name for name, comparison in valid if comparison and comparison.outcome is not None})

@@ -194,7 +194,7 @@ def _early(
     else:
         arguments[argument] = tokens
     try:
-        replay = inspect.BoundArguments(call.signature, arguments)  # type: ignore[arg-type]
+        replay = inspect.BoundArguments(call.signature, arguments)
         output = copy.deepcopy(module).cpu()(*replay.args, **replay.kwargs)
     except (IndexError, RuntimeError):
         return None

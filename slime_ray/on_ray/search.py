@@ -32,6 +32,8 @@ from slime_ray.training.outcome import one_sentence
 
 PAUSED = "paused"
 DELETED = "deleted"
+SPARE = ".rebuilt"
+"""Suffix of a study that is written whole before it replaces the one of the run."""
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 Rows = Mapping[str, Mapping[str, Any]]
 MADE_AGAIN = "it is made again from the trials' results"
@@ -152,16 +154,17 @@ class StudySearch:
         self.sampler = RuledSampler(search, rules, trials=trials, seed=seed)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with asking():
-            self.study = self._create()
+            self._restore_spare()
+            self.study = self._create(name)
             self._check()
             self._reconcile({trial_id: row for trial_id, row in rows.items() if row.get("phase") == "search"}, lost)
             self._observe(observed)
         self.queue = [*search.known_points, *(grid(search, rules, seed) if search.sampler == "grid" else ())]
 
-    def _create(self) -> optuna.Study:
+    def _create(self, name: str) -> optuna.Study:
         """The study of this name, a new one where there is none."""
         study = optuna.create_study(
-            study_name=self.name,
+            study_name=name,
             storage=self.storage,
             sampler=self.sampler,
             directions=[StudyDirection[way.upper()] for way in self.goals.values()],
@@ -220,10 +223,7 @@ class StudySearch:
                     entry = _without_result(entry)
             kept.append(entry)
         if rebuilt := {_id(entry) for entry, before in zip(kept, self._entries(), strict=True) if entry is not before}:
-            # If this is cut off, the study is made again from the results.
-            optuna.delete_study(study_name=self.name, storage=self.storage)
-            self.study = self._create()
-            self.study.add_trials(kept)
+            self._rebuild(kept)
             self.notes += [f"{name} has no result any more; it is run again." for name in sorted(rebuilt - rows.keys())]
         self.points = {
             **{trial_id: point for trial_id, values in lost.items() if (point := self.search.locate(values))},
@@ -255,6 +255,27 @@ class StudySearch:
             self.study.tell(self.study.ask(), state=TrialState.FAIL)
         for entry in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self.study.tell(entry.number, state=TrialState.FAIL)
+
+    def _rebuild(self, entries: list[FrozenTrial]) -> None:
+        """Write the study anew with these entries. Whenever it is cut off, one whole study is left."""
+        spare = self._create(self.name + SPARE)
+        spare.add_trials(entries)
+        spare.set_user_attr("whole", True)
+        self._restore_spare()
+        self.study = self._create(self.name)
+
+    def _restore_spare(self) -> None:
+        spare = self.name + SPARE
+        names = optuna.get_all_study_names(self.storage)
+        if spare not in names:
+            return
+        if optuna.load_study(study_name=spare, storage=self.storage).user_attrs.get("whole"):
+            if self.name in names:
+                optuna.delete_study(study_name=self.name, storage=self.storage)
+            optuna.copy_study(
+                from_study_name=spare, from_storage=self.storage, to_storage=self.storage, to_study_name=self.name
+            )
+        optuna.delete_study(study_name=spare, storage=self.storage)
 
     def _record_missing(self, rows: Rows) -> None:
         """Add the results that the study was never told, or has lost."""

@@ -53,6 +53,8 @@ class Ranking:
         """How many of `others` stand before `own`. One with something that is no finite number comes last."""
         values = signed([own, *others], list(self.goals.values()))
         values[~np.isfinite(values).all(axis=1)] = -np.inf
+        if len(self.goals) == 1:
+            return int((values[1:, 0] > values[0, 0]).sum())
         points, counts = np.unique(values, axis=0, return_counts=True)
         # The best by the first goal comes first, as the tie-break wants it.
         points, counts = points[::-1], counts[::-1]

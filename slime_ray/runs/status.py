@@ -63,13 +63,20 @@ class RunStatus:
         return time.time() - self.written < FRESH_SECONDS
 
 
-def write_status(run: Path, *, ended: bool = False, **state: Any) -> None:
-    """Say how the sweep of this process stands. state: fields of `RunStatus`."""
+_STATUS = TypeAdapter(RunStatus)
+
+
+def write_status(
+    run: Path, *, finished: int, total: int, trials: Mapping[str, Mapping[str, Any]], ended: bool = False,
+    stages: Mapping[str, Any] = {}, spent: Mapping[str, float | None] = {}, seconds_left: float | None = None,
+) -> None:  # fmt: skip
+    """Say how the sweep of this process stands. Arguments are those of `RunStatus`."""
     import psutil
 
     status = RunStatus(
         written=time.time(), node=platform.node(), pid=os.getpid(), started=psutil.Process().create_time(), ended=ended,
-        **state,
+        finished=finished, total=total, trials={name: dict(state) for name, state in trials.items()},
+        stages=dict(stages), spent=dict(spent), seconds_left=seconds_left,
     )  # fmt: skip
     files.write(run / STATUS, json.dumps(redact(asdict(status)), default=str))
 
@@ -82,7 +89,7 @@ def announce(run: Path, *, ended: bool = False, stages: Mapping[str, Any] = {}) 
     with suppress(OSError):
         write_status(
             run, finished=status.finished, total=status.total, trials={} if ended else waiting, ended=ended,
-            stages=dict(stages), spent=status.spent,
+            stages=stages, spent=status.spent,
         )  # fmt: skip
 
 
@@ -101,7 +108,7 @@ def read_status(run: Path) -> RunStatus:
     try:
         text = (run / STATUS).read_text(encoding="utf-8")
         # The loss of a policy that breaks is NaN, which no browser reads as JSON.
-        return TypeAdapter(RunStatus).validate_python(json.loads(text, parse_constant=lambda name: None))
+        return _STATUS.validate_python(json.loads(text, parse_constant=lambda name: None))
     except (OSError, ValueError, RecursionError):
         return RunStatus()
 

@@ -124,7 +124,7 @@ def measure_answers(trial: Trial, answered: Answered) -> Measurement:
     """What the answers alone tell."""
     row = {
         "win_rate": answered.win_rate,
-        "prompts": answered.judged,
+        "prompts": answered.judged_prompts,
         "format_valid": answered.format_valid,
         "broken_outputs": answered.broken_outputs,
         "length_shift": answered.length_shift,
@@ -209,12 +209,12 @@ def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> flo
     return stability.kl_to_reference(policy, reference, samples, row_tokens=row_budget(settings, policy))
 
 
-def beaten_by(win_rate: float, prompts: int, stability: float, others: Iterable[Mapping[str, Any]]) -> str | None:
+def beaten_by(win_rate: float, prompts: int, score: float, others: Iterable[Mapping[str, Any]]) -> str | None:
     """Id of a finished search trial that is at least as stable and wins more, beyond what both samples leave open.
 
-    win_rate: over `prompts` prompts so far. others: rows of trials.parquet; what did not complete beats nobody. The
-    difference counts once it is more than 1.96 of its standard errors, with the largest variance that outcomes of these
-    means can have, w (1 - w). None where there is no such trial.
+    win_rate: over `prompts` prompts so far. score: its stability. others: rows of trials.parquet; what did not complete
+    beats nobody. The difference counts once it is more than 1.96 of its standard errors, with the largest variance that
+    outcomes of these means can have, w (1 - w). None where there is no such trial.
     """
     error = _variance(win_rate, prompts)
     for other in others:
@@ -223,7 +223,7 @@ def beaten_by(win_rate: float, prompts: int, stability: float, others: Iterable[
         if other["win_rate"] is None or not other["prompts"]:
             continue
         clear = NORMAL * math.sqrt(error + _variance(other["win_rate"], other["prompts"]))
-        if other["stability"] >= stability and other["win_rate"] - win_rate > clear:
+        if other["stability"] >= score and other["win_rate"] - win_rate > clear:
             return str(other["trial_id"])
     return None
 

@@ -126,7 +126,7 @@ def _run_trial(trial: Trial, run: Path, storage: RunStore, report: Report, runti
     measured = Measurement({})
     main_report = report if world.main else say_nothing
     trackers = Trackers(
-        runtime.trackers if world.main else (), trial, run, lambda lost: main_report({"untracked": lost})
+        runtime.trackers if world.main else (), trial, run, lambda sentence: main_report({"untracked": sentence})
     )
     try:
         start_gpu(runtime.gpu)
@@ -308,8 +308,8 @@ def _judged(
         parts = stability_parts(stages, after, some, training_spikes=training_spikes)
         others = World.current().from_main(lambda: list(results.finished_trials(run).values()))
         score = stability_score(parts, healthy=True)
-        if some.win_rate is not None and (by := beaten_by(some.win_rate, some.judged, score, others)):
-            logger.info("%s: judged on %d prompts, for %s clearly beats it", trial.trial_id, some.judged, by)
+        if some.win_rate is not None and (by := beaten_by(some.win_rate, some.judged_prompts, score, others)):
+            logger.info("%s: judged on %d prompts, for %s clearly beats it", trial.trial_id, some.judged_prompts, by)
             return some
     return judge_prompts(trial, stages, asked, judge)
 

@@ -36,7 +36,7 @@ def test_outcomes_and_parts_are_those_of_the_answers():
     # A win, a tie, a loss.
     assert [c.outcome for c in judged.comparisons] == [1.0, 0.5, 0.0]
     assert judged.win_rate == 0.5
-    assert judged.judged == 3
+    assert judged.judged_prompts == 3
     assert judged.broken == [None, None, "format"]
     assert judged.baseline_broken == [None, None, "no_stop"]
     assert judged.broken_outputs == 0
@@ -50,7 +50,7 @@ def test_without_a_judge_nothing_is_won_or_lost():
     answers = [answer("a"), answer("b"), answer("")]
     judged = judge_answers(PROMPTS, answers, answers, judge=None, format_check=None, markers=())
     assert judged.win_rate is None
-    assert judged.judged == 0
+    assert judged.judged_prompts == 0
     assert judged.format_valid is None
     assert judged.rows({})[0]["outcome"] is None
 
@@ -123,7 +123,7 @@ def test_an_answer_that_failed_on_either_side_is_not_judged_and_counted_apart(ma
     nothing = Comparison(None, None)
     assert judged.comparisons == [nothing, nothing, Comparison("A>B", "B>A")]
     assert asked == ["long", "x"]
-    assert (judged.win_rate, judged.judged) == (1.0, 1)
+    assert (judged.win_rate, judged.judged_prompts) == (1.0, 1)
     assert judged.broken == ["failed_generation", None, None]
     assert judged.baseline_broken == [None, "failed_generation", None]
     assert (judged.summary.failed, judged.summary.empty) == (2, 0)

@@ -118,7 +118,7 @@ def test_each_side_is_judged_on_its_own_conversation():
     assert judge.shown == [(own[0], "mine", theirs[0], "theirs"), (own[1], "longer one", theirs[1], "short")]
     assert [comparison.outcome for comparison in judged.comparisons if comparison] == [0.0, 1.0]
     # Two answers, but one prompt: its turns are not told apart as two would be.
-    assert (judged.win_rate, judged.judged) == (0.5, 1)
+    assert (judged.win_rate, judged.judged_prompts) == (0.5, 1)
     assert [(row["prompt_id"], row["turn"], row["prompt"]) for row in judged.rows({})] == [
         ("q", 1, own[0]), ("q", 2, own[1])
     ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from slime_ray.analysis.statistics import arena_hard_score
 
-from slime_ray.evaluation.field_files.judged import mt_bench_means, read_judgments, read_ratings
+from slime_ray.evaluation.field_files.judgments import mt_bench_means, read_judgments, read_ratings
 
 
 def written(folder: Path, rows: list[dict[str, Any]]) -> Path:

@@ -136,3 +136,17 @@ def test_a_probe_measures_a_trial_where_trials_run(instance, tmp_path, capsys, w
     assert "Probe: " in printed.err
     # Nothing is left of it.
     assert [path for path in storage.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.ray
+def test_a_probe_of_a_model_that_is_not_here_says_so(instance, space, capsys, tmp_path):
+    change = [
+        "--set",
+        "resources={workers: 1, gpu_per_worker: 0, cpu_per_worker: 1}",
+        "--set",
+        "model.dtype=float32",
+        "--storage",
+        str(tmp_path),
+    ]
+    assert main(["plan", space, "--probe", *change]) == 2
+    assert "model.source google/gemma-3-4b-pt: the model cannot be loaded" in capsys.readouterr().err

@@ -51,6 +51,16 @@ def test_the_janitor_itself_is_gone_when_the_context_is_left(children):
     assert descendants(os.getpid()) <= known
 
 
+def test_the_janitor_finds_packages_where_their_user_has_them(children, tmp_path, monkeypatch):
+    """Such as on PYTHONPATH or installed with --user."""
+    (tmp_path / "psutil.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\nraise SystemExit\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    start(children)
+    with janitor(os.getpid()):
+        pass
+    assert (tmp_path / "imported").exists()
+
+
 def test_a_child_that_has_ended_and_waits_to_be_reaped_is_no_descendant(children):
     child = start(children)
     assert child.pid in descendants(os.getpid())

@@ -84,12 +84,15 @@ def test_a_resumed_plan_runs_exactly_what_is_missing(experiment, tmp_path, done)
     assert before + run(resumed) == EXPECTED
 
 
-def test_a_confirmation_of_another_point_than_its_trial_has_is_refused(experiment, tmp_path):
+@pytest.mark.parametrize("known", ["by its result", "by the study alone"])
+def test_a_confirmation_of_another_point_than_its_trial_has_is_refused(experiment, tmp_path, known):
     first = plan_for(experiment, tmp_path)
     run(first)
-    name = "confirm-search-0003-s0"
-    rows = {**first.rows, name: {**first.rows[name], "label": "search-0003", "values": {"objective.hard_margin": 0.75}}}
-    with pytest.raises(InputError, match=f"trials/{name} .*search-0003 .*another point"):
+    name, trial = "confirm-search-0003-s0", "search-0003"
+    rows = {**first.rows, name: {**first.rows[name], "label": trial, "values": {"objective.hard_margin": 0.75}}}
+    if known == "by the study alone":
+        del rows[trial]
+    with pytest.raises(InputError, match=f"trials/{name} .*{trial} .*another point"):
         plan_for(experiment, tmp_path, rows=rows)
 
 

@@ -171,14 +171,25 @@ def test_a_study_that_is_gone_is_made_again_from_the_results(backend, tmp_path):
     assert ask(made, "g") not in [kept["values"] for kept in rows.values()]
 
 
-def test_a_study_that_is_cut_off_while_it_is_written_anew_is_made_again(tmp_path, monkeypatch):
-    rows = play(open_search(tmp_path), "abc")
-    del rows["b"]
+@pytest.mark.parametrize("at", ["spare", "whole", "copy"])
+def test_a_study_that_is_cut_off_while_it_is_written_anew_is_whole_the_next_time(tmp_path, monkeypatch, at):
+    first = open_search(tmp_path)
+    rows = play(first, "abcd")
+    deleted, at_work = rows.pop("b"), ask(first, "e")
+    broken = {
+        "spare": (optuna.Study, "add_trials"),
+        "whole": (optuna, "delete_study"),
+        "copy": (optuna, "copy_study"),
+    }[at]
     with monkeypatch.context() as failing:
-        failing.setattr(optuna.Study, "add_trials", refuse)
+        failing.setattr(*broken, refuse)
         with pytest.raises(StudyFailed):
             open_search(tmp_path, rows=rows)
-    assert set(completed(open_search(tmp_path, rows=rows))) == {"a", "c"}
+    resumed = open_search(tmp_path, rows=rows)
+    assert set(completed(resumed)) == {"a", "c", "d"}
+    # What has no result is only there, and is tried again at its point.
+    assert (ask(resumed, "b"), ask(resumed, "e")) == (deleted["values"], at_work)
+    assert optuna.get_all_study_names(resumed.storage) == ["slime-ray"]
 
 
 def test_the_study_of_another_run_is_refused(tmp_path):

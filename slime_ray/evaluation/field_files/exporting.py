@@ -40,13 +40,13 @@ Baselines = dict[str, dict[Turn, Row]]
 
 @dataclass(frozen=True)
 class _Trial:
-    """A trial's answers. judged: the verdicts on them as rows, by the judge that gave them."""
+    """A trial's answers. judgments: the verdicts on them as rows, by judge."""
 
     id: str
     model: str
     baseline: str
     rows: Sequence[Row]
-    judged: Mapping[str, Sequence[Row]]
+    judgments: Mapping[str, Sequence[Row]]
 
 
 def export_run(run: results.Run, folder: Path, form: Form) -> str:
@@ -61,7 +61,7 @@ def export_run(run: results.Run, folder: Path, form: Form) -> str:
         raise InputError(f"{run.path}: no trial has answers, so there is nothing to export.")
     contents = (_arena_hard if form == "arena-hard" else _mt_bench)(trials, baselines)
     _write({folder / name: "".join(json.dumps(row) + "\n" for row in rows) for name, rows in contents.items()})
-    judged = sum(bool(trial.judged) for trial in trials)
+    judged = sum(bool(trial.judgments) for trial in trials)
     judgments = f"judgments of {judged}" if judged else "no judgments, for no answer was judged"
     questions = len(contents["question.jsonl"])
     return f"{folder}: {questions} questions, answers of {len(trials)} trials and the baseline, {judgments}."
@@ -121,12 +121,12 @@ def _arena_hard(trials: Sequence[_Trial], baselines: Baselines) -> dict[str, lis
             _conversation(trial.model, questions[row["prompt_id"]], row["answer"], row["answer_tokens"])
             for row in trial.rows
         ]
-        for judge, judged in trial.judged.items():
+        for judge, verdicts in trial.judgments.items():
             about = {"category": HARD_PROMPT, "judge": judge, "model": trial.model, "baseline": trial.baseline}
             judgments[f"model_judgment/{_file_name(judge)}/{trial.model}.jsonl"] = [
                 # The first game shows the baseline's answer as A, the second the model's.
                 {"uid": row["prompt_id"], **about, "games": [_game(row["verdict_ba"]), _game(row["verdict_ab"])]}
-                for row in judged
+                for row in verdicts
             ]
     for name, rows in baselines.items():
         answers[name] = [
@@ -169,11 +169,11 @@ def _mt_bench(trials: Sequence[_Trial], baselines: Baselines) -> dict[str, list[
             asked[name, turn] = _prompt_text(messages) if turn == 1 else messages[-1]["content"]
             categories[name] = row["category"] if isinstance(row["category"], str) else GENERAL
         answers[trial.model] = {_turn(row): row["answer"] for row in trial.rows}
-        for judge, judged in trial.judged.items():
-            pairs.setdefault(judge, []).extend(_pair(judge, trial, row) for row in judged)
+        for judge, verdicts in trial.judgments.items():
+            pairs.setdefault(judge, []).extend(_pair(judge, trial, row) for row in verdicts)
             rated = ratings.setdefault(judge, {})
             for model, column in ((trial.model, "score"), (trial.baseline, "baseline_score")):
-                for row in judged:
+                for row in verdicts:
                     score = None if row[column] is None or row[column] != row[column] else float(row[column])
                     rated.setdefault(model, {}).setdefault(_turn(row), score)
     for name, rows in baselines.items():

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from slime_ray.analysis.statistics import arena_hard_score
 
-from slime_ray.evaluation.field_files.judged import MIRRORED, mt_bench_means, read_judgments, read_ratings
+from slime_ray.evaluation.field_files.judgments import MIRRORED, mt_bench_means, read_judgments, read_ratings
 from slime_ray.evaluation.verdicts import POINTS_OF_A, Comparison
 from tests.evaluation.test_field_files import FILES, change, refused, rows_of
 
