@@ -1,5 +1,6 @@
 # make demo   the whole path on an embedded task: sweep, table, report
 # make test   what CI runs: lint, types, unit tests, and the tests that start Ray
+# make test-all   these, the slow tests and those of faults
 # Each creates the environment in .venv first, if it is not there or pyproject.toml or constraints.txt changed.
 
 PYTHON ?= python3
@@ -14,12 +15,14 @@ endif
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test tests unit ray-tests test-faults test-slow test-statistics docs release-check lint types environment clean
+.PHONY: demo test test-all tests unit ray-tests test-faults test-slow test-statistics docs release-check lint types environment clean
 
 demo: $(STAMP)
 	$(BIN)/slime-ray demo
 
 test: lint types tests
+
+test-all: test test-slow test-faults
 
 # One thread per process: the tensors are small, and two workers share two cores. Nothing may reach for a hub. Bytecode is
 # kept: sweeps start many processes.

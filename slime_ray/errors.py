@@ -39,12 +39,17 @@ INTERRUPTED = "it was interrupted"
 """Why trials leave then."""
 
 
+LISTED = 60
+"""Options that are listed where a word is none of them; a run may have a thousand trials."""
+
+
 def near(word: str, options: Iterable[str]) -> str:
-    """What follows a misspelt word in an error: the option that was meant, if one is like it, and all of them."""
+    """What follows a misspelt word in an error: the option that was meant, if one is like it, and what there is."""
     options = list(options)
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
     hint = f". Did you mean {close[0]!r}?" if close else "."
-    return f"{hint} Allowed: {', '.join(sorted(options))}"
+    more = f" and {len(options) - LISTED} others" if len(options) > LISTED else ""
+    return f"{hint} Allowed: {', '.join(sorted(options)[:LISTED])}{more}"
 
 
 def is_memory_error(error: BaseException) -> bool:

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from slime_ray.config.experiment import Experiment
 
 
+MOST_READ = 32 << 20
+"""Bytes of data that `check` reads: some ten seconds' worth. `plan` reads larger ones."""
+
+
 def add_commands(commands: Any) -> None:
     """Register them."""
     add_command(
@@ -219,7 +223,12 @@ def _check(options: argparse.Namespace) -> None:
     league = experiment.league
     entries = league and f" {len(league.entries)} entries, {league.trials} trials and {league.seeds} seeds each."
     checkpoints = f" From {count} SFT checkpoints." if (count := len(experiment.bases)) > 1 else ""
+    sizes, notes = _data_of(experiment)
     print(f"{source}: fine.{arms}{trials or ''}{entries or ''}{checkpoints}")
+    if sizes:
+        print("Data: " + ", ".join(f"{count:,} {name}" for name, count in sizes.items()) + ".")
+    for note in notes:
+        print(f"warning: {note}")
     if about := reference_of(experiment):
         print(about)
     for warning in _warnings(experiment):
@@ -230,6 +239,30 @@ def _check(options: argparse.Namespace) -> None:
 
         for one in earlier_runs(experiment):
             print(one)
+
+
+def _data_of(experiment: "Experiment") -> tuple[dict[str, int], list[str]]:
+    """How a data set of this machine is divided, and what of it is not trained on; nothing of a large or distant one.
+
+    Raises InputError for data that cannot be used or is too little.
+    """
+    settings = experiment.settings
+    places = [Path(one.source).expanduser() for one in settings.data.sources]
+    files = [file for place in places for file in (place.rglob("*") if place.is_dir() else [place])]
+    if settings.data.task or not all(place.exists() for place in places):
+        return {}, []
+    if sum(file.stat().st_size for file in files) > MOST_READ:
+        return {}, []
+    # Here, since importing them takes most of a second, which other files need not wait for.
+    from slime_ray.data.corpus import load_corpus
+    from slime_ray.data.order import updates_of
+    from slime_ray.runs.notes import data_notes
+
+    corpus = load_corpus(settings.data, settings.evaluation)
+    updates = updates_of(settings.training, len(corpus.train), settings.training.pairs_per_update)
+    sizes = {"pairs to train on": len(corpus.train), "updates": updates, "pairs held out": len(corpus.held_out)}
+    sizes |= {f"{name} prompts": len(prompts) for name, prompts in corpus.prompts.items()}
+    return ({"SFT examples": len(corpus.sft)} if settings.sft else {}) | sizes, data_notes(corpus.read)
 
 
 def reference_of(experiment: "Experiment") -> str | None:
@@ -261,6 +294,7 @@ def _warnings(experiment: "Experiment") -> list[str]:
 
 def _held(experiment: "Experiment", source: Path) -> dict[str, object]:
     """What `check` says of an experiment, for a script."""
+    sizes, notes = _data_of(experiment)
     return {
         "file": str(source),
         "name": experiment.name,
@@ -271,7 +305,8 @@ def _held(experiment: "Experiment", source: Path) -> dict[str, object]:
         "trials": experiment.budget.trials,
         "league": [entry.label for entry in experiment.league.entries] if experiment.league else [],
         "fingerprint": experiment.fingerprint,
-        "warnings": _warnings(experiment),
+        "data": sizes,
+        "warnings": [*_warnings(experiment), *notes],
     }
 
 

@@ -31,6 +31,7 @@ base:
     train: {data}
     split: train              # a file has this one split
     held_out_pairs: {held_out}       # measured on, never trained on; prompts to answer are theirs
+  training: {{pairs_per_update: {per_update}, epochs: 1}}   # of one step of the optimizer; the paper's is 128
   evaluation:
     judge: none               # no win rate; see `slime-ray reference judge` for a reward model, an endpoint, a scorer
     prompts: {prompts}
@@ -71,10 +72,13 @@ def first_experiment(model: str, data: str, *, name: str, pairs: int | None, gpu
     own = MODEL.format(model=_quoted(model), dtype="bfloat16" if gpu else "float32") + template + SFT
     base = "" if family else own
     held_out = min(1000, (pairs or 5000) // 5)
+    # Two dozen updates or more, where the data has pairs for them.
+    per_update = next((size for size in (128, 64, 32, 16) if pairs is None or pairs - held_out >= 24 * size), 8)
     return FILE.format(
         line=LINE, model=_quoted(model), data=_quoted(data), name=name, base=base,
         preset=f"{family}/paper" if family else "paper",
-        held_out=held_out, prompts=min(512, held_out // 2), selection=min(256, held_out // 4), gpus=int(gpu),
+        held_out=held_out, per_update=per_update,
+        prompts=min(512, held_out // 2), selection=min(256, held_out // 4), gpus=int(gpu),
     )  # fmt: skip
 
 

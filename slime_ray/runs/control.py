@@ -12,7 +12,7 @@ from slime_ray.config.experiment import MOST_TRIALS, Experiment
 from slime_ray.config.points import count_points, with_values
 from slime_ray.errors import InputError
 from slime_ray.runs.folder import refuse_other_inputs, reopened
-from slime_ray.runs.inputs import code_of, hashes_of
+from slime_ray.runs.inputs import hashes_of
 from slime_ray.runs.instructions import FOLDER, Clone, ask_for_clone, ask_for_more, ask_to_stop
 from slime_ray.runs.results import CHECKPOINTS, MODEL, finished_trials, read_manifest
 from slime_ray.runs.status import read_status
@@ -53,7 +53,7 @@ def stop_trial(run: Path, run_store: RunStore, trial: str) -> None:
 def clone_trial(run: Path, run_store: RunStore, trial: str, changes: Mapping[str, Any]) -> Clone:
     """Have a trial run again with some knobs changed. Raises InputError where that cannot be done."""
     experiment = reopened(run)
-    refuse_other_inputs(run, read_manifest(run), hashes_of(experiment), code_of(experiment))
+    refuse_other_inputs(run, read_manifest(run), hashes_of(experiment), experiment)
     clone = ask_for_clone(run, experiment, trial, changes)
     run_store.push(run / FOLDER)
     return clone

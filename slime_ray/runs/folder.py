@@ -64,7 +64,7 @@ def taken(
     inputs = {"inputs": hashes_of(experiment, named), "code": code_of(experiment)}
     if resume:
         manifest = _resumed(run, experiment, seed, study)
-        refuse_other_inputs(run, manifest, **inputs)
+        refuse_other_inputs(run, manifest, inputs["inputs"], experiment)
         manifest |= {key: (manifest.get(key) or {}) | hashes for key, hashes in inputs.items()}
     else:
         manifest = _fresh(run, experiment, source, seed, study, inputs)
@@ -260,15 +260,17 @@ def _rows_before(run: Path, manifest: Mapping[str, Any]) -> int | None:
 
 
 def refuse_other_inputs(
-    run: Path, manifest: Mapping[str, Any], inputs: Mapping[str, str], code: Mapping[str, str]
+    run: Path, manifest: Mapping[str, Any], inputs: Mapping[str, str], experiment: Experiment
 ) -> None:
     """Raise InputError where inputs or code of the user's are not those that the run was started with.
 
-    A run that was cut off before its shared stages were made has computed nothing from its inputs yet.
+    A run that was cut off before its shared stages were made has computed nothing from its inputs yet, and one
+    without a completed trial nothing from its scorers: a scorer that fails pauses its trials until it is mended.
     """
     if manifest.get("hashes") is not None:
         refuse_changed(run, manifest.get("inputs") or {}, inputs)
-    before = manifest.get("code") or {}
+    judged = any(row["status"] != "failed" for row in results.finished_trials(run).values())
+    before, code = manifest.get("code") or {}, code_of(experiment, scorers=judged)
     refuse_changed(run, *({f"the code of {name}": digest for name, digest in each.items()} for each in (before, code)))
 
 

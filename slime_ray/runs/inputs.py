@@ -199,32 +199,37 @@ def _spans(stream: BinaryIO, size: int) -> list[tuple[int, int]]:
 # Code of the user's
 
 
-def code_of(experiment: Experiment) -> dict[str, str]:
+def code_of(experiment: Experiment, *, scorers: bool = True) -> dict[str, str]:
     """SHA-256 of the file of every objective and scorer of the user's, by the `module:name` of the experiment.
 
     Modules next to it that it imports have a hash of their own, by their name. What has no file, or cannot be found
-    from here, is left out.
+    from here, is left out. scorers: whether code that scores answers counts, too, or only code of the training.
     """
     dimensions = (dimension for part in experiment.searches for dimension in part.search.dimensions.values())
     chosen = (str(value) for dimension in dimensions for value in dimension.choice or ())
-    return _code(all_settings(experiment), chosen)
+    return _code(all_settings(experiment), chosen, scorers=scorers)
 
 
-def _code(all_settings: Iterable[Settings], names: Iterable[str]) -> dict[str, str]:
-    wanted = set(names)
-    for settings in all_settings:
-        retention = settings.evaluation.retention
-        scorers = [str(judge.scorer) for judge in settings.evaluation.judge.members if isinstance(judge, Exact)]
-        wanted |= {settings.objective.name, *settings.training.callbacks, *scorers}
-        wanted |= {retention.scorer} if retention else set()
+def _code(all_settings: Iterable[Settings], names: Iterable[str], *, scorers: bool = True) -> dict[str, str]:
+    chosen = {name for name in names if ":" in name}
     hashes = {}
-    for name in sorted(name for name in wanted if ":" in name):
+    for name in sorted(chosen.union(*(code_named(settings, scorers=scorers) for settings in all_settings))):
         module = name.partition(":")[0]
         files = _modules(module)
         if module in files:
             hashes[name] = _digest(files.pop(module))
         hashes |= {inner: _digest(file) for inner, file in files.items()}
     return hashes
+
+
+def code_named(settings: Settings, *, scorers: bool = True) -> set[str]:
+    """The `module:name` of all code of the user's that the settings name. scorers: whether those that score answers."""
+    names = {settings.objective.name, *settings.training.callbacks}
+    if scorers:
+        evaluation = settings.evaluation
+        names |= {str(judge.scorer) for judge in evaluation.judge.members if isinstance(judge, Exact)}
+        names |= {evaluation.retention.scorer} if evaluation.retention else set()
+    return {name for name in names if ":" in name}
 
 
 def _modules(module: str) -> dict[str, Path]:

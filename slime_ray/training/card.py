@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from slime_ray.config.model import Model
 from slime_ray.config.settings import Settings
 from slime_ray.data.places import may_be_hub_id
+from slime_ray.runs.inputs import code_named
 from slime_ray.runs.redaction import redact
 from slime_ray.training.adapters import base_named
 
@@ -38,7 +39,7 @@ CARD = """\
 ## Repeat
 
 With `pip install slime-ray=={version}` and this as `experiment.yaml`, `slime-ray train experiment.yaml` trains it
-again. It looks for files by their names, in the folder where it is started.{numbered}
+again. It looks for files by their names, in the folder where it is started.{notes}
 
 ```yaml
 {experiment}```
@@ -125,10 +126,8 @@ def model_card(
             use=(QUANTIZED if model.quantization else USE).format(
                 name=name, type=model.quantization, double=model.double_quantization, dtype=model.dtype
             ),
-            numbered=" Different files of one name are numbered."
-            if any(Path(path).name != shown for path, shown in names.items())
-            else "",
-            experiment=_experiment(settings, row["seed"], names),
+            notes="".join(f" {note}" for note in _notes(settings, names)),
+            experiment=_experiment(settings, row, names),
         )
     )
 
@@ -138,9 +137,17 @@ def _bits(model: Model) -> str:
     return f"4-bit {model.quantization}{double}, by bitsandbytes"
 
 
-def _experiment(settings: Settings, seed: int, names: Mapping[str, str]) -> str:
+def _notes(settings: Settings, names: Mapping[str, str]) -> Iterator[str]:
+    if any(Path(path).name != shown for path, shown in names.items()):
+        yield "Different files of one name are numbered."
+    if code := sorted(code_named(settings)):
+        yield f"It imports {', '.join(f'`{name}`' for name in code)} from there, too."
+
+
+def _experiment(settings: Settings, row: Mapping[str, Any], names: Mapping[str, str]) -> str:
     base = _shown(settings.model_dump(mode="json", exclude_unset=True), names, here="./")
-    content = {"name": "repeated", "base": base, "arms": {"policy": {}}, "seeds": [seed]}
+    arm = row["label"] if row.get("phase") == "arm" else "policy"
+    content = {"name": "repeated", "base": base, "arms": {arm: {}}, "seeds": [row["seed"]]}
     if settings.evaluation.judge.name == "none":
         # The goals that are set by default need one.
         content["goals"] = {"preference_accuracy": "maximize", "stability": "maximize"}

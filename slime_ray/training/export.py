@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from slime_ray.config.model import lacking_bitsandbytes
 from slime_ray.config.settings import Settings
 from slime_ray.data.chat_template import stop_token_ids
-from slime_ray.errors import InputError, RunError
+from slime_ray.errors import InputError, RunError, near
 from slime_ray.model.files import ADAPTER
 from slime_ray.model.loading import (
     base_of,
@@ -132,7 +132,8 @@ def _kept(run: Path, trial_id: str) -> tuple[Mapping[str, Any], Path]:
     folder = run / "trials" / trial_id
     row = results.finished_trial(folder) if folder.is_dir() else None
     if row is None:
-        raise InputError(f"{run} has no finished trial {trial_id}. `slime-ray status {run}` lists its trials.")
+        finished = results.finished_trials(run)
+        raise InputError(f"{run} has no finished trial {trial_id:.100}{near(trial_id, finished) if finished else '.'}")
     if row["status"] in ("failed", "diverged"):
         raise InputError(f"{trial_id} of {run} {row['status']} ({row['reason']}), so it has no model to export.")
     checkpoint = folder / results.MODEL

@@ -274,7 +274,9 @@ def test_a_first_experiment_is_one_that_check_accepts_and_an_editor_knows(tmp_pa
     assert written.splitlines()[0].endswith("$schema=experiment.schema.json")
     schema = json.loads(Path("experiment.schema.json").read_text())
     assert list(Draft202012Validator(schema).iter_errors(load_yaml("experiment.yaml").data)) == []
-    assert load_yaml("experiment.yaml").data["base"]["data"]["held_out_pairs"] == 12
+    base = load_yaml("experiment.yaml").data["base"]
+    assert base["data"]["held_out_pairs"] == 12
+    assert base["training"]["pairs_per_update"] == 8
 
 
 @pytest.mark.parametrize(
@@ -319,6 +321,29 @@ def test_check_counts_what_there_is(tmp_path, capsys, rest, counted):
     file.write_text(f"name: few\npreset: arithmetic\n{rest}")
     assert cli.main(["check", str(file)]) == 0
     assert counted in capsys.readouterr().out
+
+
+def test_check_counts_what_a_data_set_of_this_machine_is_divided_into(tmp_path, capsys):
+    """A file that trains one update, or leaves rows out, is seen before anything is started."""
+    rows = [{"prompt": f"p {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(60)]
+    same = {"prompt": "p", "chosen": "the same", "rejected": "the same"}
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("\n".join(map(json.dumps, [*rows, same])))
+    file = tmp_path / "own.yaml"
+    text = "name: own\npreset: arithmetic\nbase:\n  training: {{pairs_per_update: 10, updates: null, epochs: 2}}\n  data: {{train: {}, {}, sft_fraction: 0.25}}\n  evaluation: {{judge: none, prompts: 4, selection_prompts: 2}}\narms: {{slime: {{}}}}\n"
+    file.write_text(text.format(data, "held_out_pairs: 12"))
+    assert cli.main(["check", str(file)]) == 0
+    told = capsys.readouterr().out
+    counts = (
+        "12 SFT examples, 36 pairs to train on, 8 updates, 12 pairs held out, 2 selection prompts, 4 report prompts"
+    )
+    assert f"Data: {counts}." in told
+    assert "1 of 61 rows are left out" in told
+    assert cli.main(["check", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["updates"] == 8
+    file.write_text(text.format(data, "held_out_pairs: 70"))
+    assert cli.main(["check", str(file)]) == 2
+    assert "There are 60 pairs, too few to hold out 70" in capsys.readouterr().err
 
 
 def test_check_says_what_the_reference_is_where_no_sft_stage_makes_it(tmp_path, capsys):

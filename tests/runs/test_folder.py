@@ -1,6 +1,7 @@
 """A run's folder: whose name is free again when nothing was started, on a disk and in a store."""
 
 import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,14 @@ def experiment(source) -> Experiment:
 @pytest.fixture(params=["folder", "store"])
 def storage(request, tmp_path) -> RunStore:
     return RunStore(tmp_path / "runs", f"file://{tmp_path}/bucket" if request.param == "store" else None)
+
+
+def finish(run: Path, trial: str, status: str) -> None:
+    """The row of a trial that has ended, as far as a run's folder asks for it."""
+    folder = run / "trials" / trial
+    folder.mkdir(parents=True, exist_ok=True)
+    row = {"trial_id": trial, "config": "{}", "overrides": "{}", "phase": "arm", "label": "slime", "status": status}
+    (folder / "trial.json").write_text(json.dumps(row))
 
 
 def begin(
@@ -153,6 +162,7 @@ def test_a_run_is_not_gone_on_with_with_other_code_of_the_users(tmp_path, monkey
     before = held(load_experiment(source), source, "fresh")
     files = {"own_loss:Hinge": tmp_path / "own_loss.py", "own_judge:score": tmp_path / "own_judge.py"}
     assert before["code"] == {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    finish(tmp_path / "runs" / "first", "arm-slime-s0", "completed")
     assert held(load_experiment(source), source, "resume")["code"] == before["code"]
     for name, file in files.items():
         text = file.read_text()
@@ -162,6 +172,28 @@ def test_a_run_is_not_gone_on_with_with_other_code_of_the_users(tmp_path, monkey
         ):
             held(load_experiment(source), source, "resume")
         file.write_text(text)
+
+
+def test_a_scorer_may_be_mended_while_no_trial_has_been_judged(tmp_path, monkeypatch):
+    scorer = tmp_path / "own_scorer.py"
+    scorer.write_text("def score(prompt, answer):\n    raise KeyError(prompt)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tmp_path / "first.yaml"
+    source.write_text(
+        "name: first\npreset: arithmetic\nbase: {evaluation: {judge: {name: exact, scorer: 'own_scorer:score'}}}\n"
+        "arms: {slime: {}}\n"
+    )
+    held(load_experiment(source), source, "fresh")
+    run = tmp_path / "runs" / "first"
+    finish(run, "arm-slime-s0", "failed")
+    scorer.write_text("def score(prompt, answer):\n    return 0.0\n")
+    mended = held(load_experiment(source), source, "resume")
+    assert mended["code"] == {"own_scorer:score": hashlib.sha256(scorer.read_bytes()).hexdigest()}
+    results.write_manifest(run, mended)
+    finish(run, "arm-slime-s0", "completed")
+    scorer.write_text("def score(prompt, answer):\n    return 1.0\n")
+    with pytest.raises(InputError, match="the code of own_scorer:score has changed"):
+        held(load_experiment(source), source, "resume")
 
 
 def test_a_run_without_code_of_the_users_and_one_of_an_earlier_version_are_gone_on_with(experiment, source):

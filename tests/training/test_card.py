@@ -19,7 +19,15 @@ BASE: dict[str, Any] = {
     "evaluation": {"judge": "none"},
 }
 LLM = {"name": "llm", "template": "arena-hard"}
-ROW = {"trial_id": "arm-slime-s0", "seed": 3, "overrides": "{}", "updates": 6, "kept_update": 4}
+ROW = {
+    "trial_id": "arm-slime-s0",
+    "phase": "arm",
+    "label": "slime",
+    "seed": 3,
+    "overrides": "{}",
+    "updates": 6,
+    "kept_update": 4,
+}
 
 
 def card(**changes: Any) -> str:
@@ -54,5 +62,13 @@ def test_a_model_that_kept_its_best_weights_says_of_which_update_they_are():
 def test_the_experiment_of_a_card_is_one_that_is_accepted(evaluation):
     [text] = re.findall(r"```yaml\n(.*?)```", card(evaluation=evaluation), re.DOTALL)
     experiment = load_experiment(yaml.safe_load(text))
-    assert experiment.seeds == [3]
+    assert [(arm.label, experiment.seeds) for arm in experiment.arms] == [("slime", [3])]
     assert experiment.settings.data.train == "some/pairs"
+
+
+def test_a_card_names_the_code_of_the_users_that_its_experiment_imports(tmp_path, monkeypatch):
+    (tmp_path / "own_judge.py").write_text("def score(prompt, answer):\n    return 0.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = card(evaluation={"judge": {"name": "exact", "scorer": "own_judge:score"}})
+    assert "in the folder where it is started. It imports `own_judge:score` from there, too." in text
+    assert "It imports" not in card()

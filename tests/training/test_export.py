@@ -297,6 +297,13 @@ def test_what_is_no_adapter_on_the_named_model_is_refused_with_the_way_out(run, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_trial_that_is_none_is_told_from_those_that_there_are(run, tmp_path):
+    with pytest.raises(
+        InputError, match=r"no finished trial slime-s0\. Did you mean 'arm-slime-s0'\? Allowed: arm-slime-s0"
+    ):
+        export_model(run, "slime-s0", tmp_path / "out", facts={})
+
+
 def test_a_base_that_is_another_one_by_now_is_noticed(run, tmp_path):
     """What is written is loaded on the named model, as a user will, and compared."""
     shutil.copytree(run.parent, tmp_path / "runs")
