@@ -330,8 +330,14 @@ def test_check_counts_what_a_data_set_of_this_machine_is_divided_into(tmp_path, 
     data = tmp_path / "pairs.jsonl"
     data.write_text("\n".join(map(json.dumps, [*rows, same])))
     file = tmp_path / "own.yaml"
-    text = "name: own\npreset: arithmetic\nbase:\n  training: {{pairs_per_update: 10, updates: null, epochs: 2}}\n  data: {{train: {}, {}, sft_fraction: 0.25}}\n  evaluation: {{judge: none, prompts: 4, selection_prompts: 2}}\narms: {{slime: {{}}}}\n"
-    file.write_text(text.format(data, "held_out_pairs: 12"))
+    text = (
+        "name: own\nbase:\n  model: {source: some/model, chat_template: chatml}\n  objective: {name: slime}\n"
+        "  training: {pairs_per_update: 10, epochs: 2, learning_rate: 1e-4}\n  sft: {learning_rate: 1e-4}\n"
+        f"  data: {{train: {data}, held_out_pairs: HELD, sft_fraction: 0.25}}\n"
+        "  evaluation: {judge: none, prompts: 4, selection_prompts: 2}\narms: {slime: {}}\n"
+        "goals: {preference_accuracy: maximize, stability: maximize}\n"
+    )
+    file.write_text(text.replace("HELD", "12"))
     assert cli.main(["check", str(file)]) == 0
     told = capsys.readouterr().out
     counts = (
@@ -341,7 +347,7 @@ def test_check_counts_what_a_data_set_of_this_machine_is_divided_into(tmp_path, 
     assert "1 of 61 rows are left out" in told
     assert cli.main(["check", str(file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["data"]["updates"] == 8
-    file.write_text(text.format(data, "held_out_pairs: 70"))
+    file.write_text(text.replace("HELD", "70"))
     assert cli.main(["check", str(file)]) == 2
     assert "There are 60 pairs, too few to hold out 70" in capsys.readouterr().err
 

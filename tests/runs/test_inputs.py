@@ -203,6 +203,10 @@ def test_code_that_a_scorer_imports_is_an_input_too(tmp_path, monkeypatch, chang
     )
     code = held(source, start="fresh")["code"]
     assert set(code) == {"scoring.rules:score", "scoring", "scoring.words", "scoring.words.list", "helper_x"}
+    trial = tmp_path / "runs" / "first" / "trials" / "arm-slime-s0"
+    trial.mkdir(parents=True)
+    row = {"trial_id": trial.name, "overrides": "{}", "phase": "arm", "label": "slime", "status": "completed"}
+    (trial / "trial.json").write_text(json.dumps(row))
     (tmp_path / changed).write_text(files[changed] + "\n# another line")
     with pytest.raises(InputError, match=r"first: the code of (scoring|helper_x).* has changed"):
         held(source)
