@@ -226,11 +226,14 @@ class Experiment(SweepSettings):
     def searches(self) -> list[SearchPart]:
         """Its searches: none, one, or one for each entry of a league."""
         if self.league is not None:
-            league = self.league
+            trials, seeds = self.league.trials, self.league.seeds
             return [
-                SearchPart.of(entry, trials=league.trials, seeds=league.seeds, defaults=league.defaults)
-                for entry in league.entries
-            ]
+                SearchPart(
+                    entry.label, entry.set, Search.model_validate(entry.search), trials, 1, seeds,
+                    entry.defaults if self.league.defaults else None,
+                )
+                for entry in self.league.entries
+            ]  # fmt: skip
         if self.search is None:
             return []
         confirm = self.budget.confirm or Confirm(best=0)
