@@ -66,18 +66,12 @@ class RunStatus:
 _STATUS = TypeAdapter(RunStatus)
 
 
-def write_status(
-    run: Path, *, finished: int, total: int, trials: Mapping[str, Mapping[str, Any]], ended: bool = False,
-    stages: Mapping[str, Any] = {}, spent: Mapping[str, float | None] = {}, seconds_left: float | None = None,
-) -> None:  # fmt: skip
-    """Say how the sweep of this process stands. Arguments are those of `RunStatus`."""
+def write_status(run: Path, *, ended: bool = False, **fields: Any) -> None:
+    """Say how the sweep of this process stands. fields: further ones of `RunStatus`."""
     import psutil
 
-    status = RunStatus(
-        written=time.time(), node=platform.node(), pid=os.getpid(), started=psutil.Process().create_time(), ended=ended,
-        finished=finished, total=total, trials={name: dict(state) for name, state in trials.items()},
-        stages=dict(stages), spent=dict(spent), seconds_left=seconds_left,
-    )  # fmt: skip
+    process = {"node": platform.node(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    status = RunStatus(written=time.time(), ended=ended, **process, **fields)
     files.write(run / STATUS, json.dumps(redact(asdict(status)), default=str))
 
 
