@@ -237,15 +237,11 @@ def _watch(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     shown = {name: getattr(options, name) for name in ("labels", "difficulties", "paper", "quiet")}
-    shown["as_json"] = options.json
-    if "://" not in options.run:
-        show_report(Path(options.run), options.out, **shown)
-        return
-    from slime_ray.runs.results import CHECKPOINTS, MODEL
-    from slime_ray.runs.store import copied
+    from slime_ray.runs.store import is_url, local_folder
 
-    run, _ = copied(options.run, skip=(CHECKPOINTS, MODEL))
-    show_report(run, options.out or Path(f"{run.name}-report"), **shown)
+    run = local_folder(options.run)
+    beside = Path(f"{run.name}-report") if is_url(options.run) else None
+    show_report(run, options.out or beside, as_json=options.json, **shown)
 
 
 def _compare(options: argparse.Namespace) -> None:

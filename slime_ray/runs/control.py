@@ -14,7 +14,7 @@ from slime_ray.errors import InputError
 from slime_ray.runs.folder import refuse_other_inputs, reopened
 from slime_ray.runs.inputs import code_of, hashes_of
 from slime_ray.runs.instructions import FOLDER, Clone, ask_for_clone, ask_for_more, ask_to_stop
-from slime_ray.runs.results import CHECKPOINTS, MODEL, finished_trials, read_manifest
+from slime_ray.runs.results import finished_trials, read_manifest
 from slime_ray.runs.status import read_status
 from slime_ray.runs.store import RunStore, copied, is_url, one_at_a_time
 
@@ -35,7 +35,7 @@ def opened(address: str, run_store: RunStore | None = None) -> Iterator[tuple[Pa
         return
     # Bringing the copy up to date deletes what another command has yet to send.
     with one_at_a_time(address):
-        run, run_store = copied(address, skip=(CHECKPOINTS, MODEL), run_store=run_store)
+        run, run_store = copied(address, run_store)
         with run_store.answering():
             yield run, run_store
 

@@ -29,6 +29,7 @@ from pyarrow import fs
 from slime_ray.errors import InputError, RunError
 from slime_ray.runs import files
 from slime_ray.runs.redaction import redact_sentence, remember, shown_address
+from slime_ray.runs.results import CHECKPOINTS, MODEL
 
 LAST = ("state.json", "trial.json", "manifest.json", files.RECORD)
 """Files that say that what stands beside them is whole."""
@@ -296,8 +297,13 @@ def _each(work: Callable[[str], None], names: Iterable[str]) -> None:
             list(pool.map(work, group))
 
 
-def copied(address: str, *, skip: Container[str] = (), run_store: RunStore | None = None) -> tuple[Path, RunStore]:
-    """A copy on this machine of the run at an address in an object store, and the store. skip: as in `pull`.
+def local_folder(run: str) -> Path:
+    """The folder of a run on this machine, or a copy without models of one in an object store. Raises as `copied`."""
+    return copied(run)[0] if is_url(run) else Path(run)
+
+
+def copied(address: str, run_store: RunStore | None = None) -> tuple[Path, RunStore]:
+    """A copy on this machine of the run at an address in an object store, but for models, and the store.
 
     run_store: of an earlier call, which knows what it has fetched. Raises InputError for an address that is none
     or cannot be read, and RunError where the store fails on the way.
@@ -306,7 +312,7 @@ def copied(address: str, *, skip: Container[str] = (), run_store: RunStore | Non
     run_store = run_store or RunStore.of(storage, "reports")
     run_store.check(write=False)
     with run_store.answering():
-        run_store.pull(run_store.root / name, skip=skip)
+        run_store.pull(run_store.root / name, skip=(CHECKPOINTS, MODEL))
     return run_store.root / name, run_store
 
 
