@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,39 +117,29 @@ def add_commands(commands: Any) -> None:
     )  # fmt: skip
 
 
-def _sweep(options: argparse.Namespace) -> None:
-    _run(*checked(options), options)
-
-
 def _ablate(options: argparse.Namespace) -> None:
     from slime_ray import api
 
-    experiment, source = checked(options)
-    api.require_design(experiment, source)
-    _run(experiment, source, options)
+    _sweep(options, api.require_design)
 
 
 def _league(options: argparse.Namespace) -> None:
     from slime_ray import api
 
+    _sweep(options, api.require_league)
+
+
+def _sweep(options: argparse.Namespace, require: "Callable[[Experiment, Path | str], None] | None" = None) -> None:
     experiment, source = checked(options)
-    api.require_league(experiment, source)
-    _run(experiment, source, options)
-
-
-def _run(experiment: "Experiment", source: Path, options: argparse.Namespace) -> None:
+    if require is not None:
+        require(experiment, source)
     if not options.quiet:
         _describe_design(experiment)
         print(f"{experiment.name}: getting Ray and the shared stages ready.", flush=True)
     run_and_report(
-        experiment,
-        source,
-        options,
-        storage=options.storage,
-        start=options.start,
-        seed=options.seed,
+        experiment, source, options, storage=options.storage, start=options.start, seed=options.seed,
         study=options.study,
-    )
+    )  # fmt: skip
 
 
 def _describe_design(experiment: "Experiment") -> None:
