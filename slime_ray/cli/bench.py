@@ -81,16 +81,14 @@ def _step(options: argparse.Namespace) -> None:
     from slime_ray.bench.step import measure_speed
     from slime_ray.bench.tables import speed_table
 
-    wanted = _options(options)
-    _show("step", options, speed_table, lambda: measure_speed(wanted, _say))
+    _show("step", options, speed_table, measure_speed(_options(options), _say))
 
 
 def _memory(options: argparse.Namespace) -> None:
     from slime_ray.bench.memory import measure_memory
     from slime_ray.bench.tables import memory_table
 
-    wanted = _options(options)
-    _show("memory", options, memory_table, lambda: measure_memory(wanted, _say))
+    _show("memory", options, memory_table, measure_memory(_options(options), _say))
 
 
 def _gpu(options: argparse.Namespace) -> None:
@@ -99,7 +97,7 @@ def _gpu(options: argparse.Namespace) -> None:
     if options.device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {options.device}: must be auto, cpu or cuda.")
     _at_least(options, minutes=1)
-    _show("gpu", options, GpuReport.text, lambda: measure_gpu(minutes=options.minutes, device=options.device, say=_say))
+    _show("gpu", options, GpuReport.text, measure_gpu(minutes=options.minutes, device=options.device, say=_say))
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -108,15 +106,12 @@ def _plan(options: argparse.Namespace) -> None:
 
     _at_least(options, rounds=1)
     cases = _among(options.cases, CASES, option="--cases") if options.cases else list(CASES)
-    _show("plan", options, plan_table, lambda: measure_plans(cases=cases, rounds=options.rounds, say=_say))
+    _show("plan", options, plan_table, measure_plans(cases=cases, rounds=options.rounds, say=_say))
 
 
-def _show(
-    name: str, options: argparse.Namespace, table: Callable[[Report], str], measure: Callable[[], Report]
-) -> None:
+def _show(name: str, options: argparse.Namespace, table: Callable[[Report], str], report: Report) -> None:
     from slime_ray.bench.tables import show
 
-    report = measure()
     show(name, report, table(report), as_json=options.json)
 
 
