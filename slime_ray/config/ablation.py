@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from slime_ray.config.design import Kind, Metric
+from slime_ray.config.design import Kind, Level, Metric
 from slime_ray.config.points import value_at
 from slime_ray.config.presets import merge, preset_base
 from slime_ray.config.settings import Settings
@@ -44,7 +44,7 @@ class Planned:
 
     variant: str
     values: Mapping[str, Any] = field(default_factory=dict)
-    levels: Mapping[str, Scalar] = field(default_factory=dict)
+    levels: Mapping[str, Level] = field(default_factory=dict)
     reference: bool = False
     control: bool = False
     keys: KeyPath = ()
@@ -155,13 +155,13 @@ class Sensitivity(Ablation):
             ]
         return planned
 
-    def _center_value(self, center: str, settings: Settings, path: str) -> Scalar:
+    def _center_value(self, center: str, settings: Settings, path: str) -> Level:
         try:
             value = value_at(settings, path)
         except KeyError:
             known = [f"{part}.{knob}" for part in ("objective", "training") for knob in dict(getattr(settings, part))]
             raise Unfit(f"{path}: there is no such setting{near(path, known)}", "knobs", path) from None
-        if not isinstance(value, Scalar):
+        if not isinstance(value, Level):
             raise Unfit(f"{path} is not one number, word or flag around {center}", "knobs", path)
         return value
 

@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from slime_ray.config.space import Scalar
 from slime_ray.config.strict import Strict
 
 Kind = Literal["leave_one_out", "factorial", "sensitivity", "exponent", "baselines"]
 COMPONENTS = ("anchor", "stabilizer", "soft_margin", "hard_margin")
 """The parts of SLIME that a design takes away, in the order of the paper's Table 4."""
+Level = float | int | bool | str
 Metric = Literal["win_rate", "stability", "preference_accuracy"]
 FEWEST_SEEDS = 5
 """With fewer seeds than this nothing is said beyond the checkpoints at hand."""
@@ -32,7 +32,7 @@ class Cell(Strict):
     center: str
     variant: str
     reference: str
-    levels: dict[str, Scalar] = {}
+    levels: dict[str, Level] = {}
     control: bool = False
     sft_seed: int | None = None
 
