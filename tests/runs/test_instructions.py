@@ -179,13 +179,6 @@ def test_status_knows_what_was_spent_and_what_is_left(run):
     assert (describe(run)["spent"], describe(run)["left"]) == ({"hours": [0.5, None]}, None)
 
 
-def test_a_sweep_that_ended_says_so_and_a_damaged_file_says_nothing(run):
-    write_status(run, finished=5, total=5, trials={}, ended=True)
-    assert not read_status(run).at_work
-    (run / STATUS).write_text("{")
-    assert not read_status(run).at_work
-
-
 def test_the_commands(run, capsys):
     assert cli.main(["status", str(run)]) == 0
     assert "search-0002: training 3/9" in capsys.readouterr().out
