@@ -97,6 +97,10 @@ def _sweep(
 
     from slime_ray.on_ray.sweep import run_sweep
 
+    say = _say(quiet)
+    for line in opened.design.announced(opened.seeds) if opened.design else ():
+        say(line)
+    say(f"{opened.name}: getting Ray and the shared stages ready.")
     console = Console(quiet=quiet)
     return Run(run_sweep(opened, source=source, storage=storage, seed=seed, start=start, study=study, console=console))
 

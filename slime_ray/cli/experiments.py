@@ -27,11 +27,11 @@ from slime_ray.cli.options import (
     load,
     option,
     run_and_report,
-    show_report,
 )  # fmt: skip
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
+    from slime_ray.api import Run
     from slime_ray.config.experiment import Experiment
 
 
@@ -117,60 +117,52 @@ def add_commands(commands: Any) -> None:
     )  # fmt: skip
 
 
+def _sweep(options: argparse.Namespace) -> None:
+    from slime_ray import api
+
+    _run(api.sweep, options)
+
+
 def _ablate(options: argparse.Namespace) -> None:
     from slime_ray import api
 
-    _sweep(options, api.require_design)
+    _run(api.ablate, options)
 
 
 def _league(options: argparse.Namespace) -> None:
     from slime_ray import api
 
-    _sweep(options, api.require_league)
+    _run(api.league, options)
 
 
-def _sweep(options: argparse.Namespace, require: "Callable[[Experiment, Path | str], None] | None" = None) -> None:
-    experiment, source = checked(options)
-    if require is not None:
-        require(experiment, source)
-    if not options.quiet:
-        _describe_design(experiment)
-        print(f"{experiment.name}: getting Ray and the shared stages ready.", flush=True)
+def _run(sweep: Callable[..., "Run"], options: argparse.Namespace) -> None:
     run_and_report(
-        experiment, source, options, storage=options.storage, start=options.start, seed=options.seed,
-        study=options.study,
+        sweep, options.space, storage=options.storage, start=options.start, seed=options.seed, study=options.study,
+        quiet=options.quiet, **changes(options),
     )  # fmt: skip
 
 
 def _describe_design(experiment: "Experiment") -> None:
-    from slime_ray.config.design import caution
-
-    if experiment.design is not None:
-        print(experiment.design.described(experiment.seeds))
-        if warning := caution(experiment.seeds):
-            print(f"warning: {warning}")
+    for line in experiment.design.announced(experiment.seeds) if experiment.design else ():
+        print(line)
 
 
 def _train(options: argparse.Namespace) -> None:
     from slime_ray import api
-    from slime_ray.runs.store import RunStore
 
-    run = api.train(
-        options.space, options.trial, storage=options.storage, start=options.start, quiet=options.quiet,
-        **changes(options),
+    run_and_report(
+        api.train, options.space, trial=options.trial, storage=options.storage, start=options.start,
+        quiet=options.quiet, **changes(options),
     )  # fmt: skip
-    show_report(run.path, None, RunStore.of(options.storage, "trials"), quiet=options.quiet)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from slime_ray import api
-    from slime_ray.runs.store import RunStore
 
-    run = api.evaluate(
-        options.space, options.policies, baseline=options.baseline, storage=options.storage, start=options.start,
-        offline=options.offline, quiet=options.quiet, **changes(options),
+    run_and_report(
+        api.evaluate, options.space, policies=options.policies, baseline=options.baseline, storage=options.storage,
+        start=options.start, offline=options.offline, quiet=options.quiet, **changes(options),
     )  # fmt: skip
-    show_report(run.path, None, RunStore.of(options.storage, "trials"), quiet=options.quiet)
 
 
 def _launch(options: argparse.Namespace) -> None:

@@ -195,6 +195,7 @@ def _sentences(standing: dict[str, Any], run: str) -> str:
 
 
 def _extend(options: argparse.Namespace) -> None:
+    from slime_ray import api
     from slime_ray.runs.control import extended, opened
     from slime_ray.runs.folder import reopened
     from slime_ray.runs.results import read_manifest
@@ -204,8 +205,8 @@ def _extend(options: argparse.Namespace) -> None:
     experiment = extended(experiment, options.trials, options.run)
     run_and_report(
         # The folder may have been renamed, or be a copy.
-        experiment.model_copy(update={"name": run.name}), run / "experiment.yaml", options, start="resume",
-        storage=run_store.url or str(run_store.root), seed=int(manifest.get("sweep_seed") or 0), study=options.study,
+        api.sweep, experiment, name=run.name, start="resume", storage=run_store.url or str(run_store.root),
+        seed=int(manifest.get("sweep_seed") or 0), study=options.study, quiet=options.quiet,
     )  # fmt: skip
 
 

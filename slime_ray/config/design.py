@@ -101,6 +101,11 @@ class Design(Strict):
             f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}, {len(self.cells) * len(seeds)} trials."
         )
 
+    def announced(self, seeds: Sequence[int]) -> list[str]:
+        """What it is and what few seeds will not be able to say, a line each."""
+        warning = caution(seeds)
+        return [self.described(seeds), *([f"warning: {warning}"] if warning else [])]
+
 
 def caution(seeds: Sequence[int]) -> str | None:
     """What a design with few seeds will not be able to say, and the way out; None where there are enough."""
