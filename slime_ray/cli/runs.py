@@ -214,8 +214,7 @@ def _stop(options: argparse.Namespace) -> None:
     from slime_ray.runs.control import opened, stop_trial
 
     with opened(options.run) as (run, run_store):
-        stop_trial(run, run_store, options.trial)
-    print(f"{options.trial} will end at its next report and be recorded as stopped.")
+        print(stop_trial(run, run_store, options.trial))
 
 
 def _clone(options: argparse.Namespace) -> None:

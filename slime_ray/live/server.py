@@ -233,8 +233,7 @@ class Stop(Strict):
         """Do it and give the sentence that says so. Raises InputError."""
         if self.trial in Instructions.read(run).stops:
             raise InputError(f"{self.trial} was asked to stop already: it ends at its next report.")
-        control.stop_trial(run, run_store, self.trial)
-        return f"{self.trial} will end at its next report and be recorded as stopped."
+        return control.stop_trial(run, run_store, self.trial)
 
 
 class Clone(Strict):

@@ -40,14 +40,15 @@ def opened(address: str, run_store: RunStore | None = None) -> Iterator[tuple[Pa
             yield run, run_store
 
 
-def stop_trial(run: Path, run_store: RunStore, trial: str) -> None:
-    """Have a running trial end at its next report. Raises InputError where none is at work on it."""
+def stop_trial(run: Path, run_store: RunStore, trial: str) -> str:
+    """Have a running trial end at its next report, and say so. Raises InputError where none is at work on it."""
     read_manifest(run)
     status = read_status(run)
     if not status.at_work:
         raise InputError(f"No sweep is at work on {run}: there is nothing to stop.")
     ask_to_stop(run, trial, known=set(status.trials))
     run_store.push(run / FOLDER)
+    return f"{trial} will end at its next report and be recorded as stopped."
 
 
 def clone_trial(run: Path, run_store: RunStore, trial: str, changes: Mapping[str, Any]) -> Clone:
