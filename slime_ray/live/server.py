@@ -264,7 +264,7 @@ class Extend(Strict):
         return f"The search will go on for {self.trials} trials more."
 
 
-BUTTONS = {"stop": Stop, "clone": Clone, "extend": Extend}
+BUTTONS: dict[str, type[Stop | Clone | Extend]] = {"stop": Stop, "clone": Clone, "extend": Extend}
 
 
 def _button(run: LiveRun, app: web.Application, button: type[Stop | Clone | Extend]) -> Handler:

@@ -122,7 +122,7 @@ def test_tables_are_right_or_the_damaged_file_is_named(run, expected, file, dama
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "answers.parquet", "trials/search-0001/trial.json"])
-def test_a_command_on_a_damaged_run_is_done_or_says_why(run, whole, tmp_path, file, capsys):
+def test_a_command_on_a_damaged_run_is_done_or_says_why(run, whole, tmp_path, file, capsys, sketched):
     DAMAGES["cut off"](run / file)
     for command in (
         ["status", str(run)],
