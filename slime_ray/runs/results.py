@@ -43,6 +43,8 @@ CHECKPOINTS = "resume"
 """Folder, in a trial's own, of what it goes on from after an interruption."""
 MODEL = "checkpoint"
 """Folder, in a trial's own, of the trained model: its adapter, or all of it."""
+HEAVY = (CHECKPOINTS, MODEL)
+"""Folders that nobody needs who reads results."""
 JUDGING = "judging.json"
 """File, in a trial's own, of what its judge took."""
 RETENTION = "retention"
