@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from slime_ray.config.strict import Strict
+from slime_ray.config.strict import Strict, at_checkpoint
 
 Kind = Literal["leave_one_out", "factorial", "sensitivity", "exponent", "baselines"]
 COMPONENTS = ("anchor", "stabilizer", "soft_margin", "hard_margin")
@@ -39,7 +39,7 @@ class Cell(Strict):
     @property
     def home(self) -> str:
         """The center without the checkpoint."""
-        return self.center if self.sft_seed is None else self.center.removesuffix(f"-sft{self.sft_seed}")
+        return self.center if self.sft_seed is None else self.center.removesuffix(at_checkpoint("", self.sft_seed))
 
 
 class Design(Strict):
@@ -73,6 +73,15 @@ class Design(Strict):
     def sft_seeds(self) -> list[int]:
         """Seeds of the SFT checkpoints that it is run across; none where it is run from one."""
         return list(dict.fromkeys(cell.sft_seed for cell in self.cells if cell.sft_seed is not None))
+
+    def across(self, seeds: Sequence[int]) -> "Design":
+        """The design with every center at every checkpoint, where its cells are compared."""
+        cells = []
+        for seed in seeds:
+            for cell in self.cells:
+                labels = {name: at_checkpoint(getattr(cell, name), seed) for name in ("label", "center", "reference")}
+                cells.append(cell.model_copy(update={**labels, "sft_seed": seed}))
+        return Design(kind=self.kind, cells=cells, metric=self.metric)
 
     def around(self, center: str) -> list[Cell]:
         """The cells of one center, its reference among them."""

@@ -6,14 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from slime_ray.config.across import SFT_SEED
 from slime_ray.config.design import Design
 from slime_ray.config.judge import lasting
 from slime_ray.config.league import League
 from slime_ray.config.metrics import Constraint, ConstraintText, Estimate, Way
 from slime_ray.config.points import Search, SearchPart, with_values
 from slime_ray.config.settings import Positive, Settings, Strict, fingerprint
-from slime_ray.config.strict import Once, Seed
+from slime_ray.config.strict import SFT_SEED, Once, Seed
 from slime_ray.config.trackers import DEFAULT, Tracker
 
 MOST_TRIALS = 100_000
