@@ -135,8 +135,7 @@ class LiveRun:
         }
         waiting = [clone.trial_id for clone in instructions.clones if clone.trial_id not in {*running, *self._rows}]
         return {
-            **{key: standing[key] for key in ("name", "state", "said", "done", "total", "ends", "front", "alarms")},
-            **{key: standing[key] for key in ("spent", "left", "budget", "begun", "stages")},
+            **standing,
             "running": running,
             "waiting": waiting,
             "ended": self.ended,

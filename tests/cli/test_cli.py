@@ -237,6 +237,7 @@ def test_a_shell_completes_commands_options_files_names_and_trials(tmp_path):
         "slime-ray presets show simpo-rel": {"simpo-released"},
         "slime-ray spaces show leave": {"leave_one_out"},
         "slime-ray report ru": {"runs"},
+        "slime-ray report runs/first --labels min": {"mine.yaml"},
         "slime-ray stop runs/first search-": {"search-0000", "search-0001"},
         "slime-ray export runs/first arm": {"arm-a-s0"},
         "slime-ray stop elsewhere sea": {""},
