@@ -358,6 +358,21 @@ def test_what_ships_can_be_printed(capsys):
     assert "Did you mean 'demo'" in capsys.readouterr().err
 
 
+def test_a_sweep_of_the_plans_benchmark_is_chosen_by_its_name(monkeypatch, capsys):
+    """Some names have commas."""
+    chosen = []
+
+    def measured(*, cases, **options):
+        chosen.extend(cases)
+        raise RunError("enough")
+
+    monkeypatch.setattr("slime_ray.bench.plan.measure_plans", measured)
+    assert cli.main(["bench", "plan", "--cases", "demo, shortened", "--cases", "small updates"]) == 1
+    assert chosen == ["demo, shortened", "small updates"]
+    assert cli.main(["bench", "plan", "--cases", "demo"]) == 2
+    assert "--cases demo: must be among 'demo, shortened', 'small updates'" in capsys.readouterr().err
+
+
 def test_no_command_at_all_prints_the_help(capsys):
     assert cli.main([]) == 0
     assert "usage: slime-ray" in capsys.readouterr().out
