@@ -81,20 +81,17 @@ def _read(experiment: Experiment, search: Search, where: str, best: int | None) 
     manifest = results.read_manifest(run)
     rows = [row for row in results.finished_trials(run).values() if row.get("phase") == "search"]
     usable = [row for row in rows if row.get("status") == "completed"]
-    comparable: list[tuple[Mapping[str, Any], Point]] = []
-    outside = 0
+    points: dict[str, Point] = {}
     for row in usable:
         _check_measures(experiment, shown, row)
-        point = _point(experiment, search, shown, row)
-        if point is None:
-            outside += 1
-        else:
-            comparable.append((row, point))
-    if not comparable:
+        if (point := _point(experiment, search, shown, row)) is not None:
+            points[row["trial_id"]] = point
+    outside = len(usable) - len(points)
+    if not points:
         why = f"{outside} lie outside this space" if outside else "it has no completed trial of a search"
         raise InputError(f"start_from: nothing of {shown} can be used: {why}. Widen the space, or leave it out.")
-    chosen = best_rows([row for row, _ in comparable], experiment.goals, experiment.limits)[:best]
-    points = {row["trial_id"]: point for row, point in comparable}
+    inside = [row for row in usable if row["trial_id"] in points]
+    chosen = best_rows(inside, experiment.goals, experiment.limits)[:best]
     trials = [
         Observation(
             f"{shown}/{row['trial_id']}",
@@ -128,21 +125,16 @@ def _point(experiment: Experiment, search: Search, shown: str, row: Mapping[str,
         settings = Settings.model_validate_json(row["settings"])
     except ValidationError:
         raise InputError(f"start_from: {shown} was written by another version of slime_ray. Leave it out.") from None
-    outside = False
 
     def pick(name: str, dimension: Dimension) -> Scalar:
-        nonlocal outside
-        try:
-            value = value_at(settings, path_of(name))
-        except KeyError:
-            value = None
+        value = value_at(settings, path_of(name))
         if not dimension.contains(value):
-            outside = True
-            return dimension.ends[0]
+            raise LookupError
         return dimension.snap(value)
 
-    point = search.walk(pick)
-    if outside:
+    try:
+        point = search.walk(pick)
+    except LookupError:
         return None
     here = flat(lasting(experiment.settings_with(point).model_dump(mode="json")))
     there = flat(lasting(json.loads(row["settings"])))
