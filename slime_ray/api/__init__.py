@@ -29,8 +29,6 @@ __all__ = [
     "plan",
     "read_inputs",
     "report",
-    "require_design",
-    "require_league",
     "sweep",
     "train",
 ]
