@@ -29,8 +29,6 @@ __all__ = [
     "plan",
     "read_inputs",
     "report",
-    "require_design",
-    "require_league",
     "sweep",
     "train",
 ]
@@ -71,27 +69,24 @@ def sweep(
         RunError: It ended before all trials had. `start="resume"` goes on.
     """
     return _sweep(
-        experiment, None, name=name, trials=trials, seeds=seeds, overrides=overrides, storage=storage, seed=seed,
+        experiment, name=name, trials=trials, seeds=seeds, overrides=overrides, storage=storage, seed=seed,
         start=start, study=study, quiet=quiet,
     )  # fmt: skip
 
 
 def _sweep(
     experiment: ExperimentLike,
-    require: Callable[[Experiment, Path | str], None] | None,
+    require: Callable[[Experiment, Path | str], None] | None = None,
     *,
-    name: str | None = None,
-    trials: int | None = None,
-    seeds: Sequence[int] | None = None,
-    overrides: Mapping[str, Any] | None = None,
     storage: str | Path = "runs",
     seed: int = 0,
     start: "Start" = "fresh",
     study: str | None = None,
     quiet: bool = False,
+    **changes: Any,
 ) -> Run:
     """`sweep` of an experiment that has what is required."""
-    opened, source = open_experiment(experiment, name=name, trials=trials, seeds=seeds, overrides=overrides)
+    opened, source = open_experiment(experiment, **changes)
     if require is not None:
         require(opened, source)
     read_inputs(opened)
@@ -100,6 +95,10 @@ def _sweep(
 
     from slime_ray.on_ray.sweep import run_sweep
 
+    say = _say(quiet)
+    for line in opened.design.announced(opened.seeds) if opened.design else ():
+        say(line)
+    say(f"{opened.name}: getting Ray and the shared stages ready.")
     console = Console(quiet=quiet)
     return Run(run_sweep(opened, source=source, storage=storage, seed=seed, start=start, study=study, console=console))
 
@@ -235,10 +234,10 @@ def load(run: str | Path) -> Run:
     Raises:
         InputError: There is no run.
     """
-    from slime_ray.runs.results import CHECKPOINTS, MODEL, read_manifest
-    from slime_ray.runs.store import copied, is_url
+    from slime_ray.runs.results import read_manifest
+    from slime_ray.runs.store import local_folder
 
-    folder = copied(str(run), skip=(CHECKPOINTS, MODEL))[0] if is_url(str(run)) else Path(run)
+    folder = local_folder(str(run))
     read_manifest(folder)
     return Run(folder)
 

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from slime_ray.cli.options import add_command
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from slime_ray.bench.options import Options
 
 Report = TypeVar("Report")
-Name = TypeVar("Name", bound=str)
 
 
 def add_commands(commands: Any) -> None:
@@ -49,7 +48,7 @@ def add_commands(commands: Any) -> None:
     gpu.set_defaults(command=_gpu)
 
     plan = kinds.add_parser("plan", help="plans after a probe against the sweeps that they are of")
-    plan.add_argument("--cases", default="", metavar="A,B", help="only these sweeps (default all)")
+    plan.add_argument("--cases", action="append", metavar="NAME", help="only this sweep; may be repeated (default all)")
     plan.add_argument("--rounds", type=int, default=2, help="repetitions, a probe before each sweep (default 2)")
     plan.set_defaults(command=_plan)
 
@@ -81,16 +80,14 @@ def _step(options: argparse.Namespace) -> None:
     from slime_ray.bench.step import measure_speed
     from slime_ray.bench.tables import speed_table
 
-    wanted = _options(options)
-    _show("step", options, speed_table, lambda: measure_speed(wanted, _say))
+    _show("step", options, speed_table, measure_speed(_options(options), _say))
 
 
 def _memory(options: argparse.Namespace) -> None:
     from slime_ray.bench.memory import measure_memory
     from slime_ray.bench.tables import memory_table
 
-    wanted = _options(options)
-    _show("memory", options, memory_table, lambda: measure_memory(wanted, _say))
+    _show("memory", options, memory_table, measure_memory(_options(options), _say))
 
 
 def _gpu(options: argparse.Namespace) -> None:
@@ -99,7 +96,7 @@ def _gpu(options: argparse.Namespace) -> None:
     if options.device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {options.device}: must be auto, cpu or cuda.")
     _at_least(options, minutes=1)
-    _show("gpu", options, GpuReport.text, lambda: measure_gpu(minutes=options.minutes, device=options.device, say=_say))
+    _show("gpu", options, GpuReport.text, measure_gpu(minutes=options.minutes, device=options.device, say=_say))
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -107,16 +104,16 @@ def _plan(options: argparse.Namespace) -> None:
     from slime_ray.bench.tables import plan_table
 
     _at_least(options, rounds=1)
-    cases = _among(options.cases, CASES, option="--cases") if options.cases else list(CASES)
-    _show("plan", options, plan_table, lambda: measure_plans(cases=cases, rounds=options.rounds, say=_say))
+    cases = options.cases or list(CASES)
+    for case in cases:
+        if case not in CASES:
+            raise InputError(f"--cases {case}: must be among {', '.join(map(repr, CASES))}.")
+    _show("plan", options, plan_table, measure_plans(cases=cases, rounds=options.rounds, say=_say))
 
 
-def _show(
-    name: str, options: argparse.Namespace, table: Callable[[Report], str], measure: Callable[[], Report]
-) -> None:
+def _show(name: str, options: argparse.Namespace, table: Callable[[Report], str], report: Report) -> None:
     from slime_ray.bench.tables import show
 
-    report = measure()
     show(name, report, table(report), as_json=options.json)
 
 
@@ -124,16 +121,6 @@ def _at_least(options: argparse.Namespace, **bounds: int) -> None:
     for name, least in bounds.items():
         if getattr(options, name) < least:
             raise InputError(f"--{name} {getattr(options, name)}: must be at least {least}.")
-
-
-def _among(given: str, known: Iterable[Name], *, option: str) -> list[Name]:
-    """The names of a list with commas. Raises InputError for one that is not known."""
-    by_name = {str(name): name for name in known}
-    names = [name.strip() for name in given.split(",")]
-    for name in names:
-        if name not in by_name:
-            raise InputError(f"{option} {name}: must be among {', '.join(by_name)}.")
-    return [by_name[name] for name in names]
 
 
 def _options(given: argparse.Namespace) -> "Options":

@@ -10,19 +10,8 @@ from slime_ray.cli.options import Parser, add_command, option
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 FOLDERS = ("run", "storage", "out", "to")
-FILES = (
-    "runs",
-    "policies",
-    "baseline",
-    "cluster",
-    "questions",
-    "csv",
-    "write",
-    "prices",
-    "data",
-    "model",
-    "checkpoint",
-)
+FILES = ("data", "model")
+"""Of those that may be something else; what is declared as a Path is one without being named here."""
 
 
 def add_commands(commands: Any) -> None:
@@ -65,8 +54,9 @@ def _add_completers(parser: Parser) -> None:
     for command in parser.commands.values():
         _add_completers(command)
     for action in parser.arguments:
-        if action.dest in kinds and action.nargs != 0:
-            action.completer = kinds[action.dest]  # type: ignore[attr-defined]
+        kind = kinds.get(action.dest, FilesCompleter() if action.type is Path else None)
+        if kind is not None and action.nargs != 0:
+            action.completer = kind  # type: ignore[attr-defined]
 
 
 def _spaces(prefix: str, **_: object) -> list[str]:

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,11 @@ from slime_ray.cli.options import (
     load,
     option,
     run_and_report,
-    show_report,
 )  # fmt: skip
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
+    from slime_ray.api import Run
     from slime_ray.config.experiment import Experiment
 
 
@@ -122,69 +122,51 @@ def add_commands(commands: Any) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    _run(*checked(options), options)
+    from slime_ray import api
+
+    _run(api.sweep, options)
 
 
 def _ablate(options: argparse.Namespace) -> None:
     from slime_ray import api
 
-    experiment, source = checked(options)
-    api.require_design(experiment, source)
-    _run(experiment, source, options)
+    _run(api.ablate, options)
 
 
 def _league(options: argparse.Namespace) -> None:
     from slime_ray import api
 
-    experiment, source = checked(options)
-    api.require_league(experiment, source)
-    _run(experiment, source, options)
+    _run(api.league, options)
 
 
-def _run(experiment: "Experiment", source: Path, options: argparse.Namespace) -> None:
-    if not options.quiet:
-        _describe_design(experiment)
-        print(f"{experiment.name}: getting Ray and the shared stages ready.", flush=True)
+def _run(sweep: Callable[..., "Run"], options: argparse.Namespace) -> None:
     run_and_report(
-        experiment,
-        source,
-        options,
-        storage=options.storage,
-        start=options.start,
-        seed=options.seed,
-        study=options.study,
-    )
+        sweep, options.space, storage=options.storage, start=options.start, seed=options.seed, study=options.study,
+        quiet=options.quiet, **changes(options),
+    )  # fmt: skip
 
 
 def _describe_design(experiment: "Experiment") -> None:
-    from slime_ray.config.design import caution
-
-    if experiment.design is not None:
-        print(experiment.design.described(experiment.seeds))
-        if warning := caution(experiment.seeds):
-            print(f"warning: {warning}")
+    for line in experiment.design.announced(experiment.seeds) if experiment.design else ():
+        print(line)
 
 
 def _train(options: argparse.Namespace) -> None:
     from slime_ray import api
-    from slime_ray.runs.store import RunStore
 
-    run = api.train(
-        options.space, options.trial, storage=options.storage, start=options.start, quiet=options.quiet,
-        **changes(options),
+    run_and_report(
+        api.train, options.space, trial=options.trial, storage=options.storage, start=options.start,
+        quiet=options.quiet, **changes(options),
     )  # fmt: skip
-    show_report(run.path, None, RunStore.of(options.storage, "trials"), quiet=options.quiet)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from slime_ray import api
-    from slime_ray.runs.store import RunStore
 
-    run = api.evaluate(
-        options.space, options.policies, baseline=options.baseline, storage=options.storage, start=options.start,
-        offline=options.offline, quiet=options.quiet, **changes(options),
+    run_and_report(
+        api.evaluate, options.space, policies=options.policies, baseline=options.baseline, storage=options.storage,
+        start=options.start, offline=options.offline, quiet=options.quiet, **changes(options),
     )  # fmt: skip
-    show_report(run.path, None, RunStore.of(options.storage, "trials"), quiet=options.quiet)
 
 
 def _launch(options: argparse.Namespace) -> None:

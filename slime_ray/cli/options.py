@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from slime_ray.runs.redaction import redact_sentence
 
 if TYPE_CHECKING:
+    from slime_ray.api import Run
+    from slime_ray.api.opening import ExperimentLike
     from slime_ray.config.experiment import Experiment
     from slime_ray.runs.store import RunStore
 
@@ -182,17 +184,13 @@ def checked(options: argparse.Namespace) -> "tuple[Experiment, Path]":
     return experiment, source
 
 
-def run_and_report(
-    experiment: "Experiment", source: Path, options: argparse.Namespace, *, storage: str, **more: Any
-) -> None:
-    """Run a sweep and print its report. more: further arguments of `run_sweep`."""
-    from rich.console import Console
-
-    from slime_ray.on_ray.sweep import run_sweep
+def run_and_report(run: "Callable[..., Run]", experiment: "ExperimentLike", *, quiet: bool, **more: Any) -> None:
+    """Call a function of slime_ray that runs an experiment, with further arguments of it, and print the report."""
     from slime_ray.runs.store import RunStore
 
-    run = run_sweep(experiment, source=source, storage=storage, console=Console(quiet=options.quiet), **more)
-    show_report(run, None, RunStore.of(storage, "driver"), quiet=options.quiet)
+    done = run(experiment, quiet=quiet, **more)
+    # A run in an object store is a working copy here, in a folder that says whose.
+    show_report(done.path, None, RunStore.of(more["storage"], done.path.parent.name), quiet=quiet)
 
 
 def show_report(

@@ -160,9 +160,9 @@ def _look(
 
 
 def _reproduce(options: argparse.Namespace) -> None:
+    from slime_ray import api
     from slime_ray.config.experiment_file import parse_override
     from slime_ray.config.reproduction import reproduction
-    from slime_ray.evaluation.questions import check_questions
     from slime_ray.search_spaces import shipped_spaces
 
     overrides = dict(parse_override(text) for text in options.overrides)
@@ -179,10 +179,7 @@ def _reproduce(options: argparse.Namespace) -> None:
         if options.write:
             print(f"\nWritten to {options.write}: run it with `slime-ray ablate` or `slime-ray launch`.")
         elif not options.plan:
-            check_questions(table.experiment)
-            run_and_report(
-                table.experiment, table.source, options, storage=options.storage, start=options.start, seed=0
-            )
+            run_and_report(api.sweep, table.source, storage=options.storage, start=options.start, quiet=options.quiet)
 
 
 def _cost(table: "Reproduction", storage: str) -> str:

@@ -195,6 +195,7 @@ def _sentences(standing: dict[str, Any], run: str) -> str:
 
 
 def _extend(options: argparse.Namespace) -> None:
+    from slime_ray import api
     from slime_ray.runs.control import extended, opened
     from slime_ray.runs.folder import reopened
     from slime_ray.runs.results import read_manifest
@@ -204,8 +205,8 @@ def _extend(options: argparse.Namespace) -> None:
     experiment = extended(experiment, options.trials, options.run)
     run_and_report(
         # The folder may have been renamed, or be a copy.
-        experiment.model_copy(update={"name": run.name}), run / "experiment.yaml", options, start="resume",
-        storage=run_store.url or str(run_store.root), seed=int(manifest.get("sweep_seed") or 0), study=options.study,
+        api.sweep, experiment, name=run.name, start="resume", storage=run_store.url or str(run_store.root),
+        seed=int(manifest.get("sweep_seed") or 0), study=options.study, quiet=options.quiet,
     )  # fmt: skip
 
 
@@ -213,8 +214,7 @@ def _stop(options: argparse.Namespace) -> None:
     from slime_ray.runs.control import opened, stop_trial
 
     with opened(options.run) as (run, run_store):
-        stop_trial(run, run_store, options.trial)
-    print(f"{options.trial} will end at its next report and be recorded as stopped.")
+        print(stop_trial(run, run_store, options.trial))
 
 
 def _clone(options: argparse.Namespace) -> None:
@@ -237,15 +237,11 @@ def _watch(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     shown = {name: getattr(options, name) for name in ("labels", "difficulties", "paper", "quiet")}
-    shown["as_json"] = options.json
-    if "://" not in options.run:
-        show_report(Path(options.run), options.out, **shown)
-        return
-    from slime_ray.runs.results import CHECKPOINTS, MODEL
-    from slime_ray.runs.store import copied
+    from slime_ray.runs.store import is_url, local_folder
 
-    run, _ = copied(options.run, skip=(CHECKPOINTS, MODEL))
-    show_report(run, options.out or Path(f"{run.name}-report"), **shown)
+    run = local_folder(options.run)
+    beside = Path(f"{run.name}-report") if is_url(options.run) else None
+    show_report(run, options.out or beside, as_json=options.json, **shown)
 
 
 def _compare(options: argparse.Namespace) -> None:

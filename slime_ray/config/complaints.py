@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from slime_ray.config.ablation import DESIGNS
 from slime_ray.config.data_source import DataSource
 from slime_ray.config.judge import JUDGE_SETTINGS
+from slime_ray.config.model import READ
 from slime_ray.config.settings import OBJECTIVE_SETTINGS
 from slime_ray.config.space import Dimension
 from slime_ray.config.yaml_source import Complaint, KeyPath, YamlSource
@@ -139,12 +140,9 @@ _MAPPINGS = {
 
 
 FOREIGN = {
-    **dict.fromkeys(("r", "lora_r"), "model.lora.rank"),
-    "lora_alpha": "model.lora.alpha",
-    "use_rslora": "model.lora.rslora",
-    "use_dora": "model.lora.dora",
-    "lora_dropout": "model.lora.dropout",
-    **dict.fromkeys(("target_modules", "lora_target_modules"), "model.lora.targets"),
+    **{theirs: f"model.lora.{ours}" for theirs, ours in READ.items()},
+    "lora_r": "model.lora.rank",
+    "lora_target_modules": "model.lora.targets",
     "modules_to_save": "model.lora.train_head",
     "model_name_or_path": "model.source",
     **dict.fromkeys(("torch_dtype", "bf16"), "model.dtype"),

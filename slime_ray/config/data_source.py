@@ -44,10 +44,9 @@ def _check_mixture(sources: list[DataSource]) -> list[DataSource]:
     return sources
 
 
-def _kind(value: Any) -> str:
-    return "list" if isinstance(value, list) else "str"
-
-
 Sources = Annotated[list[DataSource], BeforeValidator(_entries), AfterValidator(_check_mixture)]
-Train = Annotated[Annotated[Located, Tag("str")] | Annotated[Sources, Tag("list")], Discriminator(_kind)]
+Train = Annotated[
+    Annotated[Located, Tag("str")] | Annotated[Sources, Tag("list")],
+    Discriminator(lambda value: "list" if isinstance(value, list) else "str"),
+]
 """One data set by its name, or a list of several."""

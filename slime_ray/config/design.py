@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from slime_ray.config.strict import Strict
+from slime_ray.config.strict import Strict, at_checkpoint
 
 Kind = Literal["leave_one_out", "factorial", "sensitivity", "exponent", "baselines"]
 COMPONENTS = ("anchor", "stabilizer", "soft_margin", "hard_margin")
@@ -39,7 +39,7 @@ class Cell(Strict):
     @property
     def home(self) -> str:
         """The center without the checkpoint."""
-        return self.center if self.sft_seed is None else self.center.removesuffix(f"-sft{self.sft_seed}")
+        return self.center if self.sft_seed is None else self.center.removesuffix(at_checkpoint("", self.sft_seed))
 
 
 class Design(Strict):
@@ -74,6 +74,15 @@ class Design(Strict):
         """Seeds of the SFT checkpoints that it is run across; none where it is run from one."""
         return list(dict.fromkeys(cell.sft_seed for cell in self.cells if cell.sft_seed is not None))
 
+    def across(self, seeds: Sequence[int]) -> "Design":
+        """The design with every center at every checkpoint, where its cells are compared."""
+        cells = []
+        for seed in seeds:
+            for cell in self.cells:
+                labels = {name: at_checkpoint(getattr(cell, name), seed) for name in ("label", "center", "reference")}
+                cells.append(cell.model_copy(update={**labels, "sft_seed": seed}))
+        return Design(kind=self.kind, cells=cells, metric=self.metric)
+
     def around(self, center: str) -> list[Cell]:
         """The cells of one center, its reference among them."""
         return [cell for cell in self.cells if cell.center == center]
@@ -100,6 +109,11 @@ class Design(Strict):
             f"{self.kind}: {cells} around {around}, compared by {self.metric}; "
             f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}, {len(self.cells) * len(seeds)} trials."
         )
+
+    def announced(self, seeds: Sequence[int]) -> list[str]:
+        """What it is and what few seeds will not be able to say, a line each."""
+        warning = caution(seeds)
+        return [self.described(seeds), *([f"warning: {warning}"] if warning else [])]
 
 
 def caution(seeds: Sequence[int]) -> str | None:

@@ -6,14 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from slime_ray.config.across import SFT_SEED
 from slime_ray.config.design import Design
 from slime_ray.config.judge import lasting
 from slime_ray.config.league import League
 from slime_ray.config.metrics import Constraint, ConstraintText, Estimate, Way
 from slime_ray.config.points import Search, SearchPart, with_values
 from slime_ray.config.settings import Positive, Settings, Strict, fingerprint
-from slime_ray.config.strict import Once, Seed
+from slime_ray.config.strict import SFT_SEED, Once, Seed
 from slime_ray.config.trackers import DEFAULT, Tracker
 
 MOST_TRIALS = 100_000
@@ -226,11 +225,14 @@ class Experiment(SweepSettings):
     def searches(self) -> list[SearchPart]:
         """Its searches: none, one, or one for each entry of a league."""
         if self.league is not None:
-            league = self.league
+            trials, seeds = self.league.trials, self.league.seeds
             return [
-                SearchPart.of(entry, trials=league.trials, seeds=league.seeds, defaults=league.defaults)
-                for entry in league.entries
-            ]
+                SearchPart(
+                    entry.label, entry.set, Search.model_validate(entry.search), trials, 1, seeds,
+                    entry.defaults if self.league.defaults else None,
+                )
+                for entry in self.league.entries
+            ]  # fmt: skip
         if self.search is None:
             return []
         confirm = self.budget.confirm or Confirm(best=0)

@@ -8,9 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
-from slime_ray.config import across
 from slime_ray.config.ablation import Ablation, Unfit
-from slime_ray.config.across import SFT_SEED
 from slime_ray.config.complaints import FilePart
 from slime_ray.config.design import Design
 from slime_ray.config.expansion import expand
@@ -24,7 +22,7 @@ from slime_ray.config.experiment import (
     SweepSettings,
     with_values,
 )
-from slime_ray.config.experiment_keys import ExperimentKeys, refusals
+from slime_ray.config.experiment_keys import ExperimentKeys, across_refusals, refusals
 from slime_ray.config.league import League
 from slime_ray.config.league_file import LeagueReader
 from slime_ray.config.points import Search
@@ -32,7 +30,7 @@ from slime_ray.config.presets import merge, preset_base
 from slime_ray.config.search_file import SearchReader
 from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.config.space import Scalar
-from slime_ray.config.strict import LARGEST_SEED
+from slime_ray.config.strict import LARGEST_SEED, SFT_SEED, at_checkpoint
 from slime_ray.config.yaml_source import Complaint, KeyPath, YamlSource, from_mapping, load_yaml, read_value
 from slime_ray.errors import InputError
 
@@ -98,18 +96,17 @@ class _Resolver:
         of_arms = {}
         if not self.sentences:
             of_arms = {arm.label: Settings.model_validate(with_values(base, arm.set)) for arm in arms}
-            compared = file.league is not None or file.ablate is not None
-            self.note(across.complaints(file.across, settings, of_arms, compared=compared))
+            self.note(across_refusals(file, settings, of_arms))
         seeds = [] if self.sentences else file.across.get(SFT_SEED, [])
         if seeds:
             base = with_values(base, {SFT_SEED: seeds[0]})
             arms = [
-                Arm(label=across.label_at(arm.label, seed), set={**arm.set, SFT_SEED: seed})
+                Arm(label=at_checkpoint(arm.label, seed), set={**arm.set, SFT_SEED: seed})
                 for seed in seeds
                 for arm in arms
             ]
-            league = league and across.league_across(league, seeds)
-            design = design and across.design_across(design, seeds)
+            league = league and league.across(seeds)
+            design = design and design.across(seeds)
         self.note(refusals(file, settings, arms, of_arms.values()))
         if not self.sentences and not arms and search is None and league is None:
             raise self.error(

@@ -1,7 +1,7 @@
 """The keys of an experiment's YAML, and what is wrong between keys that are valid by themselves."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -13,7 +13,7 @@ from slime_ray.config.metrics import JUDGED, METRICS, Constraint, contradiction
 from slime_ray.config.search_file import SearchKeys
 from slime_ray.config.settings import Settings
 from slime_ray.config.space import Scalar
-from slime_ray.config.strict import LARGEST_SEED, LONGEST_LABEL, Label, Once, RunName, Seed
+from slime_ray.config.strict import LARGEST_SEED, LONGEST_LABEL, SFT_SEED, Label, Once, RunName, Seed
 from slime_ray.config.yaml_source import KeyPath
 from slime_ray.errors import near
 
@@ -66,6 +66,28 @@ def refusals(
     yield from _goal_refusals(file, settings)
     yield from _constraint_refusals(file, settings)
     yield from _budget_refusals(file, settings)
+
+
+def across_refusals(
+    file: ExperimentKeys, settings: Settings, arms: Mapping[str, Settings]
+) -> Iterator[tuple[KeyPath, str]]:
+    """What is wrong with the key `across`. arms: settings of each arm of the file, by label."""
+    if file.across and file.league is None and file.ablate is None:
+        yield ("across",), "only entries of a `league` and cells of `ablate` are run across checkpoints. Leave it out"
+    for path, seeds in file.across.items():
+        if path != SFT_SEED:
+            yield (
+                ("across", path),
+                f"across.{path}: there is {SFT_SEED} alone, as across: {{{SFT_SEED}: [0, 1, 2]}}. Leave {path} out",
+            )
+        elif settings.sft is None:
+            yield ("across", path), "sft is null, so there are no SFT checkpoints. Leave across out, or set sft"
+        elif len(seeds) < 2:
+            yield ("across", path), f"across.{path} needs two seeds or more. For one checkpoint set {path} in base"
+    for label, own in arms.items():
+        if file.across and own.sft != settings.sft:
+            sentence = f"arm {label} has an sft of its own, and across runs it from every checkpoint"
+            yield ("across",), f"{sentence}. Leave sft out of the arm"
 
 
 def _arm_refusals(arms: Sequence[Arm]) -> Iterator[tuple[KeyPath, str]]:

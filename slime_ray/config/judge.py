@@ -4,6 +4,7 @@ A judge has settings that its verdicts follow from, which its identity tells, an
 how it runs: those may change while a run is gone on with.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -15,7 +16,6 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from slime_ray.config.request_fields import request_fields
 from slime_ray.config.strict import Located, Positive, Strict, fingerprint, located
 from slime_ray.config.yaml_source import load_yaml
 from slime_ray.errors import InputError, near
@@ -42,6 +42,17 @@ RUNNING = {
 """Settings of a judge or an answer server that its verdicts or answers do not follow from."""
 PLACES = re.compile(r"\{(question|answer|answer_a|answer_b)\}")
 """Where a template's user part has what is judged."""
+OURS = {
+    **dict.fromkeys(("max_tokens", "max_completion_tokens"), "evaluation.judge.max_tokens"),
+    "model": "evaluation.judge.model",
+    "temperature": "evaluation.judge.temperature",
+    **dict.fromkeys(("messages", "n", "stream", "stream_options"), "fixed by the judge"),
+}
+"""Fields of a request that are not the user's to set, and what sets them."""
+_WRAPPERS = ("extra_body", "extra_headers", "extra_query")
+"""Arguments of OpenAI's client, which are no fields of a request."""
+_SECRET = re.compile(r'(?i)(api|access|private|auth)[_-]?key|authorization|bearer|secret|passw|credential|"token"|"sk-')
+"""In the JSON of fields, what names a secret or is one."""
 
 
 class Repeats(Strict):
@@ -226,6 +237,19 @@ def address(value: str) -> str:
     if parts.username or parts.password or parts.query:
         raise ValueError("holds more than an address. Leave user, password and query out; the key has api_key_env")
     return value
+
+
+def request_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Refuse fields of a request that are ours, and secrets."""
+    for name in fields:
+        if name in OURS:
+            raise ValueError(f"holds {name}, which is {OURS[name]}")
+        if name in _WRAPPERS:
+            raise ValueError(f"holds {name}, an argument of a client. Write the fields of the body themselves")
+    # What was given may be the key itself, so it is not repeated.
+    if _SECRET.search(json.dumps(fields)):
+        raise ValueError("holds what looks like a secret. The key has api_key_env, and nothing else is sent as one")
+    return fields
 
 
 def client_lack(setting: str, name: str, api_key_env: str | None) -> str | None:

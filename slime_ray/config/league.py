@@ -1,12 +1,12 @@
 """A league: objectives compared at an equal tuning budget. Data alone: a run's manifest carries it to the tables."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
 
-from slime_ray.config.strict import Positive, Strict
+from slime_ray.config.strict import SFT_SEED, Positive, Strict, at_checkpoint
 
 LEARNING_RATE = "training.learning_rate"
 DEFAULTS = "-defaults"
@@ -33,7 +33,7 @@ class Entry(Strict):
     @property
     def method(self) -> str:
         """The label without the checkpoint."""
-        return self.label if self.sft_seed is None else self.label.removesuffix(f"-sft{self.sft_seed}")
+        return self.label if self.sft_seed is None else self.label.removesuffix(at_checkpoint("", self.sft_seed))
 
 
 class League(Strict):
@@ -62,6 +62,15 @@ class League(Strict):
     def sft_seeds(self) -> list[int]:
         """Seeds of the SFT checkpoints that it is run across; none where it is run from one."""
         return list(dict.fromkeys(entry.sft_seed for entry in self.entries if entry.sft_seed is not None))
+
+    def across(self, seeds: Sequence[int]) -> "League":
+        """The league with every entry at every checkpoint."""
+        entries = []
+        for seed in seeds:
+            for entry in self.entries:
+                changes = {"label": at_checkpoint(entry.label, seed), "set": {**entry.set, SFT_SEED: seed}}
+                entries.append(entry.model_copy(update={**changes, "sft_seed": seed}))
+        return self.model_copy(update={"entries": entries})
 
     def at(self, sft_seed: int) -> "League":
         """The entries of one checkpoint."""

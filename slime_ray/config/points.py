@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from slime_ray.config.league import Entry, entry_of
+from slime_ray.config.league import entry_of
 from slime_ray.config.presets import merge
 from slime_ray.config.settings import Positive, Settings, Strict
 from slime_ray.config.space import Dimension, Requirement, Scalar
@@ -164,7 +164,7 @@ class SearchPart:
     """One search of an experiment: all of it, or a league's entry.
 
     label: of the entry, "" where the experiment has one search. set: what all its trials set over base. best, seeds:
-    winners that are confirmed, and with how many seeds. entry: of a league.
+    winners that are confirmed, and with how many seeds. defaults: values that run at the winner's learning rate too.
     """
 
     label: str
@@ -173,24 +173,16 @@ class SearchPart:
     trials: int
     best: int
     seeds: int
-    entry: Entry | None = None
-    defaults: bool = False
-
-    @classmethod
-    def of(cls, entry: Entry, *, trials: int, seeds: int, defaults: bool) -> "SearchPart":
-        """The search of a league's entry."""
-        search = Search.model_validate(entry.search)
-        return cls(entry.label, entry.set, search, trials, 1, seeds, entry, defaults)
+    defaults: Mapping[str, Any] | None = None
 
     @property
     def rows(self) -> int:
         """Rows of the table that its winners and their defaults make, at most."""
-        also = self.defaults and self.entry is not None and bool(self.entry.defaults)
-        return min(self.best, self.trials) * (2 if also else 1)
+        return min(self.best, self.trials) * (2 if self.defaults else 1)
 
     def owns(self, trial_id: str) -> bool:
         """Whether a trial is of its budget. Where it is the only search, clones of all trials are."""
-        return self.entry is None or entry_of(trial_id) == self.label
+        return not self.label or entry_of(trial_id) == self.label
 
     def trial_id(self, number: int) -> str:
         """Id of its nth trial, from 1."""
@@ -207,9 +199,7 @@ class SearchPart:
 
     def default_values(self, winner: Mapping[str, Any]) -> dict[str, Any] | None:
         """The entry's published values at its winner's learning rate; None where they are not asked for."""
-        if self.entry is None or not self.defaults:
-            return None
-        return {**winner, **self.entry.defaults}
+        return None if self.defaults is None else {**winner, **self.defaults}
 
 
 def path_of(name: str) -> str:

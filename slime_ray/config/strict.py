@@ -56,6 +56,18 @@ Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+SFT_SEED = "sft.seed"
+"""The only path of the key `across`."""
+
+
+def at_checkpoint(label: str, seed: int) -> str:
+    """The label of an entry, arm or center that starts from the SFT checkpoint of this seed, one of several.
+
+    What is run from it says so in its label alone, so that ids, resuming and the plan need to know nothing of it.
+    """
+    return f"{label}-sft{seed}"
+
+
 def _once(values: list[Any]) -> list[Any]:
     """Refuse values that are equal: a sampler cannot tell 1 from 1.0, nor either from true."""
     first: dict[Any, Any] = {}

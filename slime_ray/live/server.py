@@ -11,13 +11,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+from pydantic import ValidationError
 
 from slime_ray.config.experiment_file import parse_override
+from slime_ray.config.strict import Strict
 from slime_ray.errors import InputError, SlimeRayError
 from slime_ray.live.view import LiveRun
 from slime_ray.runs import control
@@ -167,8 +168,8 @@ def build_app(run: LiveRun, token: str) -> web.Application:
         app.router.add_get(f"/{name}", _static(name, kind))
     for path, handler in {"/state": state, "/report": report, "/knobs": knobs, "/favicon.ico": empty}.items():
         app.router.add_get(path, handler)
-    for name, parse in ACTIONS.items():
-        app.router.add_post(f"/{name}", _button(run, app, parse))
+    for name, button in BUTTONS.items():
+        app.router.add_post(f"/{name}", _button(run, app, button))
     return app
 
 
@@ -223,67 +224,61 @@ HEADERS = {
 }
 
 
-Action = Callable[[Path, RunStore], str]
-"""Does something to a run and gives the sentence that says so, or raises InputError."""
+class Stop(Strict):
+    """The button that ends a running trial."""
+
+    trial: str
+
+    def act(self, run: Path, run_store: RunStore) -> str:
+        """Do it and give the sentence that says so. Raises InputError."""
+        if self.trial in Instructions.read(run).stops:
+            raise InputError(f"{self.trial} was asked to stop already: it ends at its next report.")
+        return control.stop_trial(run, run_store, self.trial)
 
 
-def _button(run: LiveRun, app: web.Application, parse: Callable[[dict[str, Any]], Action]) -> Handler:
+class Clone(Strict):
+    """The button that runs a trial again. changes: as `--set` takes them."""
+
+    trial: str
+    changes: list[str]
+
+    def act(self, run: Path, run_store: RunStore) -> str:
+        """Do it and give the sentence that says so. Raises InputError."""
+        changes = dict(map(parse_override, self.changes))
+        values = values_of(run, self.trial) | changes
+        for clone in Instructions.read(run).clones:
+            if clone.of == self.trial and clone.values == values:
+                raise InputError(f"{clone.trial_id} has these knobs already.")
+        return f"{control.clone_trial(run, run_store, self.trial, changes).trial_id} runs next."
+
+
+class Extend(Strict):
+    """The button that gives the search more trials. budget: those that its reader saw."""
+
+    trials: int
+    budget: int
+
+    def act(self, run: Path, run_store: RunStore) -> str:
+        """Do it and give the sentence that says so. Raises InputError."""
+        control.extend_search(run, run_store, self.budget, self.trials)
+        return f"The search will go on for {self.trials} trials more."
+
+
+BUTTONS: dict[str, type[Stop | Clone | Extend]] = {"stop": Stop, "clone": Clone, "extend": Extend}
+
+
+def _button(run: LiveRun, app: web.Application, button: type[Stop | Clone | Extend]) -> Handler:
     async def handler(request: web.Request) -> web.Response:
         try:
-            action = parse(await request.json())
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            asked = button.model_validate_json(await request.read())
+        except ValidationError:
             return web.json_response({"done": False, "said": "That is no request of this page."}, status=400)
-        except InputError as error:
-            return _refusal(error)
         try:
-            sentence = await asyncio.to_thread(run.act, action)
+            sentence = await asyncio.to_thread(run.act, asked.act)
         except SlimeRayError as error:
-            return _refusal(error)
+            # Not a status of 4xx, which a browser takes for an error of the page.
+            return web.json_response({"done": False, "said": redact_sentence(str(error))})
         app[HURRY].set()
         return web.json_response({"done": True, "said": sentence})
 
     return handler
-
-
-def _refusal(error: SlimeRayError) -> web.Response:
-    # Not a status of 4xx, which a browser takes for an error of the page.
-    return web.json_response({"done": False, "said": redact_sentence(str(error))})
-
-
-def _stop(body: dict[str, Any]) -> Action:
-    trial = str(body["trial"])
-
-    def act(run: Path, run_store: RunStore) -> str:
-        if trial in Instructions.read(run).stops:
-            raise InputError(f"{trial} was asked to stop already: it ends at its next report.")
-        control.stop_trial(run, run_store, trial)
-        return f"{trial} will end at its next report and be recorded as stopped."
-
-    return act
-
-
-def _clone(body: dict[str, Any]) -> Action:
-    trial, changes = str(body["trial"]), dict(parse_override(str(text)) for text in body["changes"])
-
-    def act(run: Path, run_store: RunStore) -> str:
-        values = values_of(run, trial) | changes
-        for clone in Instructions.read(run).clones:
-            if clone.of == trial and clone.values == values:
-                raise InputError(f"{clone.trial_id} has these knobs already.")
-        return f"{control.clone_trial(run, run_store, trial, changes).trial_id} runs next."
-
-    return act
-
-
-def _extend(body: dict[str, Any]) -> Action:
-    trials, budget = int(body["trials"]), int(body["budget"])
-
-    def act(run: Path, run_store: RunStore) -> str:
-        control.extend_search(run, run_store, budget, trials)
-        return f"The search will go on for {trials} trials more."
-
-    return act
-
-
-ACTIONS = {"stop": _stop, "clone": _clone, "extend": _extend}
-"""What the buttons do, from the body of their request."""

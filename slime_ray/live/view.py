@@ -1,7 +1,6 @@
 """A run as the live page shows it: looked at again and again, its page built anew when results have changed."""
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -83,14 +82,13 @@ class LiveRun:
     def _finished(self, run: Path) -> dict[str, dict[str, Any]]:
         """Rows of the trials that have finished. Files that have not changed are not read again."""
         rows: dict[str, tuple[Stamp, dict[str, Any] | None]] = {}
-        folder = run / "trials"
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
+        for file in sorted((run / "trials").glob("*/trial.json")):
             try:
-                stat = os.stat(f"{entry.path}/trial.json")
+                stat = file.stat()
             except OSError:
                 continue
-            stamp, known = (stat.st_size, stat.st_mtime_ns), self._rows.get(entry.name)
-            rows[entry.name] = known if known and known[0] == stamp else (stamp, finished_trial(Path(entry.path)))
+            stamp, known = (stat.st_size, stat.st_mtime_ns), self._rows.get(file.parent.name)
+            rows[file.parent.name] = known if known and known[0] == stamp else (stamp, finished_trial(file.parent))
         self._rows = rows
         return {name: row for name, (_, row) in rows.items() if row is not None}
 
@@ -135,8 +133,7 @@ class LiveRun:
         }
         waiting = [clone.trial_id for clone in instructions.clones if clone.trial_id not in {*running, *self._rows}]
         return {
-            **{key: standing[key] for key in ("name", "state", "said", "done", "total", "ends", "front", "alarms")},
-            **{key: standing[key] for key in ("spent", "left", "budget", "begun", "stages")},
+            **standing,
             "running": running,
             "waiting": waiting,
             "ended": self.ended,

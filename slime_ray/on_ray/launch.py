@@ -6,6 +6,7 @@ same launch, given again, follows a sweep that runs, resumes one that ended earl
 
 import asyncio
 import hashlib
+import json
 import logging
 import os
 import shlex
@@ -20,7 +21,6 @@ from typing import Any, TextIO
 import ray
 
 from slime_ray.config.experiment import Experiment, with_values
-from slime_ray.config.request_fields import texts
 from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray.connection import last_line
@@ -184,10 +184,10 @@ def _refuse_local_paths(experiment: Experiment) -> None:
     """Relative paths mean files of this machine, which the cluster does not have."""
     for changes in ({}, *(arm.set for arm in experiment.arms)):
         given = with_values(experiment.base, changes)
-        written = set(texts(given))
+        written = json.dumps(given)
         for setting, path in files_of(Settings.model_validate(given)).items():
             # A file that is here is known by its absolute path, whatever the experiment says.
-            if str(path) not in written:
+            if json.dumps(str(path)) not in written:
                 raise InputError(
                     f"{setting} is written as a path of this machine, {path}. Put it on the storage that the nodes "
                     "share, and give its absolute path there."

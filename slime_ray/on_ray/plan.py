@@ -248,7 +248,7 @@ def confirm_trials(experiment: Experiment, part: SearchPart, rows: Mapping[str, 
     In a league each is followed by its entry's defaults at the same learning rate, where these are asked for.
     """
     # A winner that equals an arm stands in the table already, with these seeds. A league's entry has a row of its own.
-    arms = [] if part.entry else experiment.arms
+    arms = [] if part.label else experiment.arms
     standing = {fingerprint(experiment.settings_with(arm.set)) for arm in arms}
     searched = [row for row in rows.values() if row["phase"] == "search"]
     mine = [row for row in searched if part.owns(row["trial_id"])]

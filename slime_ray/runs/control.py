@@ -8,15 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from slime_ray.config.experiment import MOST_TRIALS, Experiment
 from slime_ray.config.points import count_points, with_values
 from slime_ray.errors import InputError
 from slime_ray.runs.folder import refuse_other_inputs, reopened
 from slime_ray.runs.inputs import hashes_of
 from slime_ray.runs.instructions import FOLDER, Clone, ask_for_clone, ask_for_more, ask_to_stop
-from slime_ray.runs.results import CHECKPOINTS, MODEL, finished_trials, read_manifest
+from slime_ray.runs.results import finished_trials, read_manifest
 from slime_ray.runs.status import read_status
-from slime_ray.runs.store import RunStore, copied, is_url, one_at_a_time
+from slime_ray.runs.store import RunStore, copied, is_url, parted
 
 
 @contextmanager
@@ -33,21 +35,25 @@ def opened(address: str, run_store: RunStore | None = None) -> Iterator[tuple[Pa
         with disk.answering():
             yield run, disk
         return
+    storage, name = parted(address)
+    run_store = run_store or RunStore.of(storage, "reports")
+    run_store.root.mkdir(parents=True, exist_ok=True)
     # Bringing the copy up to date deletes what another command has yet to send.
-    with one_at_a_time(address):
-        run, run_store = copied(address, skip=(CHECKPOINTS, MODEL), run_store=run_store)
+    with FileLock(run_store.root / f".{name}.lock"):
+        run, _ = copied(address, run_store)
         with run_store.answering():
             yield run, run_store
 
 
-def stop_trial(run: Path, run_store: RunStore, trial: str) -> None:
-    """Have a running trial end at its next report. Raises InputError where none is at work on it."""
+def stop_trial(run: Path, run_store: RunStore, trial: str) -> str:
+    """Have a running trial end at its next report, and say so. Raises InputError where none is at work on it."""
     read_manifest(run)
     status = read_status(run)
     if not status.at_work:
         raise InputError(f"No sweep is at work on {run}: there is nothing to stop.")
     ask_to_stop(run, trial, known=set(status.trials))
     run_store.push(run / FOLDER)
+    return f"{trial} will end at its next report and be recorded as stopped."
 
 
 def clone_trial(run: Path, run_store: RunStore, trial: str, changes: Mapping[str, Any]) -> Clone:

@@ -150,7 +150,8 @@ def seal(folder: Path, *, digests: bool = True) -> None:
     """
     files = {
         path.relative_to(folder).as_posix(): [path.stat().st_size, _sha256(path) if digests else None]
-        for path in _held(folder)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != RECORD
     }
     write(folder / RECORD, json.dumps({"files": files}, indent=1))
 
@@ -188,10 +189,6 @@ def recorded_digests(folder: Path) -> dict[str, str | None]:
 def _recorded(folder: Path) -> dict[str, tuple[int, str | None]]:
     content = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
     return {name: (int(size), digest) for name, (size, digest) in content.items()}
-
-
-def _held(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != RECORD]
 
 
 def _sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.judge import Exact, RewardModel
-from slime_ray.config.settings import Data, Settings
+from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError
 
 WHOLE_BYTES = 64 << 20
@@ -34,36 +34,26 @@ _READ = (".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".tiktoken"
 def files_of(settings: Settings) -> dict[str, Path]:
     """The files and folders of this machine that a trial of these settings reads, by the setting that names them."""
     model, data, evaluation = settings.model, settings.data, settings.evaluation
-    rewards = [judge.model for judge in evaluation.judge.members if isinstance(judge, RewardModel)]
+    train = {"data.train": data.train} if isinstance(data.train, str) else {
+        f"data.train.{number}.source": one.source for number, one in enumerate(data.train)
+    }  # fmt: skip
+    members = evaluation.judge.members
+    rewards = {
+        f"evaluation.judge.judges.{place}.model" if len(members) > 1 else "evaluation.judge.model": judge.model
+        for place, judge in enumerate(members)
+        if isinstance(judge, RewardModel)
+    }
     places = {
-        **_data_places(data),
+        **({} if data.task else train),
         "evaluation.questions": evaluation.questions,
         "evaluation.retention.prompts": evaluation.retention.prompts if evaluation.retention else None,
         "model.source": None if model.task else model.source,
         "model.tokenizer": model.tokenizer,
         "model.chat_template": model.chat_template,
-        **dict(zip(judge_models(settings), rewards, strict=True)),
+        **rewards,
     }
     paths = {setting: Path(path).expanduser() for setting, path in places.items() if path}
     return {setting: path for setting, path in paths.items() if path.exists()}
-
-
-def _data_places(data: Data) -> dict[str, str]:
-    """The data sets by the setting that names each; none of an embedded task."""
-    if isinstance(data.train, str):
-        return {} if data.task else {"data.train": data.train}
-    return {f"data.train.{number}.source": one.source for number, one in enumerate(data.train)}
-
-
-def judge_models(settings: Settings) -> list[str]:
-    """The settings that name the reward models which judge."""
-    members = settings.evaluation.judge.members
-    several = len(members) > 1
-    return [
-        f"evaluation.judge.judges.{place}.model" if several else "evaluation.judge.model"
-        for place, judge in enumerate(members)
-        if isinstance(judge, RewardModel)
-    ]
 
 
 def all_settings(experiment: Experiment) -> list[Settings]:

@@ -148,9 +148,8 @@ def values_of(run: Path, trial_id: str) -> dict[str, Any]:
     for clone in Instructions.read(run).clones:
         if clone.trial_id == trial_id:
             return clone.values
-    for name, state in read_status(run).trials.items():
-        if name == trial_id:
-            return dict(state.get("values") or {})
+    if (state := read_status(run).trials.get(trial_id)) is not None:
+        return dict(state.get("values") or {})
     raise InputError(
         f"{run} has no trial {trial_id:.100} that has begun. `slime-ray status {run}` lists those that run."
     )

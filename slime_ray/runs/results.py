@@ -25,11 +25,9 @@ from slime_ray.runs import files
 from slime_ray.runs.redaction import redact, redact_sentence
 from slime_ray.runs.schema import (
     ANSWER_SCHEMA,
-    CURVE_SCHEMA,
     LATER,
     LATER_FILES,
     OPTIONAL_FILES,
-    PAIR_SCHEMA,
     READABLE,
     RENAMED,
     RUN_SCHEMA,
@@ -43,6 +41,8 @@ CHECKPOINTS = "resume"
 """Folder, in a trial's own, of what it goes on from after an interruption."""
 MODEL = "checkpoint"
 """Folder, in a trial's own, of the trained model: its adapter, or all of it."""
+HEAVY = (CHECKPOINTS, MODEL)
+"""Folders that nobody needs who reads results."""
 JUDGING = "judging.json"
 """File, in a trial's own, of what its judge took."""
 RETENTION = "retention"
@@ -77,25 +77,18 @@ def trial_row(**columns: Any) -> dict[str, Any]:
     return {name: _json(value) if isinstance(value, (dict, list)) else value for name, value in row.items()}
 
 
-def write_trial(
-    run: Path,
-    *,
-    row: Mapping[str, Any],
-    answers: Sequence[Mapping[str, Any]] = (),
-    curves: Sequence[Mapping[str, Any]] = (),
-    pairs: Sequence[Mapping[str, Any]] = (),
-    verdicts: Sequence[Mapping[str, Any]] = (),
-) -> None:
-    """Write one finished trial. Once this returns it counts as finished; before, it does not exist."""
+def write_trial(run: Path, *, row: Mapping[str, Any], **tables: Sequence[Mapping[str, Any]]) -> None:
+    """Write one finished trial. Once this returns it counts as finished; before, it does not exist.
+
+    tables: rows of its other files, by their names in SCHEMAS.
+    """
     if isinstance(row.get("reason"), str):
         row = {**row, "reason": redact_sentence(row["reason"])}
     folder = run / "trials" / str(row["trial_id"])
     folder.mkdir(parents=True, exist_ok=True)
-    _write_table(folder / "answers.parquet", answers, ANSWER_SCHEMA)
-    _write_table(folder / "curves.parquet", curves, CURVE_SCHEMA)
-    _write_table(folder / "pairs.parquet", pairs, PAIR_SCHEMA)
-    if verdicts:
-        _write_table(folder / "verdicts.parquet", verdicts, VERDICT_SCHEMA)
+    for name in SCHEMAS.keys() - {"trials"} | tables.keys():
+        if (rows := tables.get(name, ())) or name not in OPTIONAL_FILES:
+            _write_table(folder / f"{name}.parquet", rows, SCHEMAS[name])
     files.write(folder / "trial.json", json.dumps({name: _finite(value) for name, value in row.items()}, indent=1))
 
 

@@ -59,12 +59,11 @@ TRIAL_SCHEMA = pa.schema(
         "lost_seconds": _NUMBER,  # worker-seconds that were computed twice, since a process was lost
     }
 )
+_TRIAL = {"trial_id": _TEXT, "label": _TEXT, "phase": _TEXT, "seed": _COUNT}
+"""Columns, as in trials.parquet, by which rows of the other files name their trial."""
 ANSWER_SCHEMA = pa.schema(
     {
-        "trial_id": _TEXT,
-        "label": _TEXT,
-        "phase": _TEXT,
-        "seed": _COUNT,
+        **_TRIAL,
         "prompt_set": _TEXT,  # selection, report or retention; of the last, score and baseline_score are the scorer's
         "prompt_id": _TEXT,
         "turn": _COUNT,  # of the conversation, from 1; the turns of a prompt share its prompt_id
@@ -86,10 +85,7 @@ ANSWER_SCHEMA = pa.schema(
 )
 CURVE_SCHEMA = pa.schema(
     {
-        "trial_id": _TEXT,
-        "label": _TEXT,
-        "phase": _TEXT,
-        "seed": _COUNT,
+        **_TRIAL,
         "step": _COUNT,
         "source": _TEXT,  # train, held_out or sentinel
         "metric": _TEXT,
@@ -98,10 +94,7 @@ CURVE_SCHEMA = pa.schema(
 )
 PAIR_SCHEMA = pa.schema(
     {
-        "trial_id": _TEXT,
-        "label": _TEXT,
-        "phase": _TEXT,
-        "seed": _COUNT,
+        **_TRIAL,
         "pair": _COUNT,  # place among the held-out pairs, from 0, the same in every trial of a run
         "chosen_tokens": _COUNT,
         "rejected_tokens": _COUNT,
@@ -116,10 +109,7 @@ PAIR_SCHEMA = pa.schema(
 )
 VERDICT_SCHEMA = pa.schema(
     {
-        "trial_id": _TEXT,
-        "label": _TEXT,
-        "phase": _TEXT,
-        "seed": _COUNT,
+        **_TRIAL,
         "prompt_set": _TEXT,
         "prompt_id": _TEXT,
         "turn": _COUNT,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -66,18 +66,12 @@ class RunStatus:
 _STATUS = TypeAdapter(RunStatus)
 
 
-def write_status(
-    run: Path, *, finished: int, total: int, trials: Mapping[str, Mapping[str, Any]], ended: bool = False,
-    stages: Mapping[str, Any] = {}, spent: Mapping[str, float | None] = {}, seconds_left: float | None = None,
-) -> None:  # fmt: skip
-    """Say how the sweep of this process stands. Arguments are those of `RunStatus`."""
+def write_status(run: Path, *, ended: bool = False, **fields: Any) -> None:
+    """Say how the sweep of this process stands. fields: further ones of `RunStatus`."""
     import psutil
 
-    status = RunStatus(
-        written=time.time(), node=platform.node(), pid=os.getpid(), started=psutil.Process().create_time(), ended=ended,
-        finished=finished, total=total, trials={name: dict(state) for name, state in trials.items()},
-        stages=dict(stages), spent=dict(spent), seconds_left=seconds_left,
-    )  # fmt: skip
+    process = {"node": platform.node(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    status = RunStatus(written=time.time(), ended=ended, **process, **fields)
     files.write(run / STATUS, json.dumps(redact(asdict(status)), default=str))
 
 
@@ -141,28 +135,26 @@ def describe(run: Path, rows: Mapping[str, Mapping[str, Any]] | None = None) -> 
     rows = results.finished_trials(run) if rows is None else rows
     experiment = manifest.get("experiment") or {}
     budget = experiment.get("budget") or {}
-    spent = status.spent if status.at_work else manifest.get("spent") or status.spent
-    state: Literal["at work", "finished", "interrupted"] = (
-        "at work" if status.at_work else "finished" if manifest.get("finished") else "interrupted"
-    )
+    at_work = status.at_work
+    if not at_work:
+        # Of what it last said, the rest is over.
+        status = RunStatus(total=status.total, spent=manifest.get("spent") or status.spent)
     return {
         "name": str(manifest.get("name", run.name)),
-        "state": state,
+        "state": "at work" if at_work else "finished" if manifest.get("finished") else "interrupted",
         "begun": str(manifest.get("created") or ""),
         "finished": manifest.get("finished"),
-        "said": round(time.time() - status.written, 1) if status.at_work else None,
+        "said": round(time.time() - status.written, 1) if at_work else None,
         "done": len(rows),
         "total": max(status.total, len(rows)),
         "ends": dict(Counter(str(row.get("status")) for row in rows.values())),
-        "running": {name: report for name, report in status.trials.items() if name not in rows}
-        if status.at_work
-        else {},
-        "stages": status.stages if status.at_work else {},
+        "running": {name: report for name, report in status.trials.items() if name not in rows},
+        "stages": status.stages,
         "front": _front(rows, manifest.get("goals") or {}, experiment.get("constraints") or ()),
         "alarms": {name: row["alarm"] for name, row in rows.items() if row.get("alarm")},
-        "spent": {name: [value, budget.get(name)] for name, value in spent.items() if value or budget.get(name)},
+        "spent": {name: [value, budget.get(name)] for name, value in status.spent.items() if value or budget.get(name)},
         "budget": budget.get("trials") if experiment.get("search") and not experiment.get("league") else None,
-        "left": status.seconds_left if status.at_work else None,
+        "left": status.seconds_left,
     }
 
 

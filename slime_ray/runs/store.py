@@ -23,12 +23,12 @@ from urllib.parse import urlsplit
 
 import psutil
 import pyarrow as pa
-from filelock import FileLock
 from pyarrow import fs
 
 from slime_ray.errors import InputError, RunError
 from slime_ray.runs import files
 from slime_ray.runs.redaction import redact_sentence, remember, shown_address
+from slime_ray.runs.results import HEAVY
 
 LAST = ("state.json", "trial.json", "manifest.json", files.RECORD)
 """Files that say that what stands beside them is whole."""
@@ -296,8 +296,13 @@ def _each(work: Callable[[str], None], names: Iterable[str]) -> None:
             list(pool.map(work, group))
 
 
-def copied(address: str, *, skip: Container[str] = (), run_store: RunStore | None = None) -> tuple[Path, RunStore]:
-    """A copy on this machine of the run at an address in an object store, and the store. skip: as in `pull`.
+def local_folder(run: str) -> Path:
+    """The folder of a run on this machine, or a copy without models of one in an object store. Raises as `copied`."""
+    return copied(run)[0] if is_url(run) else Path(run)
+
+
+def copied(address: str, run_store: RunStore | None = None) -> tuple[Path, RunStore]:
+    """A copy on this machine of the run at an address in an object store, but for models, and the store.
 
     run_store: of an earlier call, which knows what it has fetched. Raises InputError for an address that is none
     or cannot be read, and RunError where the store fails on the way.
@@ -306,17 +311,8 @@ def copied(address: str, *, skip: Container[str] = (), run_store: RunStore | Non
     run_store = run_store or RunStore.of(storage, "reports")
     run_store.check(write=False)
     with run_store.answering():
-        run_store.pull(run_store.root / name, skip=skip)
+        run_store.pull(run_store.root / name, skip=HEAVY)
     return run_store.root / name, run_store
-
-
-@contextmanager
-def one_at_a_time(address: str) -> Iterator[None]:
-    """Hold the copy on this machine of the run at an address, so that no other command brings it up to date."""
-    root = RunStore.of(parted(address)[0], "reports").root
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f".{parted(address)[1]}.lock"):
-        yield
 
 
 def _holder(store: fs.FileSystem, name: str) -> tuple[str | None, float]:

@@ -1,9 +1,8 @@
 """What earlier runs know of a search: their finished trials, where this experiment would have run the same."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -11,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.judge import lasting
 from slime_ray.config.points import Point, Search, path_of, value_at
+from slime_ray.config.presets import flat
 from slime_ray.config.settings import Settings
 from slime_ray.config.space import Dimension, Scalar
 from slime_ray.config.strict import located
@@ -19,7 +19,7 @@ from slime_ray.runs import results
 from slime_ray.runs.pareto import best_rows
 from slime_ray.runs.redaction import shown_address
 from slime_ray.runs.stability_v1 import STABILITY_VERSION
-from slime_ray.runs.store import copied, is_url
+from slime_ray.runs.store import is_url, local_folder
 
 SAME = ("sft_checkpoint", "train_ids", "held_out", "prompts_selection")
 """Hashes of what trials are trained on and measured by."""
@@ -74,24 +74,24 @@ def refuse_other_data(earlier: list[EarlierRun], hashes: Mapping[str, str]) -> N
 
 def _read(experiment: Experiment, search: Search, where: str, best: int | None) -> EarlierRun:
     shown = shown_address(where) if is_url(where) else where
-    run = _folder(where)
+    try:
+        run = local_folder(where if is_url(where) else located(where))
+    except ValueError as error:
+        raise InputError(f"start_from: {error}.") from None
     manifest = results.read_manifest(run)
     rows = [row for row in results.finished_trials(run).values() if row.get("phase") == "search"]
     usable = [row for row in rows if row.get("status") == "completed"]
-    comparable: list[tuple[Mapping[str, Any], Point]] = []
-    outside = 0
+    points: dict[str, Point] = {}
     for row in usable:
         _check_measures(experiment, shown, row)
-        point = _point(experiment, search, shown, row)
-        if point is None:
-            outside += 1
-        else:
-            comparable.append((row, point))
-    if not comparable:
+        if (point := _point(experiment, search, shown, row)) is not None:
+            points[row["trial_id"]] = point
+    outside = len(usable) - len(points)
+    if not points:
         why = f"{outside} lie outside this space" if outside else "it has no completed trial of a search"
         raise InputError(f"start_from: nothing of {shown} can be used: {why}. Widen the space, or leave it out.")
-    chosen = best_rows([row for row, _ in comparable], experiment.goals, experiment.limits)[:best]
-    points = {row["trial_id"]: point for row, point in comparable}
+    inside = [row for row in usable if row["trial_id"] in points]
+    chosen = best_rows(inside, experiment.goals, experiment.limits)[:best]
     trials = [
         Observation(
             f"{shown}/{row['trial_id']}",
@@ -102,16 +102,6 @@ def _read(experiment: Experiment, search: Search, where: str, best: int | None) 
         for row in chosen
     ]
     return EarlierRun(shown, dict(manifest.get("hashes") or {}), trials, outside)
-
-
-def _folder(where: str) -> Path:
-    """The run's folder, or a copy of it."""
-    if not is_url(where):
-        try:
-            return Path(located(where))
-        except ValueError as error:
-            raise InputError(f"start_from: {error}.") from None
-    return copied(where, skip=(results.CHECKPOINTS, results.MODEL))[0]
 
 
 def _check_measures(experiment: Experiment, shown: str, row: Mapping[str, Any]) -> None:
@@ -135,35 +125,24 @@ def _point(experiment: Experiment, search: Search, shown: str, row: Mapping[str,
         settings = Settings.model_validate_json(row["settings"])
     except ValidationError:
         raise InputError(f"start_from: {shown} was written by another version of slime_ray. Leave it out.") from None
-    outside = False
 
     def pick(name: str, dimension: Dimension) -> Scalar:
-        nonlocal outside
-        try:
-            value = value_at(settings, path_of(name))
-        except KeyError:
-            value = None
+        value = value_at(settings, path_of(name))
         if not dimension.contains(value):
-            outside = True
-            return dimension.ends[0]
+            raise LookupError
         return dimension.snap(value)
 
-    point = search.walk(pick)
-    if outside:
+    try:
+        point = search.walk(pick)
+    except LookupError:
         return None
-    here = lasting(experiment.settings_with(point).model_dump(mode="json"))
-    there = lasting(json.loads(row["settings"]))
-    for path, then, now in _differences(there, here):
-        raise InputError(
-            f"start_from: {row['trial_id']} of {shown} had {path} = {then}, which is {now} here and is not searched: "
-            "its result says nothing about this experiment. Set the same, or leave the run out."
-        )
+    here = flat(lasting(experiment.settings_with(point).model_dump(mode="json")))
+    there = flat(lasting(json.loads(row["settings"])))
+    for path in sorted({*there, *here}):
+        if there.get(path) != here.get(path):
+            raise InputError(
+                f"start_from: {row['trial_id']} of {shown} had {path} = {there.get(path)}, which is {here.get(path)} "
+                "here and is not searched: its result says nothing about this experiment. Set the same, or leave the "
+                "run out."
+            )
     return point
-
-
-def _differences(there: Any, here: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted({*there, *here}):
-            yield from _differences(there.get(key), here.get(key), f"{path}.{key}".lstrip("."))
-    elif there != here:
-        yield path, there, here

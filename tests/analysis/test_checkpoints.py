@@ -19,8 +19,8 @@ from slime_ray.analysis import (
 )
 from slime_ray.analysis.report import answer
 
-from slime_ray.config.across import design_across, label_at, league_across
 from slime_ray.config.league import League
+from slime_ray.config.strict import at_checkpoint
 
 from . import designs
 from .test_league import by_rate, league_run
@@ -34,11 +34,13 @@ WON = [
 
 def across_run(won=WON, seeds=SEEDS):
     """One run of a league whose entries start from these checkpoints."""
-    together = {label_at(name, seed): rows for seed, one in zip(seeds, won, strict=True) for name, rows in one.items()}
+    together = {
+        at_checkpoint(name, seed): rows for seed, one in zip(seeds, won, strict=True) for name, rows in one.items()
+    }
     run = league_run(together)
     plain = League.of(league_run(won[0]).manifest)
     assert plain is not None
-    data = league_across(plain, seeds).model_dump(mode="json")
+    data = plain.across(seeds).model_dump(mode="json")
     return replace(run, manifest=run.manifest | {"experiment": {"league": data}})
 
 
@@ -140,7 +142,7 @@ def test_the_page_begins_with_what_holds_from_all_checkpoints():
 
 def design_run(effects, kind=designs.leave_one_out):
     """A design from three checkpoints: the cells without the anchor lose `effects` of their wins there."""
-    design = design_across(kind(), SEEDS)
+    design = kind().across(SEEDS)
     rng, won = np.random.default_rng(4), {}
     for cell in design.cells:
         effect = effects[SEEDS.index(cell.sft_seed)]

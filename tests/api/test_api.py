@@ -49,8 +49,6 @@ def test_what_is_changed_on_the_way_is_what_the_command_line_would_change():
     ("given", "sentence"),
     [
         ({**CONTENT, "goals": {"win_rat": "maximize"}}, "experiment: goals.win_rat: .*win_rate"),
-        ({**CONTENT, "seeds": {1, 2}}, "experiment: seeds is a set. Give mappings, lists"),
-        ({**CONTENT, "base": {"training": {"learning_rate": float("nan")}}}, "learning_rate is nan"),
         ("dmeo", "Did you mean 'demo'"),
         ("lost.yaml", "there is no such file"),
     ],

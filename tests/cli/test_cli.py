@@ -237,6 +237,7 @@ def test_a_shell_completes_commands_options_files_names_and_trials(tmp_path):
         "slime-ray presets show simpo-rel": {"simpo-released"},
         "slime-ray spaces show leave": {"leave_one_out"},
         "slime-ray report ru": {"runs"},
+        "slime-ray report runs/first --labels min": {"mine.yaml"},
         "slime-ray stop runs/first search-": {"search-0000", "search-0001"},
         "slime-ray export runs/first arm": {"arm-a-s0"},
         "slime-ray stop elsewhere sea": {""},
@@ -386,6 +387,21 @@ def test_what_ships_can_be_printed(capsys):
     assert "stabilizer_exponent: 2.5" in capsys.readouterr().out
     assert cli.main(["spaces", "show", "dmeo"]) == 2
     assert "Did you mean 'demo'" in capsys.readouterr().err
+
+
+def test_a_sweep_of_the_plans_benchmark_is_chosen_by_its_name(monkeypatch, capsys):
+    """Some names have commas."""
+    chosen = []
+
+    def measured(*, cases, **options):
+        chosen.extend(cases)
+        raise RunError("enough")
+
+    monkeypatch.setattr("slime_ray.bench.plan.measure_plans", measured)
+    assert cli.main(["bench", "plan", "--cases", "demo, shortened", "--cases", "small updates"]) == 1
+    assert chosen == ["demo, shortened", "small updates"]
+    assert cli.main(["bench", "plan", "--cases", "demo"]) == 2
+    assert "--cases demo: must be among 'demo, shortened', 'small updates'" in capsys.readouterr().err
 
 
 def test_no_command_at_all_prints_the_help(capsys):

@@ -7,7 +7,6 @@ import yaml
 
 from slime_ray.config.experiment import Experiment, arm_trials
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.config.league import League
 from slime_ray.errors import InputError
 from slime_ray.planning.trials import groups_of
 from tests.config.test_league import TEXT
@@ -52,15 +51,6 @@ def test_a_checkpoint_more_leaves_what_is_computed_from_the_others_alone():
     assert three.league is not None
     kept = three.league.model_copy(update={"entries": three.league.entries[: len(two.league.entries)]})
     assert three.model_copy(update={"league": kept}).fingerprint == two.fingerprint
-
-
-def test_a_manifest_gives_the_checkpoints_back():
-    found = league(**ACROSS)
-    again = Experiment.model_validate_json(found.model_dump_json())
-    assert again == found
-    kept = League.of({"experiment": found.model_dump(mode="json")})
-    assert kept is not None
-    assert kept.sft_seeds == [4, 0]
 
 
 def test_cells_of_a_design_are_compared_within_their_checkpoint():

@@ -77,17 +77,6 @@ def test_a_list_of_judges_is_a_panel_whose_name_has_all_of_them(experiment):
     assert dumped.judge_identity == settings.judge_identity
 
 
-def test_how_the_judges_of_a_panel_run_may_change_while_a_run_is_gone_on_with(experiment):
-    before, after = (experiment(f"[exact, {LLM}, concurrency: {count}}}]") for count in (1, 2))
-    assert before.fingerprint == after.fingerprint
-    assert [trial.config_hash for trial in arm_trials(before)] == [trial.config_hash for trial in arm_trials(after)]
-
-
-def test_fields_of_a_request_are_part_of_the_identity(experiment):
-    plain, low = (experiment(LLM + more).settings for more in ("}", ", request: {reasoning_effort: low}}"))
-    assert plain.judge_identity != low.judge_identity
-
-
 def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_shown(experiment):
     with pytest.raises(InputError, match="name of an environment variable") as refused:
         experiment(LLM + ", api_key_env: sk-proj-1234}")
@@ -111,7 +100,14 @@ def test_a_template_that_cannot_be_filled_is_refused(experiment, tmp_path, text)
 
 
 @pytest.mark.parametrize(
-    "changed", ["model: gpt-5", "template: mt-bench-single", "temperature: 0.5", "max_tokens: 100"]
+    "changed",
+    [
+        "model: gpt-5",
+        "template: mt-bench-single",
+        "temperature: 0.5",
+        "max_tokens: 100",
+        "request: {reasoning_effort: low}",
+    ],
 )
 def test_an_identity_changes_with_all_that_verdicts_follow_from(experiment, changed):
     key, _, value = changed.partition(": ")
@@ -120,14 +116,16 @@ def test_an_identity_changes_with_all_that_verdicts_follow_from(experiment, chan
     assert experiment(other).settings.judge_identity != experiment(LLM + "}").settings.judge_identity
 
 
-def test_how_a_judge_runs_may_change_while_a_run_is_gone_on_with(experiment):
+@pytest.mark.parametrize("judge", ["{}", "[exact, {}]"])
+def test_how_a_judge_runs_may_change_while_a_run_is_gone_on_with(experiment, judge):
     """A spent budget can be raised, and a local server may come back at another address."""
-    before = experiment(LLM + ", budget: {requests: 5}}")
-    after = experiment(LLM + ", budget: {requests: 50}, base_url: 'http://other:8000/v1', concurrency: 2, retries: 1}")
+    more = ", budget: {requests: 50}, base_url: 'http://other:8000/v1', concurrency: 2, retries: 1}"
+    before = experiment(judge.replace("{}", LLM + ", budget: {requests: 5}}"))
+    after = experiment(judge.replace("{}", LLM + more))
     assert before.fingerprint == after.fingerprint
     assert [trial.config_hash for trial in arm_trials(before)] == [trial.config_hash for trial in arm_trials(after)]
     assert before.settings.judge_identity == after.settings.judge_identity
-    warmer = experiment(LLM + ", temperature: 0.7}")
+    warmer = experiment(judge.replace("{}", LLM + ", temperature: 0.7}"))
     assert warmer.fingerprint != before.fingerprint
     assert arm_trials(warmer)[0].config_hash != arm_trials(before)[0].config_hash
 

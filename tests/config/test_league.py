@@ -198,6 +198,8 @@ def test_an_entry_that_cannot_be_compared_is_refused(entry, sentence):
         ({"ablate": {"design": "leave_one_out"}}, "Remove `ablate`"),
         ({"budget": {"trials": 4}}, "an equal budget for each entry: league.trials"),
         ({"budget": {"confirm": {"best": 1}}}, "league.seeds"),
+        ({"goals": {}}, "there is no goal"),
+        ({"league": {"trials": 4, "entries": {"dpo": {}}}}, r"league\.entries is .* at least 2"),
     ],
 )  # fmt: skip
 def test_what_contradicts_a_league_is_refused(more, sentence):
@@ -210,11 +212,6 @@ def test_more_trials_than_an_entrys_space_has_points_names_the_leagues_budget():
         league(trials=5, learning_rate={"choice": [1e-4, 1e-3]})
 
 
-def test_one_entry_is_no_league():
-    with pytest.raises(InputError, match="entries"):
-        league(entries={"dpo": {}})
-
-
 def test_a_complaint_names_the_line_of_the_entry(tmp_path):
     file = tmp_path / "cup.yaml"
     file.write_text(
@@ -222,8 +219,3 @@ def test_a_complaint_names_the_line_of_the_entry(tmp_path):
     )
     with pytest.raises(InputError, match=r"cup\.yaml:13: objective\.beta: low 0\.5 is not below high"):
         load_experiment(file)
-
-
-def test_a_league_without_a_goal_is_refused():
-    with pytest.raises(InputError, match="there is no goal"):
-        load_experiment(yaml.safe_load(TEXT) | {"goals": {}})

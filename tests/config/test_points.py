@@ -218,6 +218,7 @@ ONE = "search: {objective.hard_margin: {uniform: [0.5, 3.0]}}\nbudget: {trials: 
         ("search: {training.pairs_per_update: {log_integer: [0, 16]}}", r"log_integer starts at 0: .*low above 0"),
         ("search: {training.learning_rate: {log_uniform: [1e-5, 1e-3], step: 1e-5}}", r"step goes with uniform and integer"),
         ("search: {training.learning_rate: 3}", r"mine.yaml:3: training.learning_rate: "),
+        ("search: {objective.hard_margin: {uniform: [1, 2]}, objective.anchor_weight: []}", r"mine.yaml:3: objective.anchor_weight is drawn in no way"),
         # Conditions.
         ("search: {objective.gamma: {uniform: [0, 1], when: {objective.name: simpo}}}", r"`when` of objective.gamma: objective.name is not searched"),
         ("search: {objective.name: {choice: [slime, simpo]}, objective.gamma: {uniform: [0, 1], when: {objective.name: sinpo}}}", r"objective.name is never sinpo"),

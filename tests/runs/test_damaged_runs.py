@@ -122,7 +122,7 @@ def test_tables_are_right_or_the_damaged_file_is_named(run, expected, file, dama
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "answers.parquet", "trials/search-0001/trial.json"])
-def test_a_command_on_a_damaged_run_is_done_or_says_why(run, whole, tmp_path, file, capsys):
+def test_a_command_on_a_damaged_run_is_done_or_says_why(run, whole, tmp_path, file, capsys, sketched):
     DAMAGES["cut off"](run / file)
     for command in (
         ["status", str(run)],
@@ -196,9 +196,9 @@ def test_a_foreign_status_says_nothing(run, said):
     assert describe(run)["state"] == "finished"
 
 
-@pytest.mark.parametrize("alarm", ["U", "", "U at step x", "at step 99999999999999999999"])
-def test_an_alarm_of_another_form_has_no_step(run, alarm, sketched):
-    add_trial(run, "arm-b-s0", won=[0.0], alarm=alarm)
+def test_an_alarm_of_another_form_has_no_step(run, sketched):
+    for seed, alarm in enumerate(["U", "", "U at step x", "at step 99999999999999999999"]):
+        add_trial(run, f"arm-b-s{seed}", label="b", seed=seed, won=[0.0], alarm=alarm)
     results.consolidate(run)
     assert write_report(run).html.is_file()
 

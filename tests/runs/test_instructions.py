@@ -54,14 +54,6 @@ def test_a_run_gives_back_the_experiment_that_it_was_started_with(run, experimen
     assert reopened(run).fingerprint == experiment.fingerprint
 
 
-def test_a_manifest_without_a_whole_experiment_is_told(run):
-    manifest = json.loads((run / "manifest.json").read_text())
-    del manifest["experiment"]["base"]
-    (run / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"another version of slime_ray .*experiment\.yaml --resume"):
-        reopened(run)
-
-
 def test_a_clone_has_the_knobs_of_its_trial_but_for_what_was_changed(run, experiment):
     finished = ask_for_clone(run, experiment, "search-0001", {"objective.anchor_weight": 0.5})
     running = ask_for_clone(run, experiment, "search-0002", {"objective.hard_margin": 1.5})
@@ -179,13 +171,6 @@ def test_status_knows_what_was_spent_and_what_is_left(run):
     assert (describe(run)["spent"], describe(run)["left"]) == ({"hours": [0.5, None]}, None)
 
 
-def test_a_sweep_that_ended_says_so_and_a_damaged_file_says_nothing(run):
-    write_status(run, finished=5, total=5, trials={}, ended=True)
-    assert not read_status(run).at_work
-    (run / STATUS).write_text("{")
-    assert not read_status(run).at_work
-
-
 def test_the_commands(run, capsys):
     assert cli.main(["status", str(run)]) == 0
     assert "search-0002: training 3/9" in capsys.readouterr().out
@@ -273,12 +258,6 @@ def test_runs_are_listed_the_latest_first(run, capsys):
     assert cli.main(["status", "--storage", str(run / "trials")]) == 0
     assert "There are no runs in" in capsys.readouterr().out
     assert cli.main(["status", "--storage", "s3://bucket/runs"]) == 2
-
-
-def test_watching_a_run_that_is_not_at_work_prints_it_once(run, capsys):
-    write_status(run, finished=1, total=4, trials={}, ended=True)
-    assert cli.main(["status", str(run), "--watch"]) == 0
-    assert capsys.readouterr().out.count("trials have ended") == 1
 
 
 def test_status_before_the_first_trial_says_what_is_made(run, capsys):
