@@ -82,7 +82,7 @@ def test_a_file_of_ones_own_that_is_no_python_is_a_sentence(capsys, tmp_path, mo
 
 
 def test_data_that_is_not_here_is_named_with_the_file_beside_it_that_may_be_meant(capsys, tmp_path):
-    (tmp_path / "hours.jsonl").write_text(pair(0) + "\n", encoding="utf-8")
+    (tmp_path / "hours.jsonl").write_text("\n".join(map(pair, range(20))), encoding="utf-8")
     assert main(["check", str(write(tmp_path, source="some/model", data=str(tmp_path / "houers.jsonl")))]) == 0
     said = capsys.readouterr().out
     assert f"warning: {tmp_path}/houers.jsonl is not on this machine; {tmp_path}/hours.jsonl is." in said
