@@ -250,14 +250,14 @@ def _caption(found: Cells) -> str:
     )
     return (
         f"{name_of(run)}: {design.kind.replace('_', ' ')} around {', '.join(design.centers)}, each cell minus "
-        f"{against} in points: {where}. Stability S by {version_of(run)}. Seeds {', '.join(map(str, found.planned))}. "
-        f"Declared metric: {METRICS[design.metric]}."
+        f"{against} in points: {where}. Declared metric: {METRICS[design.metric]}."
     )
 
 
 def _notes(found: Cells, frame: pd.DataFrame) -> list[str]:
     compared = frame[frame["compared_seeds"] > 0]["compared_seeds"]
-    notes = seeds_notes(compared)
+    planned = ", ".join(map(str, found.planned))
+    notes = [f"Stability S by {version_of(found.run)}. Seeds {planned}.", *seeds_notes(compared)]
     if missing := found.missing(found.design.cells, found.rate):
         notes.append(
             f"Missing: {'; '.join(missing)}. Nothing is averaged over that: a comparison is of the seeds and items "

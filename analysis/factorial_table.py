@@ -121,10 +121,7 @@ def factorial_effects(found: Cells) -> Table:
     return Table(
         frame=frame,
         caption=f"{name_of(found.run)}: effects of {len(design.cells)} cells on the {METRICS[found.rate]}, in points, "
-        f"and on stability S, with 95 % intervals. Seeds {', '.join(map(str, found.planned))}. Main effect: mean of "
-        "the cells with a component minus mean of those without. Interaction of two: half the change that one's "
-        "presence makes to the other's effect; of more in the same way. Shapley: a component's part of all components "
-        "together.",
+        f"and on stability S, with 95 % intervals. Seeds {', '.join(map(str, found.planned))}.",
         notes=_notes(found, frame, [said for grid in grids.values() for said in grid.missing]),
         columns=_columns(frame),
     )
@@ -225,7 +222,12 @@ def _columns(frame: pd.DataFrame) -> tuple[Column, ...]:
 
 
 def _notes(found: Cells, frame: pd.DataFrame, missing: list[str]) -> list[str]:
-    notes = seeds_notes(frame["seeds"][frame["seeds"] > 0])
+    notes = [
+        "Main effect: mean of the cells with a component minus mean of those without. Interaction of two: half the "
+        "change that one's presence makes to the other's effect; of more in the same way. Shapley: a component's part "
+        "of all components together.",
+        *seeds_notes(frame["seeds"][frame["seeds"] > 0]),
+    ]
     if missing:
         notes.append(
             f"Missing: {'; '.join(missing)}. Nothing is averaged over that: effects are of the seeds and items that "

@@ -16,7 +16,7 @@ from slime_ray.runs import pareto
 from slime_ray.runs.results import Run
 
 from . import stability, statistics
-from .knobs import Searched, unit_of
+from .knobs import Searched, knob_notes, unit_of
 from .printing import Column, Table, cells, empty, interval_cells, measure, number, numbers
 
 RESAMPLES = 2_000
@@ -151,6 +151,7 @@ def front(searched: Searched, run: Run) -> Table:
     frame = frame.sort_values([*searched.names, "trial_id"], ascending=[False, True, True], kind="stable")
     frame = frame.reset_index(drop=True)
     at = frame.loc[frame["knee"], "trial_id"].tolist()
+    notes = [*knob_notes(searched, frame.loc[frame["on_front"], "trial_id"]), *notes]
     return Table(
         frame=frame,
         caption=f"The front of the search, on what it was searched on; its knee is {at[0]}."

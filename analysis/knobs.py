@@ -7,7 +7,8 @@ Optuna's PedAnovaImportanceEvaluator, against which it is tested; ours computes 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from slime_ray.config.metrics import Constraint, violation
 from slime_ray.runs import pareto, results
 
 from . import statistics
-from .printing import ABSENT, Column, Table, cells, empty, number, numbers
+from .printing import ABSENT, Column, Table, cells, empty, number, numbers, one_line
 from .rows import FINISHED
 
 BEST = 0.1
@@ -204,6 +205,28 @@ def _written(value: Any) -> str:
     if isinstance(value, str):
         return value
     return f"{value:.12g}" if is_number(value) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def short(value: Any) -> str:
+    """A knob's value with three digits, or all before the point; ABSENT where it is null."""
+    if not is_number(value):
+        return ABSENT if value is None else one_line(str(value))
+    if pd.isna(value):
+        return ABSENT
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def knob_notes(searched: Searched, trial_ids: Iterable[str]) -> list[str]:
+    """What each of these trials set of the knobs that were searched: `search-0003: beta=0.12 gamma=0.4`."""
+    heads = searched.trials.set_index("trial_id").filter(regex=f"^{re.escape(results.KNOB)}").dropna(axis=1, how="all")
+    names = short_names([name.removeprefix(results.KNOB) for name in heads.columns])
+    frame = pd.DataFrame({names[name.removeprefix(results.KNOB)]: _read(heads[name]) for name in heads}, heads.index)
+    set_ = {trial: frame.loc[trial].dropna() for trial in trial_ids}
+    return [
+        f"{trial}: {' '.join(f'{name}={short(value)}' for name, value in values.items())}"
+        for trial, values in set_.items()
+        if len(values)
+    ]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from slime_ray.runs import results
 from . import effects, rows, statistics
 from .ablation_table import p_words
 from .front import expected_best
-from .knobs import is_number, unit_of
+from .knobs import is_number, short, unit_of
 from .league import Member, Standings
 from .printing import ABSENT, Column, Sentences, Table, cells, empty, interval_cells, measure, number, numbers
 from .rows import FINISHED, basis
@@ -103,13 +103,6 @@ def _note(member: Member, row: Mapping[str, Any]) -> str:
 def _main_note(row: Mapping[str, Any]) -> str:
     """The note of a row of the main table, which says of all of them that they are confirmed."""
     return str(row.get("note") or "").removeprefix("confirmed").lstrip("; ")
-
-
-def short(value: Any) -> str:
-    """A knob's value with three digits."""
-    if not is_number(value):
-        return ABSENT if value is None else str(value)
-    return ABSENT if pd.isna(value) else f"{value:.3g}"
 
 
 def _notes(found: Standings, frame: pd.DataFrame) -> list[str]:

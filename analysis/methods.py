@@ -166,7 +166,7 @@ def facts(run: Run) -> Facts:
 
 
 def _pairs(mapping: Mapping[str, Any] | None) -> str:
-    return ", ".join(f"{key} {value}" for key, value in (mapping or {}).items())
+    return ", ".join(f"{key} {value}" for key, value in (mapping or {}).items() if value is not None)
 
 
 def paper(findings: Findings, tables: Sequence[tuple[ReportItem, Table]]) -> str:
@@ -183,7 +183,9 @@ def paper(findings: Findings, tables: Sequence[tuple[ReportItem, Table]]) -> str
         f"% Run: {one_line(name_of(run))}, hash of the experiment: {run_facts.get('fingerprint', UNKNOWN)}",
         "% needs \\usepackage{booktabs,graphicx}; labels beyond Latin letters need XeLaTeX or LuaLaTeX",
         r"\section{Methods}",
+        r"\begin{sloppypar}",
         *map(latex_text, methods_paragraph(findings)),
+        r"\end{sloppypar}",
         r"\section{Details of the experiment}",
         *_listed("Methods and their knobs, drawn ones to six digits", _terms(_objectives(findings))),
         *([_placed("search_space", space, "manifest.json")] if space is not None else []),

@@ -109,10 +109,11 @@ def beside_the_paper(found: Cells, ablation: Table) -> Table:
     against = f" against {baseline_of(run)}'s answers, judge {judge_of(run)}" if found.rate == "win_rate" else ""
     return Table(
         frame=frame,
-        caption=f"Table {table} of the paper (arXiv 2602.02383) beside {name_of(run)}. Theirs, as printed: MT-Bench "
-        f"(MT) and Arena-Hard (AH) of {', '.join(theirs)}. Ours: {METRICS[found.rate]} in %{against}, seeds "
-        f"{', '.join(map(str, found.planned))}. Differences in points, each row minus {_words(reference)}.",
+        caption=f"Table {table} of the paper (arXiv 2602.02383) beside {name_of(run)}. Differences in points, each row "
+        f"minus {_words(reference)}.",
         notes=[
+            f"Theirs, as printed: MT-Bench (MT) and Arena-Hard (AH) of {', '.join(theirs)}. Ours: "
+            f"{METRICS[found.rate]} in %{against}, seeds {', '.join(map(str, found.planned))}.",
             *seeds_notes(ablation.frame["compared_seeds"][ablation.frame["compared_seeds"] > 0]),
             "These are not one measure: other models, data, prompts, judges and baselines. What can be compared is "
             "which rows come first, and whether a difference leaves 0 out.",

@@ -260,6 +260,6 @@ def decoding_words(manifest: Mapping[str, Any]) -> str:
     """The decoding settings, in one phrase."""
     decoding = dict(manifest.get("decoding") or {})
     by_category = decoding.pop("temperatures", {})
-    words = [f"{name} {value}" for name, value in decoding.items()]
+    words = [f"{name} {value}" for name, value in decoding.items() if value is not None]
     words += [f"temperature {value} for {category}" for category, value in by_category.items()]
     return ", ".join(words) or "not recorded"

@@ -231,17 +231,13 @@ def _caption(run: results.Run, trials: pd.DataFrame, frame: pd.DataFrame, *, jud
         return f"{name}: this run has no arms and no confirmed winner; its search trials are in a table of their own."
     prompts = int(trials["prompts"].max()) if trials["prompts"].notna().any() else 0
     pairs = int(trials["pairs"].max()) if trials["pairs"].notna().any() else 0
-    seeds = ", ".join(str(seed) for seed in sorted(trials["seed"].unique()))
     versus = (
         f"Win rate against {rows.baseline_of(run)}'s answers (50 % is no change) on {prompts} report prompts, judge "
         f"{judge}; {_interval_words(frame)}."
         if judge
         else f"Not judged: preference accuracy and mean margin on {pairs} held-out pairs lead instead; report prompts."
     )
-    return (
-        f"{name}: win rate and stability. {versus} Stability S by {rows.version_of(run)}: mean over seeds, failed ones "
-        f"as 0. Seeds {seeds}. Decoding: {rows.decoding_words(run.manifest)}."
-    )
+    return f"{name}: win rate and stability. {versus}"
 
 
 def _interval_words(frame: pd.DataFrame) -> str:
@@ -280,7 +276,11 @@ def _left_out_notes(frame: pd.DataFrame, outcomes: Mapping[str, Outcomes]) -> li
 def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcomes], *, judged: bool) -> list[str]:
     if frame.empty:
         return []
-    notes = []
+    planned = sorted(run.trials.loc[run.trials["phase"].isin(["arm", "confirm"]), "seed"].unique())
+    notes = [
+        f"Stability S by {rows.version_of(run)}: mean over seeds, failed ones as 0. Seeds "
+        f"{', '.join(map(str, planned))}. Decoding: {rows.decoding_words(run.manifest)}."
+    ]
     if seeds := few_seeds(frame):
         few = f"Intervals of rows with fewer than {statistics.FEWEST_SEEDS} are"
         whose = "The intervals are" if (frame["win_rate_over"] == OVER[0]).all() else few

@@ -203,6 +203,12 @@ def test_compare_has_every_row_of_every_run_by_win_rate(tmp_path):
     assert frame[["run", "label"]].values.tolist() == [["one", "b"], ["other", "a"], ["one", "a"]]
 
 
+def test_a_remark_names_the_run_and_the_row_that_it_is_of(tmp_path):
+    runs = [results.load(run_of(tmp_path / name, {"a": 0.25, "b": 1.0})) for name in ("one", "other")]
+    runs[1].trials.loc[1, ["status", "reason"]] = ["failed", "no memory"]
+    assert "other, a: failed 1 of 2: no memory" in compare(runs).text().splitlines()
+
+
 def test_runs_of_two_judges_are_refused(tmp_path):
     one = run_of(tmp_path / "one", {"a": 0.5})
     add_trial(tmp_path / "other", "arm-a-s0", label="a", won=[1.0] * PROMPTS, judge="llm:x")

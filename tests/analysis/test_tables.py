@@ -151,20 +151,21 @@ def test_temperatures_of_categories_are_named_with_them_and_nothing_is_said_wher
     decoding = {"temperature": 0.0, "temperatures": {"writing": 0.7, "stem": 0.1}, "batch": 4}
     words = "temperature 0.0, batch 4, temperature 0.7 for writing, temperature 0.1 for stem"
     assert rows.decoding_words({"decoding": decoding}) == words
-    assert rows.decoding_words({"decoding": decoding | {"temperatures": {}}}) == "temperature 0.0, batch 4"
+    # A batch that memory decides is null.
+    assert rows.decoding_words({"decoding": decoding | {"temperatures": {}, "batch": None}}) == "temperature 0.0"
     assert rows.decoding_words({}) == "not recorded"
 
 
-def test_the_caption_names_estimator_prompts_seeds_judge_version_and_decoding(main):
+def test_caption_and_first_note_name_estimator_prompts_seeds_judge_version_and_decoding(main):
     for words in (
         "95 % score interval over prompts",
         f"{PROMPTS} report prompts",
         "Seeds 0, 1",
         "judge exact",
     ):
-        assert words in main.caption
-    assert "stability-v1" in main.caption
-    assert "temperature 1.0" in main.caption
+        assert words in main.caption + main.notes[0]
+    assert "stability-v1" in main.notes[0]
+    assert main.notes[0].endswith("Decoding: temperature 1.0.")
 
 
 @pytest.mark.parametrize(("seeds", "said"), [(1, True), (4, True), (5, False)])
