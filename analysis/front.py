@@ -275,10 +275,8 @@ def expected_best(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.sort(values, axis=-1) @ np.diff(none_above, axis=0, prepend=0.0))
 
 
-def budget_curve(searched: Searched, spent: Spent | None) -> Table:
+def budget_curve(searched: Searched, spent: Spent) -> Table:
     """What the first trials found, for 1, 2, 4, ... trials and all of them."""
-    if spent is None:
-        return empty("No trial of the search completed.", "trials")
     count = len(searched.trials)
     rows = sorted({*(2**power for power in range(count.bit_length())), count})
     at = np.array(rows) - 1

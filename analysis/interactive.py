@@ -103,7 +103,7 @@ def front_data(found: Findings) -> dict[str, Any] | None:
     frame = found.main.frame
     rows = frame.dropna(subset=[column, "stability"]) if len(frame) else frame
     trials = search.sort_values(column, kind="stable").to_dict("records")
-    searched = found.search.searched
+    searched = found.searched
     outcomes = outcomes_of(searched, run.answers) if judged else None
     own = [] if outcomes is None else zip(searched.trials["trial_id"], outcomes, strict=True)
     intervals = {name: statistics.win_rate_interval(row[None]) for name, row in own}

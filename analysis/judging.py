@@ -186,7 +186,8 @@ def _notes(frame: pd.DataFrame, difficulties: Difficulties | None) -> list[str]:
     notes = [
         "W_AH: Arena-Hard's score, in which A>>B counts as 3 votes, A>B as 1 and a tie as one vote of 0.5.",
         "LC: sigmoid(b0) of a binomial GLM of the outcomes on tanh(d / sd), d the answer's tokens minus the "
-        "baseline answer's: the win rate at equal lengths, which is not AlpacaEval's number. longer: mean of d. "
+        "baseline answer's (Dubois et al. 2024, without terms for model and prompt): the win rate at equal lengths, "
+        "which is not AlpacaEval's number. longer: mean of d. "
         f"near: share of the answers with |d| of at most sd / 4{far if frame[EXTRAPOLATED].any() else ''}.",
     ]
     if difficulties is not None:

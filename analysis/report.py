@@ -47,7 +47,7 @@ COLOURS = {
 def build_page(found: Findings, things: Sequence[tuple[ReportItem, Table | bytes]]) -> str:
     """The page. things: its tables, and its figures as SVG, with their items and in the order of those."""
     unsettled, settled = answer(found.run, found.main, of_design=found.of_design())
-    settled += map(unbroken, found.search.sentences())
+    settled += map(unbroken, found.on_search())
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
         autoescape=True,
@@ -70,7 +70,7 @@ def build_page(found: Findings, things: Sequence[tuple[ReportItem, Table | bytes
             for under, group in groupby(things, key=lambda item: item[0].under)
         ],
         examples=examples(found.run, found.main),
-        methods=methods.methods(found),
+        methods=methods.methods(found.run),
         facts=methods.facts(found.run),
         style=_web("report.css"),
         scripts=scripts,

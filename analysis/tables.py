@@ -312,7 +312,8 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
     notes.append(
         "U unlearning (nat/token), C rejected collapse (share of rejected tokens), H entropy shift (|log ratio|), "
         "B broken outputs (added share of answers), L length shift (|log ratio|), T training spikes (share of "
-        "updates), K KL to the SFT checkpoint (nat/token, not scored): means over measured seeds, 0 is no change."
+        "updates), K full-vocabulary KL to the SFT checkpoint per token of the policy's own answers (nat, not scored): "
+        "means over measured seeds, 0 is no change."
     )
     if frame["stability_low"].notna().any():
         notes.append(
@@ -323,9 +324,9 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
     else:
         notes.append("In parentheses: S of the lowest and highest seed.")
     notes.append(
-        ("σ: standard deviation of the win rate over seeds, in points. " if judged else "")
-        + "drift: mean change of the chosen log-probability (nat/token). format: share of answers that pass the "
-        "task's format check. acc.: share of held-out pairs with a positive margin."
+        ("σ: standard deviation (n − 1) of the win rate over seeds, in points. " if judged else "")
+        + "drift: mean change of the held-out chosen log-probability from the SFT checkpoint (nat/token). format: "
+        "share of answers that pass the task's format check. acc.: share of held-out pairs with a positive margin."
     )
     if frame["retention"].notna().any():
         notes.append(

@@ -249,4 +249,3 @@ def test_a_search_of_which_nothing_completed_has_no_curve():
     run = points_run([(np.nan, 0.0)], status=["diverged"])
     searched = Searched.of(run)
     assert Spent.of(searched) is None
-    assert front.budget_curve(searched, None).frame.empty

@@ -364,7 +364,7 @@ def test_a_run_with_a_design_has_its_tables_as_files_on_the_page_and_in_the_term
         "The ablation",
         "Effects of the components",
         "Beside the paper",
-        "Effect of a cell: its outcomes minus",
+        "each cell minus full in points",
     ):
         assert words in page
     elements(page)
