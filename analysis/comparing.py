@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri
 
 from slime_ray.errors import InputError
 from slime_ray.runs.results import Run
@@ -338,8 +339,6 @@ def _stabilities_agree(one: pd.Series, other: pd.Series, confidence: float) -> b
     if not np.isfinite(halves).all():
         # Runs of an earlier version have no intervals of S: nothing can be said of it.
         return True
-    from scipy.special import ndtri
-
     wider = ndtri((1 + confidence) / 2) / ndtri((1 + statistics.CONFIDENCE) / 2)
     return bool(gap <= wider * math.hypot(*halves))
 

@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache
 from typing import TypeVar
 
 import numpy as np
+from scipy.special import nctdtr, stdtr, stdtrit
 
 from . import statistics
 from .statistics import FEWEST_SEEDS, Interval, TwoWay, degrees, degrees_of_test, standard_error
@@ -106,8 +107,6 @@ def _power_of(found: TwoWay, seeds: int, prompts: int, level: float) -> float:
 
 def _power(difference: float, error: float, freedom: float, level: float) -> float:
     """Chance that a two-sided t test sees `difference`, the far side aside."""
-    from scipy.special import nctdtr, stdtrit
-
     if error == 0:
         return float(difference != 0)
     critical, shift = float(stdtrit(freedom, 1 - level / 2)), abs(difference) / error
@@ -195,21 +194,14 @@ def interval(d: np.ndarray, topics: np.ndarray | None = None, *, confidence: flo
     (`difference_interval`). Of a scalar per seed Student's, without ends for one seed. d: (seeds, prompts) or (seeds,),
     none missing. topics: (prompts,) number of each prompt's topic, where prompts come in topics.
     """
-    from scipy.special import stdtrit
-
     if d.ndim > 1:
         return statistics.difference_interval(d, topics, confidence=confidence)
-    mean, seeds = float(d.mean()), len(d)
-    if seeds < 2:
-        return Interval(mean, np.nan, np.nan)
-    half = float(stdtrit(seeds - 1, (1 + confidence) / 2) * _error(d))
-    return Interval(mean, mean - half, mean + half)
+    error = _error(d) if len(d) > 1 else np.nan
+    return statistics.student_interval(float(d.mean()), error, len(d) - 1, confidence=confidence)
 
 
 def t_test_p(mean: float, error: float, freedom: float) -> float:
     """Two-sided p of a mean with this standard error by Student's t; 1 where mean and error are both 0."""
-    from scipy.special import stdtr
-
     if error == 0:
         return float(mean == 0)
     return float(2 * stdtr(freedom, -abs(mean) / error))

@@ -28,7 +28,6 @@ REFERENCE = {"win_rate", "stability", "preference_accuracy"}
 """Goals that are at least 0, where the hypervolume starts."""
 COVERED = 5
 """Of a fifth of the trials the expected best has an interval that covers; of more it would not."""
-ORDERS = 200
 DRAWN_ANEW = 1_000
 
 
@@ -213,14 +212,12 @@ class Spent:
     """A search by its first 1, 2, ... trials, in the order in which they were drawn.
 
     tokens: (trials,) that their training took so far. hypervolume: (trials,) of two goals, None where they have no
-    reference point; shuffled: (orders, trials) the same in random order, of no orders then. best: by goal, (trials,)
-    the best so far. expected: by goal, (trials,) expected best of so many of them at random; resampled: by goal,
-    (resamples, trials) the same with the trials drawn anew.
+    reference point. best: by goal, (trials,) the best so far. expected: by goal, (trials,) expected best of so many of
+    them at random; resampled: by goal, (resamples, trials) the same with the trials drawn anew.
     """
 
     tokens: np.ndarray
     hypervolume: np.ndarray | None
-    shuffled: np.ndarray
     best: dict[str, np.ndarray]
     expected: dict[str, np.ndarray]
     resampled: dict[str, np.ndarray]
@@ -231,14 +228,10 @@ class Spent:
         complete = searched.complete
         if not complete.any():
             return None
-        rng = np.random.default_rng(0)
-        hypervolume, shuffled = None, np.empty((0, len(complete)))
+        hypervolume = None
         if len(searched.names) == 2 and REFERENCE.issuperset(searched.names) and set(searched.ways) == {"maximize"}:
-            points = np.where(complete[:, None], searched.goals, 0.0)
-            hypervolume = hypervolumes(points)
-            orders = (rng.permutation(len(points)) for _ in range(ORDERS))
-            shuffled = np.stack([hypervolumes(points[order]) for order in orders])
-        drawn = rng.integers(0, len(complete), (DRAWN_ANEW, len(complete)))
+            hypervolume = hypervolumes(np.where(complete[:, None], searched.goals, 0.0))
+        drawn = np.random.default_rng(0).integers(0, len(complete), (DRAWN_ANEW, len(complete)))
         best, expected, resampled = {}, {}, {}
         for place, goal in enumerate(searched.names):
             sign, values = searched.signs[place], searched.goals[:, place]
@@ -247,7 +240,7 @@ class Spent:
             expected[goal] = sign * expected_best(values)
             resampled[goal] = sign * expected_best(values[drawn])
         tokens = searched.trials["tokens"].fillna(0).to_numpy(dtype=float).cumsum()
-        return cls(tokens, hypervolume, shuffled, best, expected, resampled)
+        return cls(tokens, hypervolume, best, expected, resampled)
 
 
 def hypervolumes(points: np.ndarray) -> np.ndarray:
@@ -283,9 +276,6 @@ def budget_curve(searched: Searched, spent: Spent) -> Table:
     frame = pd.DataFrame({"trials": rows, "tokens": spent.tokens[at]})
     if spent.hypervolume is not None:
         frame["hypervolume"] = spent.hypervolume[at]
-        frame["shuffled"] = spent.shuffled[:, at].mean(axis=0)
-        ends = np.quantile(spent.shuffled[:, at], statistics.TAILS, axis=0)
-        frame["shuffled_low"], frame["shuffled_high"] = ends
     for goal in searched.names:
         frame[f"best_{goal}"] = spent.best[goal][at]
         frame[f"expected_{goal}"] = spent.expected[goal][at]
@@ -299,14 +289,7 @@ def budget_curve(searched: Searched, spent: Spent) -> Table:
         columns=(
             Column("trials", tuple(map(str, rows)), keep=10),
             Column("tokens", tuple(f"{tokens:,.0f}" for tokens in frame["tokens"]), keep=6),
-            *(
-                (
-                    Column("hypervolume", numbers(frame, "hypervolume", 3), keep=9),
-                    Column("in random order [95 %]", interval_cells(frame, "shuffled", 3), keep=7),
-                )
-                if "hypervolume" in frame
-                else ()
-            ),
+            *((Column("hypervolume", numbers(frame, "hypervolume", 3), keep=9),) if "hypervolume" in frame else ()),
             *(
                 Column(
                     f"expected best {head} [95 %]",
@@ -328,13 +311,10 @@ def _budget_notes(searched: Searched, spent: Spent) -> list[str]:
             f"Hypervolume: none, since {' and '.join(names)} are not two goals that are at least 0 and to be maximized."
         )
     else:
-        notes += [
+        notes.append(
             f"Hypervolume: the area that the completed trials so far dominate, above the reference point {names[0]} 0, "
-            f"{names[1]} 0; the largest possible is 1.",
-            f"In random order: the same trials, mean and 95 % of {ORDERS} orders. Where the search's own order runs "
-            "below it, its later trials were better than its earlier ones; where it runs above, the early ones were "
-            "(known points come first).",
-        ]
+            f"{names[1]} 0; the largest possible is 1."
+        )
     return [
         *notes,
         "Expected best: of so many of these trials drawn at random without replacement (Dodge et al. 2019, in the "

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
 from slime_ray.errors import InputError
 
@@ -209,8 +208,7 @@ def _mean_of_tasks(changes: Sequence[np.ndarray], *, shares: bool) -> statistics
     if not variances.any():
         return statistics.Interval(value, math.nan, math.nan)
     freedom = variances.sum() ** 2 / (variances**2 / (sizes - 1)).sum()
-    half = float(student.ppf((1 + statistics.CONFIDENCE) / 2, freedom) * math.sqrt(variances.sum()) / len(changes))
-    return statistics.Interval(value, value - half, value + half)
+    return statistics.student_interval(value, math.sqrt(variances.sum()) / len(changes), freedom)
 
 
 def _pooled(

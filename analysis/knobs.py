@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtr
 
 from slime_ray.config.metrics import Constraint, violation
 from slime_ray.runs import pareto, results
@@ -334,8 +335,6 @@ def _smoothed(counts: np.ndarray, widths: np.ndarray, *, shift: float = 0.0) -> 
 
     counts: (draws, cells) kernels centered on each cell, or `shift` cells above. widths: (draws,) in cells.
     """
-    from scipy.special import ndtr
-
     size = counts.shape[1]
     # The mass below an edge depends on its distance from the center alone, so all kernels of a draw are one, moved.
     edges = np.arange(-size, size) + 0.5 - shift

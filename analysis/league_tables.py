@@ -221,8 +221,6 @@ def best_of(values: np.ndarray, k: int) -> Interval | None:
     The ends are Student's by the jackknife, which cover 92 to 95 %; percentiles of resampled trials cover less, since
     none holds a better trial than the best. NaN below COVERED trials to each of k, where they cover less.
     """
-    from scipy.special import stdtrit
-
     count = len(values)
     if count < ESTIMATED * k:
         return None
@@ -230,8 +228,7 @@ def best_of(values: np.ndarray, k: int) -> Interval | None:
     if count < COVERED * k:
         return Interval(best, np.nan, np.nan)
     without = expected_best(np.stack([np.delete(values, place) for place in range(count)]))[:, k - 1]
-    half = float(stdtrit(count - 1, (1 + statistics.CONFIDENCE) / 2) * without.std() * np.sqrt(count - 1))
-    return Interval(best, best - half, best + half)
+    return statistics.student_interval(best, without.std() * np.sqrt(count - 1), count - 1)
 
 
 def defaults(found: Standings) -> Table:

@@ -65,8 +65,8 @@ def methods(run: Run) -> list[str]:
         "best one; nothing is corrected for the number of comparisons.",
         f"Stability ({version_of(run)}): S = g / (1 + sum of (x/h)²) with the tolerances h: {limits}; g is 0 for a "
         "trial that failed or diverged, else 1. Mean over all seeds. S is 0.5 when one part is at its tolerance. Its "
-        "interval, where pairs were recorded: 95 % percentile bootstrap, S computed anew in every resample of held-out pairs, "
-        "prompts and blocks of updates.",
+        "interval, where pairs were recorded: 95 % percentile bootstrap, S computed anew in every resample of held-out "
+        "pairs, prompts and blocks of updates.",
         "The sentinel estimates the parts of stability during training, on a few held-out pairs and prompts; its "
         "alarms are no part of any score.",
     ]
@@ -154,7 +154,6 @@ def paper(findings: Findings, tables: Sequence[tuple[ReportItem, Table]]) -> str
         *_listed("All settings", _terms(_all_settings(run))),
         r"\section{Results}",
         *(_placed(name, table, f"{name}.csv") for name, table in placed),
-        *_listed("Sources, unrounded, beside this file", _sources(placed)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -277,13 +276,6 @@ def _all_settings(run: Run) -> Iterator[tuple[str, str]]:
 def _placed(name: str, table: Table, source: str) -> str:
     """The table's environment, without its line on packages: they stand at the top."""
     return f"% numbers: {source}\n{table.latex(_label(name)).partition(chr(10))[2]}"
-
-
-def _sources(placed: Sequence[tuple[str, Table]]) -> Iterator[str]:
-    """Which columns of which file hold each table's numbers unrounded."""
-    for name, table in placed:
-        columns = ", ".join(map(str, table.frame.columns))
-        yield rf"\item[Table~\ref{{{_label(name)}}}] {latex_text(f'{name}.csv: {columns}')}"
 
 
 def _label(name: str) -> str:

@@ -20,9 +20,8 @@ from slime_ray.runs.results import Run
 
 from . import judges, methods, tables, trial_tables
 from .controlled import Difficulties
-from .differences import pieces
 from .figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, render
-from .interactive import examples, front_data
+from .interactive import examples, front_data, pieces
 from .printing import Sentences, Table, number, one_line
 from .rows import LOST, basis, is_judged, judged_answers, name_of
 from .sections import SECTIONS, Findings, ReportItem, made

@@ -252,7 +252,7 @@ SECTIONS: tuple[ReportItem, ...] = (
         "search_budget",
         SEARCH,
         lambda found: _budget(found, knob_figures.budget),
-        "Blue: the search as it went. Orange: the same trials in random order, mean or expectation with 95 %.",
+        "Blue: the search as it went. Orange: the expected best of as many of its trials at random, with 95 %.",
     ),
     ReportItem("cost", "Budget and cost", lambda found: trial_tables.cost(found.run), terminal=False),
     ReportItem("failures", LOST, lambda found: trial_tables.failures(found.run), without_rows=True, terminal=False),

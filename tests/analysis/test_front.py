@@ -211,13 +211,6 @@ def test_the_expected_best_of_one_scatters_as_a_mean_does():
     assert Spent.of(searched).resampled["win_rate"][:, 0].std() == pytest.approx(spread, rel=0.1)
 
 
-def test_in_random_order_the_same_trials_end_at_the_same_hypervolume():
-    spent = Spent.of(Searched.of(search_run(30)))
-    assert spent.shuffled.shape == (front.ORDERS, 30)
-    assert spent.shuffled[:, -1] == pytest.approx(spent.hypervolume[-1])
-    assert (np.diff(spent.hypervolume) >= 0).all()
-
-
 def test_the_table_has_a_row_for_each_doubling_and_says_where_the_hypervolume_starts():
     table = front.budget_curve(searched := Searched.of(search_run(20)), Spent.of(searched))
     assert table.frame["trials"].tolist() == [1, 2, 4, 8, 16, 20]
