@@ -167,7 +167,7 @@ def _row(
         **{end: known.get(end, np.nan) for end in interval_names(found.rate)},
         **statistics.columns(intervals),
         **effects.p_columns(claim),
-        "d_z": np.nan if claim is None or claim.effect.of_checkpoints else claim.effect.d_z,
+        "d_z": np.nan if claim is None or claim.of_checkpoints else claim.d_z,
         **{name: known.get(name, np.nan) for name in ("stability_min", "stability_max", *interval_names("stability"))},
         **{name: known.get(name, np.nan) for name in PARTS},
         **{f"{name}_share": known.get(f"{name}_share", np.nan) for name in PARTS},

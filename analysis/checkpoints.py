@@ -157,7 +157,7 @@ def _cells(results: Cells) -> Effects:
             if (cell.home, cell.variant) == (center, variant) and {cell.label, cell.reference} <= outcomes.keys():
                 draws.append(draw(outcomes[cell.label], outcomes[cell.reference]))
                 claim = claims.get(cell.label)
-                signs.append(float(np.sign(claim.effect.difference.value)) if claim and claim.matters else 0.0)
+                signs.append(float(np.sign(claim.difference.value)) if claim and claim.matters else 0.0)
         yield center, variant, draws, signs
 
 

@@ -151,7 +151,7 @@ def pairs(found: Standings) -> Table:
             {
                 "better": one,
                 "other": other,
-                **statistics.columns({name: each.effect.difference if each else None for name, each in both.items()}),
+                **statistics.columns({name: each.difference if each else None for name, each in both.items()}),
                 **effects.p_columns(claim),
                 "stability_p": np.nan if score is None else score.p,
                 "seeds": 0 if d is None else len(d),
@@ -339,9 +339,10 @@ def sentences(found: Standings, table: Table) -> Sentences:
         if others := [one for one in frame["entry"] if one in beside and one != label]:
             open_.append(f"Which is best of {', '.join([label, *others])}: they are not separable by {name}.")
         apart = sum(claim.matters for claim in claims.values())
-        made = [one.effect for one in claims.values()]
-        least = made and (min(one.seeds for one in made), min(one.prompts for one in made))
-        rests = f" (at least {basis(found.run, *least)} each)" if least else ""
+        rests = ""
+        if claims:
+            least = (min(one.seeds for one in claims.values()), min(one.prompts for one in claims.values()))
+            rests = f" (at least {basis(found.run, *least)} each)"
         settled.append(f"{apart} of {len(found.differences)} pairs are separable by {name}{rests}.")
     near = {pair: claim for pair, claim in found.claims.items() if not claim.matters}
     three = 3 * found.league.seeds

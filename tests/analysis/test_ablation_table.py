@@ -87,7 +87,9 @@ def test_what_matters_is_said_to_and_nothing_else(loo):
     )
     # The smallest p-value is multiplied by four: the reference is compared with nothing.
     d = Cells.of(run, design).difference(design.cells[1], "win_rate")
-    assert row(table, design.cells[1].label)["p_prompts"] == pytest.approx(4 * effects.effect(d).p_values["prompts"])
+    assert row(table, design.cells[1].label)["p_prompts"] == pytest.approx(
+        4 * effects.claims({"it": d})["it"].p_values["prompts"]
+    )
     assert "over all 4 comparisons" in " ".join(table.notes)
 
 

@@ -153,8 +153,8 @@ def test_ranks_follow_from_holm_over_an_entrys_own_comparisons():
 
 def claim(p):
     """Of a pair whose first is ahead."""
-    ahead = effects.Effect(statistics.Interval(0.1, 0.0, 0.2), 5, 100, {"seeds": p / 2, "both": p}, 1.0)
-    return effects.Claim(np.zeros((5, 1)), ahead, {}, 0.05)
+    p_values = {"seeds": p / 2, "both": p}
+    return effects.Claim(np.zeros((5, 100)), statistics.Interval(0.1, 0.0, 0.2), p_values, {}, 0.05)
 
 
 def test_ranks_are_corrected_over_the_entrys_own_pairs_and_need_all_tests():
