@@ -6,17 +6,17 @@ one goal up to it costs little of the other, and beyond it much. Beside it, what
 hypervolume by trials and tokens, and the expected best of k random trials.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from slime_ray.runs import pareto
-from slime_ray.runs.results import Run
+from slime_ray.runs.results import KNOB, Run
 
 from . import stability, statistics
-from .knobs import Searched, knob_notes, unit_of
+from .knobs import Searched, read, short, short_names, unit_of
 from .printing import Column, Table, cells, empty, interval_cells, measure, number, numbers
 
 RESAMPLES = 2_000
@@ -173,6 +173,18 @@ def front(searched: Searched, run: Run) -> Table:
         ),
         remarks=cells(frame, lambda row: "knee" if row["knee"] else "" if row["on_front"] else "not on the front"),
     )
+
+
+def knob_notes(searched: Searched, trial_ids: Iterable[str]) -> list[str]:
+    """What each of these trials set of the knobs that were searched: `search-0003: beta=0.12 gamma=0.4`."""
+    trials = searched.trials.set_index("trial_id")
+    values = {name.removeprefix(KNOB): read(trials[name]) for name in trials if name.startswith(KNOB)}
+    names, notes = short_names(list(values)), []
+    for trial in trial_ids:
+        row = trials.index.get_loc(trial)
+        if knobs := [f"{names[path]}={short(own[row])}" for path, own in values.items() if own[row] is not None]:
+            notes.append(f"{trial}: {' '.join(knobs)}")
+    return notes
 
 
 def _draw_stabilities(searched: Searched, run: Run) -> np.ndarray | None:

@@ -7,8 +7,7 @@ Optuna's PedAnovaImportanceEvaluator, against which it is tested; ours computes 
 """
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,8 +53,8 @@ class Knob:
         """(trials,) where each trial stands: its value, or the place of its option; NaN where it has no such knob."""
         if self.scale == "choice":
             known = {option: float(place) for place, option in enumerate(self.options)}
-            return np.array([np.nan if value is None else known[_written(value)] for value in _read(column)])
-        return np.array([np.nan if value is None else float(value) for value in _read(column)])
+            return np.array([np.nan if value is None else known[_written(value)] for value in read(column)])
+        return np.array([np.nan if value is None else float(value) for value in read(column)])
 
     def unit(self, places: np.ndarray) -> np.ndarray:
         """Places as shares of the range, on the knob's own scale: 0 at its low end, 1 at its high end."""
@@ -174,7 +173,7 @@ def unit_of(goal: str) -> tuple[str, float, int]:
 def _knob(path: str, name: str, spec: Any, column: pd.Series) -> Knob:
     """From the dimension as the manifest keeps it; from the values where they do not fit it, or it is not known."""
     spec = spec if isinstance(spec, dict) else {}
-    values = [value for value in _read(column) if value is not None]
+    values = [value for value in read(column) if value is not None]
     if spec.get("choice") is not None or not all(map(is_number, values)):
         options = [_written(option) for option in spec.get("choice") or []]
         options += sorted({_written(value) for value in values} - set(options))
@@ -189,7 +188,7 @@ def _knob(path: str, name: str, spec: Any, column: pd.Series) -> Knob:
     return Knob(path, name, "log" if log else "linear", low, high, float(step) if is_number(step) else None)
 
 
-def _read(column: pd.Series) -> list[Any]:
+def read(column: pd.Series) -> list[Any]:
     """The values of a knob's column, which holds JSON where not all are numbers; None where a trial has none."""
     if pd.api.types.is_numeric_dtype(column):
         return [None if pd.isna(value) else value for value in column]
@@ -215,19 +214,6 @@ def short(value: Any) -> str:
     if pd.isna(value):
         return ABSENT
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-
-
-def knob_notes(searched: Searched, trial_ids: Iterable[str]) -> list[str]:
-    """What each of these trials set of the knobs that were searched: `search-0003: beta=0.12 gamma=0.4`."""
-    heads = searched.trials.set_index("trial_id").filter(regex=f"^{re.escape(results.KNOB)}").dropna(axis=1, how="all")
-    names = short_names([name.removeprefix(results.KNOB) for name in heads.columns])
-    frame = pd.DataFrame({names[name.removeprefix(results.KNOB)]: _read(heads[name]) for name in heads}, heads.index)
-    set_ = {trial: frame.loc[trial].dropna() for trial in trial_ids}
-    return [
-        f"{trial}: {' '.join(f'{name}={short(value)}' for name, value in values.items())}"
-        for trial, values in set_.items()
-        if len(values)
-    ]
 
 
 @dataclass(frozen=True)

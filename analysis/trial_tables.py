@@ -16,8 +16,8 @@ from slime_ray.runs.results import Run
 from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 
 from . import stability, statistics
-from .front import outcomes_of
-from .knobs import Searched, knob_notes, short, short_names, unit_of
+from .front import knob_notes, outcomes_of
+from .knobs import Searched, short, short_names, unit_of
 from .printing import ABSENT, Column, Table, cells, empty, measure, number, numbers
 from .rows import FINISHED, Outcomes, is_judged, judge_of, name_of, outcomes_by_label
 

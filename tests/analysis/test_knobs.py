@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from slime_ray.analysis import knobs
 from slime_ray.analysis.knobs import Knob, Searched, knobs_of
 
-from .searches import SPACE, points_run, search_run
+from .searches import SPACE, search_run
 
 
 def knob(spec, values) -> Knob:
@@ -222,12 +222,3 @@ def test_diverged_trials_are_the_worst_and_stopped_ones_are_left_out():
     table = knobs.importance(Searched.of(run))
     assert f"{int(large.sum())} that were stopped or failed are left out" in table.notes[0]
     assert table.frame.set_index("knob").loc["hard_margin", "win_rate_rank"] > 1
-
-
-def test_what_a_trial_set_is_said_in_a_line():
-    run = search_run(2)
-    run.trials.loc[0, [f"knob.{path}" for path in SPACE]] = [0.123456, 1e-05, 2048.0, '"linear"', None]
-    assert knobs.knob_notes(Searched.of(run), ["search-0001"]) == [
-        "search-0001: hard_margin=0.123 anchor_weight=1e-05 pairs_per_update=2048 schedule=linear"
-    ]
-    assert knobs.knob_notes(Searched.of(points_run([(0.5, 0.5)], phase=["arm"])), []) == []
