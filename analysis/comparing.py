@@ -97,10 +97,12 @@ def _entries(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def why_not_comparable(runs: Sequence[Run]) -> list[str]:
     """Why win rates or stabilities of these runs mean different things: a sentence for each reason."""
+    hashes = [run.manifest.get("hashes") or {} for run in runs]
+    starts = [each.get("sft_checkpoint") or "" for each in hashes]
     asked: dict[str, list[str]] = {
         "judge": [judge_of(run) for run in runs],
-        "baseline": [f"{baseline_of(run)} {_hash(run, 'sft_checkpoint')}".strip() for run in runs],
-        "report prompts": [_hash(run, "prompts_report") for run in runs],
+        "baseline": [f"{baseline_of(run)} {start}".strip() for run, start in zip(runs, starts, strict=True)],
+        "report prompts": [str(each.get("prompts_report") or "") for each in hashes],
         "decoding": [str(run.manifest.get("decoding")) for run in runs],
         "version of stability": [version_of(run) for run in runs],
     }
@@ -110,10 +112,6 @@ def why_not_comparable(runs: Sequence[Run]) -> list[str]:
             has = (f"{run.path.name} has {value or 'none recorded'}" for run, value in zip(runs, values, strict=True))
             said.append(f"{what}: {', '.join(has)}")
     return said
-
-
-def _hash(run: Run, name: str) -> str:
-    return str((run.manifest.get("hashes") or {}).get(name) or "")
 
 
 def compare(runs: Sequence[Run]) -> Table:

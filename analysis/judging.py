@@ -175,7 +175,7 @@ def judging(run: results.Run, main: Table, difficulties: Difficulties | None = N
             Column("longer", numbers(frame, "more_tokens", 1, signed=True), keep=4),
             Column("near %", numbers(frame, "equal_lengths", 0, scale=100), keep=4),
             Column("consistent %", numbers(frame, "order_consistency", 1, scale=100)),
-            Column("missing", cells(frame, _invalid_cell)),
+            Column("missing", cells(frame, _missing_cell)),
         ),
     )
 
@@ -278,6 +278,6 @@ def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]
     }
 
 
-def _invalid_cell(row: pd.Series) -> str:
+def _missing_cell(row: pd.Series) -> str:
     bounds = f" ({100 * row['worst_case']:.1f}–{100 * row['best_case']:.1f})" if row["invalid_verdicts"] else ""
     return f"{row['invalid_verdicts']} of {row['verdicts']}{bounds}"

@@ -275,11 +275,8 @@ def _all_settings(run: Run) -> Iterator[tuple[str, str]]:
 
 def _placed(name: str, table: Table, source: str) -> str:
     """The table's environment, without its line on packages: they stand at the top."""
-    return f"% numbers: {source}\n{table.latex(_label(name)).partition(chr(10))[2]}"
-
-
-def _label(name: str) -> str:
-    return f"tab:{name.replace('_', '-')}"
+    latex = table.latex(f"tab:{name.replace('_', '-')}")
+    return f"% numbers: {source}\n{latex.partition(chr(10))[2]}"
 
 
 def _listed(title: str, items: Iterable[str], environment: str = "description") -> list[str]:

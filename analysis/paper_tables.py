@@ -1,6 +1,5 @@
 """The paper's Tables 3, 4 and 5 (arXiv 2602.02383) as data, and beside what a run of the same design measured."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +102,10 @@ def beside_the_paper(found: Cells, ablation: Table) -> Table:
         for model, scores in theirs.items():
             row |= _theirs(model, scores[name], scores.get(reference))
         for center, labels in ours.items():
-            row |= _ours(center, found.rate, measured.get(labels.get(name, ""), {}))
+            of_cell = measured.get(labels.get(name, ""), {})
+            ends = interval_names(found.rate, "difference")
+            row |= {f"{center} {end}": of_cell.get(end, np.nan) for end in ends}
+            row[f"{center} verdict"] = of_cell.get("verdict", "not measured")
         rows.append(row)
     frame = pd.DataFrame(rows)
     against = f" against {baseline_of(run)}'s answers, judge {judge_of(run)}" if found.rate == "win_rate" else ""
@@ -152,11 +154,6 @@ def _theirs(model: str, score: Score, reference: Score | None) -> dict[str, floa
         f"{model} arena_hard_high": arena_hard + score.up,
         f"{model} difference": np.nan if reference is None else arena_hard - reference.arena_hard,
     }
-
-
-def _ours(center: str, rate: str, row: Mapping[Any, Any]) -> dict[str, Any]:
-    values = {f"{center} {end}": row.get(end, np.nan) for end in interval_names(rate, "difference")}
-    return values | {f"{center} verdict": row.get("verdict", "not measured")}
 
 
 def _columns(frame: pd.DataFrame, models: list[str], centers: list[str], rate: str) -> tuple[Column, ...]:

@@ -304,6 +304,11 @@ def alarms(run: Run) -> Table:
             }
         )
     frame = pd.DataFrame(rows)
+
+    def first_at(row: pd.Series) -> str:
+        first, last = row["first_step"], row["last_step"]
+        return ABSENT if pd.isna(first) else str(first) if first == last else f"{first}–{last}"
+
     collapsed, raised = trials["stability"] < COLLAPSED, trials["alarm"].notna()
     return Table(
         frame=frame,
@@ -317,7 +322,7 @@ def alarms(run: Run) -> Table:
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
             Column("runs", tuple(map(str, frame["runs"])), keep=8),
             Column("alarms", tuple(map(str, frame["alarms"])), keep=9),
-            Column("first at step", tuple(map(_span, frame["first_step"], frame["last_step"])), keep=9),
+            Column("first at step", cells(frame, first_at), keep=9),
             Column(
                 "stability S",
                 cells(frame, lambda row: f"{row['stability_min']:.2f}–{row['stability_max']:.2f}"),
@@ -326,12 +331,6 @@ def alarms(run: Run) -> Table:
             Column("signs", tuple(sign or ABSENT for sign in frame["signs"]), numeric=False, keep=5),
         ),
     )
-
-
-def _span(first: Any, last: Any) -> str:
-    if pd.isna(first):
-        return ABSENT
-    return str(first) if first == last else f"{first}–{last}"
 
 
 def failures(run: Run) -> Table:
