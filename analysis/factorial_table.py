@@ -17,10 +17,10 @@ from slime_ray.config.design import COMPONENTS, Cell, Design
 from slime_ray.errors import InputError
 
 from . import ablation_table, effects, statistics
-from .ablation_table import METRICS, Cells, p_words, seeds_notes
+from .ablation_table import METRICS, Cells, p_words
 from .effects import Claim
 from .printing import ABSENT, Column, Sentences, Table, cells, empty, interval_cells
-from .rows import common, name_of
+from .rows import common, few_seeds_notes, name_of
 from .statistics import FEWEST_SEEDS
 
 Present = frozenset[str]
@@ -226,7 +226,7 @@ def _notes(found: Cells, frame: pd.DataFrame, missing: list[str]) -> list[str]:
         "Main effect: mean of the cells with a component minus mean of those without. Interaction of two: half the "
         "change that one's presence makes to the other's effect; of more in the same way. Shapley: a component's part "
         "of all components together.",
-        *seeds_notes(frame["seeds"][frame["seeds"] > 0]),
+        *few_seeds_notes(frame["seeds"]),
     ]
     if missing:
         notes.append(

@@ -12,7 +12,7 @@ from slime_ray.runs import results
 from . import effects, rows, statistics
 from .ablation_table import p_words
 from .front import expected_best
-from .knobs import is_number, short, unit_of
+from .knobs import short, unit_of
 from .league import Member, Standings
 from .printing import ABSENT, Column, Sentences, Table, cells, empty, interval_cells, measure, number, numbers
 from .rows import FINISHED, basis
@@ -108,10 +108,7 @@ def _main_note(row: Mapping[str, Any]) -> str:
 def _notes(found: Standings, frame: pd.DataFrame) -> list[str]:
     notes = [f"How winners were chosen: {found.league.rule}."]
     if found.few:
-        notes.append(
-            f"These checkpoints only: {found.few} common seeds cannot say how a method does over other seeds, so "
-            f"nothing is separated and no rank is given. Give {statistics.FEWEST_SEEDS} seeds or more (league.seeds)."
-        )
+        notes += [*rows.few_seeds_notes([found.few]), "Nothing is separated, and no rank is given."]
     else:
         notes.append(
             "not separable: entries that share a letter are not told apart, by all tests below "
@@ -239,13 +236,8 @@ def defaults(found: Standings) -> Table:
         if member.winner is None:
             continue
         chosen = member.trials[member.trials["trial_id"] == member.winner].iloc[0]
-        space = member.entry.search.get("dimensions") or {}
-        # Behind a bracket a dimension's name says when it exists.
-        on_log = {
-            name.partition("[")[0] for name, ways in space.items() if any("log" in way for way in ways if ways[way])
-        }
         knobs = [
-            _knob(path, value, chosen.get(results.KNOB + path), on_log_scale=path in on_log)
+            f"{path.rpartition('.')[2]} {short(value)} to {short(chosen.get(results.KNOB + path))}"
             for path, value in member.entry.defaults.items()
         ]
         one, other, gap = found.of_entry(label), found.of_entry(label, DEFAULTS), None
@@ -274,8 +266,7 @@ def defaults(found: Standings) -> Table:
         frame=frame,
         caption="Winners beside their objective's defaults, which are run at the winner's learning rate.",
         notes=[
-            "knobs: default, then the winner's value; in parentheses their ratio where the knob is searched by its "
-            "logarithm, else their difference. difference: winner minus defaults in points, paired by seed and "
+            "knobs: default, then the winner's value. difference: winner minus defaults in points, paired by seed and "
             "prompt, one comparison each. Without defaults: the winner has them, or they were not run "
             "(league.defaults)."
         ],
@@ -289,16 +280,6 @@ def defaults(found: Standings) -> Table:
         ),
         remarks=tuple(frame["note"]),
     )
-
-
-def _knob(path: str, default: Any, value: Any, *, on_log_scale: bool) -> str:
-    name = path.rpartition(".")[2]
-    words = f"{name} {short(default)} to {short(value)}"
-    if not (is_number(default) and is_number(value)) or pd.isna(value):
-        return words
-    if on_log_scale and default > 0 and value > 0:
-        return f"{words} (x{value / default:.2g})"
-    return f"{words} ({value - default:+.2g})"
 
 
 def sentences(found: Standings, table: Table) -> Sentences:

@@ -8,9 +8,9 @@ import pandas as pd
 
 from slime_ray.config.design import COMPONENTS, Cell
 
-from .ablation_table import METRICS, Cells, seeds_notes
+from .ablation_table import METRICS, Cells
 from .printing import Column, Table, empty, interval_cells, numbers
-from .rows import baseline_of, judge_of, name_of
+from .rows import baseline_of, few_seeds_notes, judge_of, name_of
 from .statistics import interval_names
 
 FULL = "full"
@@ -116,7 +116,7 @@ def beside_the_paper(found: Cells, ablation: Table) -> Table:
         notes=[
             f"Theirs, as printed: MT-Bench (MT) and Arena-Hard (AH) of {', '.join(theirs)}. Ours: "
             f"{METRICS[found.rate]} in %{against}, seeds {', '.join(map(str, found.planned))}.",
-            *seeds_notes(ablation.frame["compared_seeds"][ablation.frame["compared_seeds"] > 0]),
+            *few_seeds_notes(ablation.frame["compared_seeds"]),
             "These are not one measure: other models, data, prompts, judges and baselines. What can be compared is "
             "which rows come first, and whether a difference leaves 0 out.",
             "Theirs: one training run a row. The intervals are as printed, under the head Std, and most likely 90 %: "

@@ -23,7 +23,7 @@ from .controlled import Difficulties
 from .figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, render
 from .interactive import examples, front_data, pieces
 from .printing import Sentences, Table, number, one_line
-from .rows import LOST, basis, is_judged, judged_answers, name_of
+from .rows import LOST, basis, few_seeds, is_judged, judged_answers, name_of
 from .sections import SECTIONS, Findings, ReportItem, made
 from .statistics import TOO_FEW
 
@@ -229,7 +229,7 @@ def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentenc
     lead = "win_rate" if judged else "preference_accuracy"
     known = frame.dropna(subset=[lead]) if len(frame) else frame
     if len(known):
-        if seeds := tables.few_seeds(frame):
+        if seeds := few_seeds(frame["seeds_finished"]):
             open_.append(
                 f"Whether this holds for other seeds: with {seeds} per row it is about these checkpoints only."
             )

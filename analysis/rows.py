@@ -1,12 +1,13 @@
 """Which trials a row of a table stands for, and by whom they were judged. Result frames in, frames and arrays out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from slime_ray.config.design import FEWEST_SEEDS
 from slime_ray.errors import InputError
 from slime_ray.runs import results
 
@@ -208,6 +209,23 @@ def difference(one: Outcomes, other: Outcomes) -> np.ndarray | None:
         return None
     _, (first, second) = common([one, other])
     return first - second if first.size else None
+
+
+def few_seeds(counts: Iterable[int]) -> str:
+    """Say how many seeds rows have, of those with any; empty where all have FEWEST_SEEDS or more."""
+    known = sorted({int(count) for count in counts if count > 0})
+    if not known or known[0] >= FEWEST_SEEDS:
+        return ""
+    return " to ".join(map(str, dict.fromkeys((known[0], known[-1])))) + f" seed{'s' * (known[-1] > 1)}"
+
+
+def few_seeds_notes(counts: Iterable[int]) -> list[str]:
+    """What a table cannot say whose rows have so many seeds; empty where all have enough."""
+    seeds = few_seeds(counts)
+    return [
+        f"These checkpoints only: {seeds} per row cannot say how a method does over other seeds. Intervals of fewer "
+        f"than {FEWEST_SEEDS} are over prompts. Give {FEWEST_SEEDS} seeds or more."
+    ] * bool(seeds)
 
 
 def left_out(seeds: Mapping[str, Sequence[int]]) -> str:

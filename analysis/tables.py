@@ -281,13 +281,7 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
         f"Stability S by {rows.version_of(run)}: mean over seeds, failed ones as 0. Seeds "
         f"{', '.join(map(str, planned))}. Decoding: {rows.decoding_words(run.manifest)}."
     ]
-    if seeds := few_seeds(frame):
-        few = f"Intervals of rows with fewer than {statistics.FEWEST_SEEDS} are"
-        whose = "The intervals are" if (frame["win_rate_over"] == OVER[0]).all() else few
-        notes.append(
-            f"These checkpoints only: {seeds} per row cannot say how a method does over other seeds. "
-            f"{whose} over prompts."
-        )
+    notes += rows.few_seeds_notes(frame["seeds_finished"])
     enough = (frame["seeds_finished"] >= statistics.FEWEST_SEEDS) & frame["win_rate"].notna()
     if judged and len(lone := frame["label"][enough & (frame["win_rate_over"] == OVER[0])]):
         notes.append(
@@ -349,12 +343,3 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
             f"{run.trials['lost_seconds'].fillna(0).sum():.0f} worker-seconds were computed twice."
         )
     return notes
-
-
-def few_seeds(frame: pd.DataFrame) -> str:
-    """How many seeds the rows of the main table have finished, in words; empty where five or more have everywhere."""
-    finished = frame["seeds_finished"][frame["seeds_finished"] > 0]
-    if finished.empty or (few := int(finished.min())) >= statistics.FEWEST_SEEDS:
-        return ""
-    most = int(finished.max())
-    return f"{few} finished seed{'s' * (few > 1)}" if few == most else f"{few} to {most} finished seeds"

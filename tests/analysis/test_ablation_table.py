@@ -144,9 +144,7 @@ def test_a_design_about_stability_is_tested_on_the_seeds_alone(loo):
     assert "sign flips" not in " ".join(table.notes)
 
 
-@pytest.mark.parametrize(
-    ("seeds", "words"), [(1, "one seed has no spread over seeds"), (4, "4 common seeds cannot say")]
-)
+@pytest.mark.parametrize(("seeds", "words"), [(1, "1 seed per row cannot say"), (4, "4 seeds per row cannot say")])
 def test_few_seeds_carry_a_warning_and_no_significance(seeds, words):
     design = factorial(("anchor", "stabilizer"))
     made = tables_of(run_of(design, played(design, {"anchor": 1.0}, seeds=seeds)), design)
