@@ -27,9 +27,11 @@ KNOBS = 6
 """At most so many knobs have slices, the most important ones."""
 
 
-def importance(searched: Searched, table: Table) -> "Figure":
+def importance(searched: Searched, table: Table) -> "Figure | None":
     """Share of the importance by knob, a panel per goal, with 95 % intervals. table: `knobs.importance`."""
     frame = table.frame
+    if frame.empty:
+        return None
     with style():
         height = 0.28 * max(3, len(frame)) + 0.9
         figure, panels = new_figure(WIDTH, height, ncols=len(searched.names), sharey=True, squeeze=False)

@@ -216,31 +216,21 @@ def short(value: Any) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-@dataclass(frozen=True)
-class Importances:
-    """Of one goal. shares: (knobs,) that sum to 1, NaN where nothing can be said; ranks: (knobs,) from 1.
-
-    The others, (resamples, knobs), are the same with the trials drawn anew.
-    """
-
-    shares: np.ndarray
-    ranks: np.ndarray
-    resampled_shares: np.ndarray
-    resampled_ranks: np.ndarray
-
-
 def of_goal(
     knobs: tuple[Knob, ...], places: np.ndarray, values: np.ndarray, *, resamples: int = RESAMPLES
-) -> Importances:
-    """places: (trials, knobs), NaN where a trial has no such knob. values: (trials,), more is better, -inf is worst."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """(1 + resamples, knobs) shares of a goal's importance and ranks from 1; the first as measured.
+
+    Shares sum to 1, and are NaN where nothing can be said. places: (trials, knobs), NaN where a trial has no such knob.
+    values: (trials,), more is better, -inf is worst.
+    """
     trials = len(values)
     counts = np.concatenate([np.ones((trials, 1)), statistics.draws(trials, resamples=resamples)], axis=1)
     best = counts * is_best(values, counts, best_share(trials))
     found = np.column_stack([divergence(knob, places[:, k], best, counts) for k, knob in enumerate(knobs)])
     total = found.sum(axis=1, keepdims=True)
     shares = np.divide(found, total, out=np.full_like(found, np.nan), where=total > 0)
-    ranks = 1 + (found[:, None, :] > found[:, :, None]).sum(axis=2)
-    return Importances(shares[0], ranks[0], shares[1:], ranks[1:])
+    return shares, 1 + (found[:, None, :] > found[:, :, None]).sum(axis=2)
 
 
 def best_share(trials: int) -> float:
@@ -345,11 +335,11 @@ def importance(searched: Searched) -> Table:
     )
     for place, goal in enumerate(searched.names):
         values = np.where(lost, -np.inf, searched.goals[:, place])[counted]
-        found = of_goal(searched.knobs, searched.places[counted], values)
-        frame[f"{goal}_share"] = found.shares
-        frame[[f"{goal}_share_low", f"{goal}_share_high"]] = _ends(found.resampled_shares)
-        frame[f"{goal}_rank"] = np.where(np.isnan(found.shares), np.nan, found.ranks)
-        frame[[f"{goal}_rank_low", f"{goal}_rank_high"]] = _ends(found.resampled_ranks)
+        shares, ranks = of_goal(searched.knobs, searched.places[counted], values)
+        frame[f"{goal}_share"] = shares[0]
+        frame[[f"{goal}_share_low", f"{goal}_share_high"]] = _ends(shares[1:])
+        frame[f"{goal}_rank"] = np.where(np.isnan(shares[0]), np.nan, ranks[0])
+        frame[[f"{goal}_rank_low", f"{goal}_rank_high"]] = _ends(ranks[1:])
     frame["mean_share"] = frame[[f"{goal}_share" for goal in searched.names]].mean(axis=1)
     frame = frame.sort_values("mean_share", ascending=False, kind="stable").reset_index(drop=True)
     return Table(

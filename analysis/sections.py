@@ -236,7 +236,7 @@ SECTIONS: tuple[ReportItem, ...] = (
     ReportItem(
         "search_importance",
         SEARCH,
-        lambda found: _importance(found),
+        lambda found: knob_figures.importance(found.searched, found.importance),
         "How unlike the best trials' values of a knob are to all trials' (PED-ANOVA); bars: 95 % "
         "intervals, the trials drawn anew.",
     ),
@@ -278,10 +278,6 @@ def _of_design(found: Findings, make: Callable[[Cells, Table], Made], *kinds: st
     if found.cells is None or found.ablation is None or (kinds and found.cells.design.kind not in kinds):
         return None
     return make(found.cells, found.ablation)
-
-
-def _importance(found: Findings) -> Made:
-    return knob_figures.importance(found.searched, found.importance) if len(found.importance.frame) else None
 
 
 def _slices(found: Findings) -> Made:
