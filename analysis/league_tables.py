@@ -121,9 +121,7 @@ def _notes(found: Standings, frame: pd.DataFrame) -> list[str]:
                 f"Fewer than {statistics.FEWEST_SEEDS} seeds in common with every other: {', '.join(lacking)}. It is "
                 "not separable from any, and the ranks of the others leave open on which side of it they are."
             )
-    seeds = {label: seeds for label, (seeds, _) in found.confirmed.items()}
-    if len(seeds) > 1 and (left := rows.left_out(seeds)):
-        notes.append(f"Pairs are compared on the seeds that both have. Not common to all: {left}.")
+    notes += rows.left_out_notes({label: seeds for label, (seeds, _) in found.confirmed.items()})
     notes += rows.topic_notes(found.run) if found.rate == "win_rate" else []
     notes.append(
         f"{'One' if found.sft_seed is None else 'Each row is from one'} SFT checkpoint: how methods do from another "

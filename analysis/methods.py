@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from slime_ray.config.league import League
+from slime_ray.config.presets import flat
 from slime_ray.runs import notes as run_notes
 from slime_ray.runs.redaction import redact
 from slime_ray.runs.results import Run
@@ -230,7 +231,7 @@ def _objectives(findings: Findings) -> Iterator[tuple[str, str]]:
     """Each row of the main table with its objective, the knobs of that, and what else it sets."""
     for row in findings.main.frame.to_dict("records"):
         trial = of_label(findings.run, findings.run.trials, str(row["label"])).iloc[0]
-        settings, set_ = (_flat(_read(trial[column])) for column in ("settings", "overrides"))
+        settings, set_ = (flat(_read(trial[column])) for column in ("settings", "overrides"))
         knobs = [
             f"{path.removeprefix(OBJECTIVE)} {_words(value)}"
             for path, value in settings.items()
@@ -292,19 +293,11 @@ def _terms(items: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 def _settings(run: Run) -> list[Flat]:
     """The different settings that the trials had, by path; those of a trial that has none are left out."""
-    return [flat for text in dict.fromkeys(run.trials["settings"].dropna()) if (flat := _flat(_read(text)))]
+    return [known for text in dict.fromkeys(run.trials["settings"].dropna()) if (known := flat(_read(text)))]
 
 
 def _read(text: Any) -> Any:
     return redact(json.loads(text)) if isinstance(text, str) else {}
-
-
-def _flat(value: Any, path: str = "") -> Flat:
-    """Values by path; a list, and a mapping without anything in it, is a value."""
-    if not isinstance(value, Mapping) or (path and not value):
-        return {path: value}
-    inner = [_flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()]
-    return {place: leaf for each in inner for place, leaf in each.items()}
 
 
 def _value(settings: list[Flat], path: str) -> str | None:

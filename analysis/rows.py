@@ -235,6 +235,12 @@ def left_out(seeds: Mapping[str, Sequence[int]]) -> str:
     return " and ".join(f"seed{'s' * (len(own) > 1)} {', '.join(own)} of {name}" for name, own in rest.items() if own)
 
 
+def left_out_notes(seeds: Mapping[str, Sequence[int]]) -> list[str]:
+    """Say which seeds the comparisons of a table's rows may leave out; empty where all have the same. seeds: by row."""
+    left = left_out(seeds) if seeds else ""
+    return [f"Rows are compared on the seeds that both have. Not common to all: {left}."] if left else []
+
+
 def name_of(run: results.Run) -> str:
     """What the run is called."""
     return str(run.manifest.get("name", run.path.name))

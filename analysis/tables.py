@@ -251,23 +251,13 @@ def _interval_words(frame: pd.DataFrame) -> str:
 
 
 def _left_out_notes(frame: pd.DataFrame, outcomes: Mapping[str, Outcomes]) -> list[str]:
-    """Say which seeds the comparisons with the best row leave out, and which rows cannot be compared with it."""
-    known = [label for label in frame["label"][frame["win_rate"].notna()] if label in outcomes]
-    words: dict[str, list[str]] = {}
-    apart = []
-    for label in known[1:]:
-        seeds = {name: outcomes[name][0] for name in (known[0], label)}
-        if difference(outcomes[known[0]], outcomes[label]) is None:
-            apart.append(label)
-        elif left := rows.left_out(seeds):
-            words.setdefault(left, []).append(label)
-    notes = []
-    if words:
-        seeds_words = "; ".join(f"{left} (beside {', '.join(labels)})" for left, labels in words.items())
-        notes.append(f"Rows are compared with {known[0]} on the seeds that both have. Left out of that: {seeds_words}.")
-    if apart:
+    """Say which seeds not all rows have, and which rows cannot be compared with the best one."""
+    known = {label: outcomes[label] for label in frame["label"][frame["win_rate"].notna()] if label in outcomes}
+    notes = rows.left_out_notes({label: seeds for label, (seeds, _) in known.items()})
+    best = next(iter(known), "")
+    if apart := [label for label in known if difference(known[best], known[label]) is None]:
         notes.append(
-            f"No seed, or no prompt, in common with {known[0]}, so neither compared with it nor told apart: "
+            f"No seed, or no prompt, in common with {best}, so neither compared with it nor told apart: "
             f"{', '.join(apart)}."
         )
     return notes

@@ -81,7 +81,7 @@ def test_rows_are_compared_on_the_seeds_that_both_have_and_the_rest_is_named(tmp
     table = tables.win_rate_stability(results.load(finish(tmp_path)))
     assert table.frame["win_rate_mark"].tolist() == ["best", "best", "best"]
     notes = "\n".join(table.notes)
-    assert "on the seeds that both have. Left out of that: seed 2 of a and seed 0 of b (beside b)." in notes
+    assert "the seeds that both have. Not common to all: seeds 1, 2 of a and seeds 0, 1 of b and seed 7 of c." in notes
     assert "No seed, or no prompt, in common with a, so neither compared with it nor told apart: c." in notes
 
 
