@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from slime_ray.config.presets import flat
 from slime_ray.runs.results import Run
 
 from . import stability, statistics
 from .figures import front_corners, limits
 from .front import outcomes_of
-from .knobs import keeping
-from .printing import ABSENT, Table, number, with_interval
+from .knobs import keeping, short
+from .printing import Table, number, with_interval
 from .rows import FINISHED, baseline_of, is_judged, of_label, version_of
 from .sections import Findings
 
@@ -194,13 +195,7 @@ def _head(column: str) -> str:
 def _knobs(settings: Any) -> Facts:
     """What a trial set over the base, by path."""
     found = json.loads(settings) if isinstance(settings, str) else {}
-    return [[path, f"{value:.4g}" if isinstance(value, float) else _said(value)] for path, value in found.items()]
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_said(inner)}" for name, inner in value.items())
-    return ABSENT if value is None else str(value)
+    return [[path, short(value)] for path, value in flat(found).items()]
 
 
 def _details(
