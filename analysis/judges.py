@@ -169,7 +169,8 @@ def agreement(run: results.Run) -> Table:
     )
 
 
-def corrected_rate(labels: np.ndarray, judged: np.ndarray, unlabelled: np.ndarray
+def corrected_rate(
+    labels: np.ndarray, judged: np.ndarray, unlabelled: np.ndarray
 ) -> tuple[statistics.Interval, float] | None:
     """Return a judge's rate as corrected, and how much the judge's verdicts count (l).
 
