@@ -178,7 +178,7 @@ def front(searched: Searched, run: Run) -> Table:
 def knob_notes(searched: Searched, trial_ids: Iterable[str]) -> list[str]:
     """What each of these trials set of the knobs that were searched: `search-0003: beta=0.12 gamma=0.4`."""
     trials = searched.trials.set_index("trial_id")
-    values = {name.removeprefix(KNOB): read(trials[name]) for name in trials if name.startswith(KNOB)}
+    values = {name.removeprefix(KNOB): read(trials[name]) for name in map(str, trials) if name.startswith(KNOB)}
     names, notes = short_names(list(values)), []
     for trial in trial_ids:
         row = trials.index.get_loc(trial)

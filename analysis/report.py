@@ -231,7 +231,7 @@ def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentenc
     if len(known):
         if seeds := few_seeds(frame["seeds_finished"]):
             open_.append(
-                f"Whether this holds for other seeds: with {seeds} per row it is about these checkpoints only."
+                f"Whether this holds for other seeds: with {seeds} finished per row it is about these checkpoints only."
             )
         if not league:
             for own in tables.by_start(known):

@@ -12,7 +12,7 @@ from slime_ray.runs import results
 
 from . import effects, rows, stability, statistics
 from .judging import Votes, votes_by_label
-from .printing import Column, Mark, Table, cells, interval_cells, measure, numbers
+from .printing import Column, Mark, Table, cells, empty, interval_cells, measure, numbers
 from .rows import FINISHED, LOST, MEASURED, PARTS, Outcomes, difference, is_judged, judge_of, shared_topics
 from .stability import stability_cell
 
@@ -33,6 +33,11 @@ def win_rate_stability(run: results.Run) -> Table:
     """
     trials = run.trials[run.trials["phase"].isin(["arm", "confirm"])]
     judged, judge = is_judged(run), judge_of(run)
+    if trials.empty:
+        return empty(
+            f"{rows.name_of(run)}: this run has no arms and no confirmed winner; its search trials are in a table of "
+            "their own."
+        )
     outcomes, topics = rows.outcomes_by_label(run), rows.topics_by_prompt(run)
     votes, retention = votes_by_label(run), rows.retention_by_label(run)
     groups = {str(label): group for label, group in trials.groupby("label", sort=False)}
@@ -44,26 +49,24 @@ def win_rate_stability(run: results.Run) -> Table:
         )
         for label, group in groups.items()
     ]
-    frame = pd.DataFrame(records, columns=None if records else ["label"])
-    if len(frame):
-        lead = "win_rate" if judged else "preference_accuracy"
-        frame = frame.sort_values(
-            [lead, "stability", "label"], ascending=[False, False, True], na_position="last", ignore_index=True
-        )
-        starts = frame["label"].map(_starts(groups))
-        if starts.nunique() > 1:
-            frame[START] = starts
-        for _, own in frame.groupby(starts, sort=False):
-            rates = dict(zip(own["label"], own["win_rate"], strict=True))
-            frame.loc[own.index, "win_rate_mark"] = best_marks(rates, outcomes, topics)
-        frame["preference_accuracy_mark"] = _marks(frame["preference_accuracy"])
-        frame["stability_mark"] = _marks(frame["stability"])
+    lead = "win_rate" if judged else "preference_accuracy"
+    frame = pd.DataFrame(records).sort_values(
+        [lead, "stability", "label"], ascending=[False, False, True], na_position="last", ignore_index=True
+    )
+    starts = frame["label"].map(_starts(groups))
+    if starts.nunique() > 1:
+        frame[START] = starts
+    for _, own in frame.groupby(starts, sort=False):
+        rates = dict(zip(own["label"], own["win_rate"], strict=True))
+        frame.loc[own.index, "win_rate_mark"] = best_marks(rates, outcomes, topics)
+    frame["preference_accuracy_mark"] = _marks(frame["preference_accuracy"])
+    frame["stability_mark"] = _marks(frame["stability"])
     return Table(
         frame=frame,
         caption=_caption(run, trials, frame, judge=judge if judged else None),
         notes=_notes(run, frame, outcomes, judged=judged),
-        columns=_main_columns(frame, judged=judged) if len(frame) else (),
-        remarks=tuple(frame["note"]) if len(frame) else (),
+        columns=_main_columns(frame, judged=judged),
+        remarks=tuple(frame["note"]),
     )
 
 
@@ -226,9 +229,6 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
 
 
 def _caption(run: results.Run, trials: pd.DataFrame, frame: pd.DataFrame, *, judge: str | None) -> str:
-    name = rows.name_of(run)
-    if trials.empty:
-        return f"{name}: this run has no arms and no confirmed winner; its search trials are in a table of their own."
     prompts = int(trials["prompts"].max()) if trials["prompts"].notna().any() else 0
     pairs = int(trials["pairs"].max()) if trials["pairs"].notna().any() else 0
     versus = (
@@ -237,7 +237,7 @@ def _caption(run: results.Run, trials: pd.DataFrame, frame: pd.DataFrame, *, jud
         if judge
         else f"Not judged: preference accuracy and mean margin on {pairs} held-out pairs lead instead; report prompts."
     )
-    return f"{name}: win rate and stability. {versus}"
+    return f"{rows.name_of(run)}: win rate and stability. {versus}"
 
 
 def _interval_words(frame: pd.DataFrame) -> str:
@@ -264,8 +264,6 @@ def _left_out_notes(frame: pd.DataFrame, outcomes: Mapping[str, Outcomes]) -> li
 
 
 def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcomes], *, judged: bool) -> list[str]:
-    if frame.empty:
-        return []
     planned = sorted(run.trials.loc[run.trials["phase"].isin(["arm", "confirm"]), "seed"].unique())
     notes = [
         f"Stability S by {rows.version_of(run)}: mean over seeds, failed ones as 0. Seeds "
