@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slime_ray.config.presets import flat
 from slime_ray.runs.results import Run
 
 from . import stability, statistics
@@ -22,7 +21,7 @@ from .figures import front_corners, limits
 from .front import outcomes_of
 from .knobs import keeping, short
 from .printing import Table, number, with_interval
-from .rows import FINISHED, baseline_of, is_judged, of_label, version_of
+from .rows import FINISHED, baseline_of, flat, is_judged, of_label, version_of
 from .sections import Findings
 
 EXAMPLES = 5

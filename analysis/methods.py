@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 
 from slime_ray.config.league import League
-from slime_ray.config.presets import flat
 from slime_ray.runs import notes as run_notes
 from slime_ray.runs.redaction import redact
 from slime_ray.runs.results import Run
@@ -17,7 +16,7 @@ from slime_ray.runs.stability_v1 import TOLERANCES
 
 from . import statistics
 from .printing import Column, Table, latex_text, one_line
-from .rows import PARTS, baseline_of, decoding_words, is_judged, judge_of, name_of, of_label, version_of
+from .rows import PARTS, baseline_of, decoding_words, flat, is_judged, judge_of, name_of, of_label, version_of
 from .sections import Findings, ReportItem
 
 Facts = list[tuple[str, str]]

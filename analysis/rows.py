@@ -280,6 +280,14 @@ def basis(run: results.Run, seeds: int, items: int, *, label: str | None = None)
     return f"{words}, {verdicts:,} verdicts"
 
 
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Settings by path; a list, and a mapping without anything in it, is a value."""
+    if not isinstance(value, Mapping) or (path and not value):
+        return {path: value}
+    inner = [flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()]
+    return {place: leaf for each in inner for place, leaf in each.items()}
+
+
 def decoding_words(manifest: Mapping[str, Any]) -> str:
     """The decoding settings, in one phrase."""
     decoding = dict(manifest.get("decoding") or {})
