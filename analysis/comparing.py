@@ -249,14 +249,14 @@ def verify(one: Run, other: Run) -> Verification:
     rate. A row that one run lacks disagrees, and so does one without a seed in common.
     """
     one, other, unpaired = _on_common_seeds(one, other)
-    left, right = (tables.win_rate_stability(run).frame.set_index("label") for run in (one, other))
-    labels = list(dict.fromkeys([*left.index, *right.index]))
+    mains = [tables.win_rate_stability(run).by("label") for run in (one, other)]
+    labels = list(dict.fromkeys(label for main in mains for label in main))
     outcomes, topics = (outcomes_by_label(one), outcomes_by_label(other)), topics_by_prompt(one)
     confidence = 1 - (1 - statistics.CONFIDENCE) / max(1, len(labels))
     rows = [
         {
             "label": label,
-            **_row(label, left, right, outcomes, topics, unpaired.get(label, ""), confidence=confidence),
+            **_row(label, mains, outcomes, topics, unpaired.get(label, ""), confidence=confidence),
             "same_answers": _same_answers(label, one, other),
         }
         for label in labels
@@ -291,21 +291,17 @@ def _on_common_seeds(one: Run, other: Run) -> tuple[Run, Run, dict[str, str]]:
 
 def _row(
     label: str,
-    left: pd.DataFrame,
-    right: pd.DataFrame,
+    mains: Sequence[Mapping[Any, dict[Any, Any]]],
     outcomes: tuple[Mapping[str, Outcomes], Mapping[str, Outcomes]],
     topics: np.ndarray | None,
     unpaired: str,
     *,
     confidence: float,
 ) -> dict[str, object]:
-    absent = pd.Series(dtype=object)
-    one: Any = left.loc[label] if label in left.index else absent
-    other: Any = right.loc[label] if label in right.index else absent
+    one, other = (main.get(label, {}) for main in mains)
     numbers = statistics.interval_names("win_rate", "stability")
-    row: dict[str, object] = {f"{name}_1": one.get(name, math.nan) for name in numbers}
-    row |= {f"{name}_2": other.get(name, math.nan) for name in numbers}
-    if one.empty or other.empty:
+    row = {f"{name}_{side}": own.get(name, math.nan) for side, own in enumerate((one, other), 1) for name in numbers}
+    if not one or not other:
         return row | statistics.columns({"difference": None}) | {"agrees": False, "remark": "in one run alone"}
     pair = [found[label] for found in outcomes if label in found]
     d = difference(*pair) if len(pair) == 2 else None
@@ -326,7 +322,7 @@ def _row(
     return row | statistics.columns({"difference": gap}) | {"agrees": agrees, "remark": "; ".join(remarks)}
 
 
-def _stabilities_agree(one: pd.Series, other: pd.Series, confidence: float) -> bool:
+def _stabilities_agree(one: Mapping[Any, Any], other: Mapping[Any, Any], confidence: float) -> bool:
     """Whether two S differ by no more than their half-widths, added in quadrature."""
     gap = abs(one["stability"] - other["stability"])
     if not np.isfinite(gap) or gap == 0:

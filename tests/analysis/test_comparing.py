@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from slime_ray.analysis import comparing
 from slime_ray.analysis.comparing import compare, differences, verify, why_not_comparable
@@ -134,7 +133,7 @@ def test_answers_are_compared_between_the_same_seeds(tmp_path):
 
 def test_stabilities_far_apart_do_not_agree():
     one, near, far = (
-        pd.Series({"stability": at, "stability_low": at - 0.05, "stability_high": at + 0.05}) for at in (0.9, 0.84, 0.1)
+        {"stability": at, "stability_low": at - 0.05, "stability_high": at + 0.05} for at in (0.9, 0.84, 0.1)
     )
     # Half-widths of 0.05 added in quadrature are 0.07.
     assert comparing._stabilities_agree(one, near, 0.95)
