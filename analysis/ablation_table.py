@@ -167,7 +167,7 @@ def _row(
         **{end: known.get(end, np.nan) for end in interval_names(found.rate)},
         **statistics.columns(intervals),
         **effects.p_columns(claim),
-        "d_z": np.nan if claim is None or claim.effect.of_checkpoints else claim.effect.d_z,
+        "d_z": np.nan if claim is None or claim.of_checkpoints else claim.d_z,
         **{name: known.get(name, np.nan) for name in ("stability_min", "stability_max", *interval_names("stability"))},
         **{name: known.get(name, np.nan) for name in PARTS},
         **{f"{name}_share": known.get(f"{name}_share", np.nan) for name in PARTS},
@@ -250,14 +250,14 @@ def _caption(found: Cells) -> str:
     )
     return (
         f"{name_of(run)}: {design.kind.replace('_', ' ')} around {', '.join(design.centers)}, each cell minus "
-        f"{against} in points: {where}. Stability S by {version_of(run)}. Seeds {', '.join(map(str, found.planned))}. "
-        f"Declared metric: {METRICS[design.metric]}."
+        f"{against} in points: {where}. Declared metric: {METRICS[design.metric]}."
     )
 
 
 def _notes(found: Cells, frame: pd.DataFrame) -> list[str]:
     compared = frame[frame["compared_seeds"] > 0]["compared_seeds"]
-    notes = seeds_notes(compared)
+    planned = ", ".join(map(str, found.planned))
+    notes = [f"Stability S by {version_of(found.run)}. Seeds {planned}.", *rows.few_seeds_notes(compared)]
     if missing := found.missing(found.design.cells, found.rate):
         notes.append(
             f"Missing: {'; '.join(missing)}. Nothing is averaged over that: a comparison is of the seeds and items "
@@ -319,22 +319,6 @@ def seeds_behind_claims(verdicts: pd.Series, seeds: pd.Series) -> list[str]:
             f"{100 * (1 - 0.05 ** (1 / count)):.0f} % of others still may (95 %)."
         )
     return notes
-
-
-def seeds_notes(seeds: pd.Series | Sequence[int]) -> list[str]:
-    """What a table with these numbers of common seeds cannot say; empty where all have enough."""
-    few = min(seeds, default=FEWEST_SEEDS)
-    if few >= FEWEST_SEEDS:
-        return []
-    if few == 1:
-        return [
-            "These checkpoints only: one seed has no spread over seeds, so there is no significance to tell. Intervals "
-            f"are over prompts. Give {FEWEST_SEEDS} seeds or more (--seeds)."
-        ]
-    return [
-        f"These checkpoints only: {few} common seeds cannot say how a method does over other seeds. Intervals are over "
-        f"prompts, and nothing is claimed. Give {FEWEST_SEEDS} seeds or more (--seeds)."
-    ]
 
 
 def sentences(

@@ -42,8 +42,6 @@ def over(draws: Sequence[Draw], topics: np.ndarray | None = None, *, least: floa
     topics: (items,) where these come in topics. least: what a value is at least, since Student's ends know of no
     bounds: 0 of rates and of S, -1 of their differences.
     """
-    from scipy.special import stdtrit
-
     known = [sample for sample in draws if np.isfinite(sample).any()]
     if not known:
         return None
@@ -58,8 +56,7 @@ def over(draws: Sequence[Draw], topics: np.ndarray | None = None, *, least: floa
         return Interval(mean, np.nan, np.nan)
     error = statistics.difference_error(TwoWay.of(units).error()[0] ** 2, values.shape[1])
     # Not Satterthwaite's degrees: where two or three checkpoints happen to look alike, these are too many.
-    half = float(stdtrit(len(values) - 1, (1 + statistics.CONFIDENCE) / 2) * error)
-    return _within(Interval(mean, mean - half, mean + half), least)
+    return _within(statistics.student_interval(mean, error, len(values) - 1), least)
 
 
 def _within(interval: Interval, least: float) -> Interval:
@@ -160,7 +157,7 @@ def _cells(results: Cells) -> Effects:
             if (cell.home, cell.variant) == (center, variant) and {cell.label, cell.reference} <= outcomes.keys():
                 draws.append(draw(outcomes[cell.label], outcomes[cell.reference]))
                 claim = claims.get(cell.label)
-                signs.append(float(np.sign(claim.effect.difference.value)) if claim and claim.matters else 0.0)
+                signs.append(float(np.sign(claim.difference.value)) if claim and claim.matters else 0.0)
         yield center, variant, draws, signs
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri
 
 from slime_ray.errors import InputError
 from slime_ray.runs.results import Run
@@ -96,10 +97,12 @@ def _entries(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def why_not_comparable(runs: Sequence[Run]) -> list[str]:
     """Why win rates or stabilities of these runs mean different things: a sentence for each reason."""
+    hashes = [run.manifest.get("hashes") or {} for run in runs]
+    starts = [each.get("sft_checkpoint") or "" for each in hashes]
     asked: dict[str, list[str]] = {
         "judge": [judge_of(run) for run in runs],
-        "baseline": [f"{baseline_of(run)} {_hash(run, 'sft_checkpoint')}".strip() for run in runs],
-        "report prompts": [_hash(run, "prompts_report") for run in runs],
+        "baseline": [f"{baseline_of(run)} {start}".strip() for run, start in zip(runs, starts, strict=True)],
+        "report prompts": [str(each.get("prompts_report") or "") for each in hashes],
         "decoding": [str(run.manifest.get("decoding")) for run in runs],
         "version of stability": [version_of(run) for run in runs],
     }
@@ -109,10 +112,6 @@ def why_not_comparable(runs: Sequence[Run]) -> list[str]:
             has = (f"{run.path.name} has {value or 'none recorded'}" for run, value in zip(runs, values, strict=True))
             said.append(f"{what}: {', '.join(has)}")
     return said
-
-
-def _hash(run: Run, name: str) -> str:
-    return str((run.manifest.get("hashes") or {}).get(name) or "")
 
 
 def compare(runs: Sequence[Run]) -> Table:
@@ -250,14 +249,14 @@ def verify(one: Run, other: Run) -> Verification:
     rate. A row that one run lacks disagrees, and so does one without a seed in common.
     """
     one, other, unpaired = _on_common_seeds(one, other)
-    left, right = (tables.win_rate_stability(run).frame.set_index("label") for run in (one, other))
-    labels = list(dict.fromkeys([*left.index, *right.index]))
+    mains = [tables.win_rate_stability(run).by("label") for run in (one, other)]
+    labels = list(dict.fromkeys(label for main in mains for label in main))
     outcomes, topics = (outcomes_by_label(one), outcomes_by_label(other)), topics_by_prompt(one)
     confidence = 1 - (1 - statistics.CONFIDENCE) / max(1, len(labels))
     rows = [
         {
             "label": label,
-            **_row(label, left, right, outcomes, topics, unpaired.get(label, ""), confidence=confidence),
+            **_row(label, mains, outcomes, topics, unpaired.get(label, ""), confidence=confidence),
             "same_answers": _same_answers(label, one, other),
         }
         for label in labels
@@ -292,21 +291,17 @@ def _on_common_seeds(one: Run, other: Run) -> tuple[Run, Run, dict[str, str]]:
 
 def _row(
     label: str,
-    left: pd.DataFrame,
-    right: pd.DataFrame,
+    mains: Sequence[Mapping[Any, dict[Any, Any]]],
     outcomes: tuple[Mapping[str, Outcomes], Mapping[str, Outcomes]],
     topics: np.ndarray | None,
     unpaired: str,
     *,
     confidence: float,
 ) -> dict[str, object]:
-    absent = pd.Series(dtype=object)
-    one: Any = left.loc[label] if label in left.index else absent
-    other: Any = right.loc[label] if label in right.index else absent
+    one, other = (main.get(label, {}) for main in mains)
     numbers = statistics.interval_names("win_rate", "stability")
-    row: dict[str, object] = {f"{name}_1": one.get(name, math.nan) for name in numbers}
-    row |= {f"{name}_2": other.get(name, math.nan) for name in numbers}
-    if one.empty or other.empty:
+    row = {f"{name}_{side}": own.get(name, math.nan) for side, own in enumerate((one, other), 1) for name in numbers}
+    if not one or not other:
         return row | statistics.columns({"difference": None}) | {"agrees": False, "remark": "in one run alone"}
     pair = [found[label] for found in outcomes if label in found]
     d = difference(*pair) if len(pair) == 2 else None
@@ -327,7 +322,7 @@ def _row(
     return row | statistics.columns({"difference": gap}) | {"agrees": agrees, "remark": "; ".join(remarks)}
 
 
-def _stabilities_agree(one: pd.Series, other: pd.Series, confidence: float) -> bool:
+def _stabilities_agree(one: Mapping[Any, Any], other: Mapping[Any, Any], confidence: float) -> bool:
     """Whether two S differ by no more than their half-widths, added in quadrature."""
     gap = abs(one["stability"] - other["stability"])
     if not np.isfinite(gap) or gap == 0:
@@ -338,8 +333,6 @@ def _stabilities_agree(one: pd.Series, other: pd.Series, confidence: float) -> b
     if not np.isfinite(halves).all():
         # Runs of an earlier version have no intervals of S: nothing can be said of it.
         return True
-    from scipy.special import ndtri
-
     wider = ndtri((1 + confidence) / 2) / ndtri((1 + statistics.CONFIDENCE) / 2)
     return bool(gap <= wider * math.hypot(*halves))
 

@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache
 from typing import TypeVar
 
 import numpy as np
+from scipy.special import nctdtr, stdtr, stdtrit
 
 from . import statistics
 from .statistics import FEWEST_SEEDS, Interval, TwoWay, degrees, degrees_of_test, standard_error
@@ -106,8 +107,6 @@ def _power_of(found: TwoWay, seeds: int, prompts: int, level: float) -> float:
 
 def _power(difference: float, error: float, freedom: float, level: float) -> float:
     """Chance that a two-sided t test sees `difference`, the far side aside."""
-    from scipy.special import nctdtr, stdtrit
-
     if error == 0:
         return float(difference != 0)
     critical, shift = float(stdtrit(freedom, 1 - level / 2)), abs(difference) / error
@@ -120,41 +119,6 @@ def _least(power: Callable[[int], float], now: int, most: int) -> int | None:
     numbers = range(max(now + 1, FEWEST_SEEDS), most + 1)
     place = bisect_left(numbers, POWER, key=power)
     return numbers[place] if place < len(numbers) else None
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What one comparison shows. p_values: by the names of TESTS; a test that cannot be made is absent.
-
-    With fewer than FEWEST_SEEDS seeds the difference is one of these checkpoints, and its interval over prompts alone.
-    prompts: 0 for a scalar per seed. d_z: mean over standard deviation of the seeds' mean differences.
-    """
-
-    difference: Interval
-    seeds: int
-    prompts: int
-    p_values: dict[str, float]
-    d_z: float
-
-    @property
-    def of_checkpoints(self) -> bool:
-        """Whether nothing is said beyond the checkpoints at hand."""
-        return self.seeds < FEWEST_SEEDS
-
-
-def effect(d: np.ndarray, topics: np.ndarray | None = None, *, flips: int = FLIPS) -> Effect:
-    """The effect in one comparison. d: (seeds, prompts) or (seeds,), at least one of each, none missing.
-
-    topics: (prompts,) where prompts come in topics. Of a scalar per seed there is one test, the paired t.
-    """
-    seeds, prompts = len(d), d.shape[1] if d.ndim > 1 else 0
-    of_seeds = d.mean(axis=1) if prompts else d
-    spread = of_seeds.std(ddof=1) if seeds > 1 else 0.0
-    p_values = {name: float(p[0]) for name, p in _p_values(d[None], topics, flips).items()}
-    if seeds < FEWEST_SEEDS:
-        p_values.pop("both", None)
-    d_z = float(of_seeds.mean() / spread) if spread > 0 else np.nan
-    return Effect(interval(d, topics), seeds, prompts, p_values, d_z)
 
 
 def _p_values(each: np.ndarray, topics: np.ndarray | None, flips: int) -> dict[str, np.ndarray]:
@@ -195,21 +159,14 @@ def interval(d: np.ndarray, topics: np.ndarray | None = None, *, confidence: flo
     (`difference_interval`). Of a scalar per seed Student's, without ends for one seed. d: (seeds, prompts) or (seeds,),
     none missing. topics: (prompts,) number of each prompt's topic, where prompts come in topics.
     """
-    from scipy.special import stdtrit
-
     if d.ndim > 1:
         return statistics.difference_interval(d, topics, confidence=confidence)
-    mean, seeds = float(d.mean()), len(d)
-    if seeds < 2:
-        return Interval(mean, np.nan, np.nan)
-    half = float(stdtrit(seeds - 1, (1 + confidence) / 2) * _error(d))
-    return Interval(mean, mean - half, mean + half)
+    error = _error(d) if len(d) > 1 else np.nan
+    return statistics.student_interval(float(d.mean()), error, len(d) - 1, confidence=confidence)
 
 
 def t_test_p(mean: float, error: float, freedom: float) -> float:
     """Two-sided p of a mean with this standard error by Student's t; 1 where mean and error are both 0."""
-    from scipy.special import stdtr
-
     if error == 0:
         return float(mean == 0)
     return float(2 * stdtr(freedom, -abs(mean) / error))
@@ -254,22 +211,53 @@ def improvement(d: np.ndarray, topics: np.ndarray | None = None) -> Interval:
 
 @dataclass(frozen=True)
 class Claim:
-    """A comparison with what may be said of it beside the others of its table.
+    """What one comparison shows, and what may be said of it next to the others of its table.
 
-    corrected: its p-values after Holm's correction, test by test. level: what the smallest p-value of those that are
-    not settled has to stay below, itself included. topics: (prompts,) where prompts come in topics.
+    With fewer than FEWEST_SEEDS seeds it is one of these checkpoints, and the interval of its difference over prompts
+    alone.
+
+    Attributes:
+        d: (seeds, prompts) or (seeds,) differences.
+        difference: Their mean with its interval.
+        p_values: By the names of TESTS; a test that cannot be made is absent.
+        corrected: The same after Holm's correction, test by test.
+        level: What the smallest p-value of those that are not settled has to stay below, itself included.
+        topics: (prompts,) where prompts come in topics.
     """
 
     d: np.ndarray
-    effect: Effect
+    difference: Interval
+    p_values: dict[str, float]
     corrected: dict[str, float]
     level: float
     topics: np.ndarray | None = None
 
     @property
+    def seeds(self) -> int:
+        """How many seeds it rests on."""
+        return len(self.d)
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts; 0 for a scalar per seed."""
+        return self.d.shape[1] if self.d.ndim > 1 else 0
+
+    @property
+    def of_checkpoints(self) -> bool:
+        """Whether nothing is said beyond the checkpoints at hand."""
+        return self.seeds < FEWEST_SEEDS
+
+    @property
+    def d_z(self) -> float:
+        """Mean over standard deviation of the seeds' mean differences."""
+        of_seeds = self.d.mean(axis=1) if self.prompts else self.d
+        spread = of_seeds.std(ddof=1) if self.seeds > 1 else 0.0
+        return float(of_seeds.mean() / spread) if spread > 0 else np.nan
+
+    @property
     def p(self) -> float:
         """The largest of the corrected p-values: all tests have to agree. NaN on too few seeds to speak of a method."""
-        return np.nan if self.effect.of_checkpoints else max(self.corrected.values())
+        return np.nan if self.of_checkpoints else max(self.corrected.values())
 
     @property
     def matters(self) -> bool:
@@ -279,14 +267,14 @@ class Claim:
     @cached_property
     def one_seed_decides(self) -> bool:
         """Whether leaving out some seed changes the verdict: all tests made again, with the same correction."""
-        if self.effect.of_checkpoints:
+        if self.of_checkpoints:
             return False
         seeds = range(len(self.d))
         p_values = _p_values(np.stack([np.delete(self.d, seed, axis=0) for seed in seeds]), self.topics, FLIPS)
         # By how much a p-value was raised; one that is 1 was raised as the first of those that are not settled.
         raised = {
             name: self.corrected[name] / p if 0 < p < self.corrected[name] < 1 else LEVEL / self.level
-            for name, p in self.effect.p_values.items()
+            for name, p in self.p_values.items()
         }
         matters = np.all([p_values[name] * factor < LEVEL for name, factor in raised.items()], axis=0)
         return bool((matters != self.matters).any())
@@ -294,7 +282,7 @@ class Claim:
     @cached_property
     def settling(self) -> "Settling | None":
         """What would settle it, had the true difference the size of the observed one; None where it is settled."""
-        if self.matters or self.effect.seeds < 2:
+        if self.matters or self.seeds < 2:
             return None
         return to_settle(statistics.by_topic(self.d, self.topics) if self.d.ndim > 1 else self.d, self.level)
 
@@ -303,7 +291,7 @@ class Claim:
         """`matters`, or what is missing for that."""
         if self.matters:
             return f"matters{ONE_SEED * self.one_seed_decides}"
-        if self.effect.of_checkpoints:
+        if self.of_checkpoints:
             return "these checkpoints only"
         return f"not settled: {self.settling}{ONE_SEED * self.one_seed_decides}"
 
@@ -312,7 +300,7 @@ def p_columns(claim: Claim | None) -> dict[str, float]:
     """Columns of a frame: a comparison's corrected p, that of each test, and on how many seeds and items it rests."""
     corrected = {} if claim is None else claim.corrected
     found = {f"p_{test}": corrected.get(test, np.nan) for test in TESTS}
-    rests = (0, 0) if claim is None else (claim.effect.seeds, claim.effect.prompts)
+    rests = (0, 0) if claim is None else (claim.seeds, claim.prompts)
     return {
         "p": np.nan if claim is None else claim.p,
         **found,
@@ -332,20 +320,23 @@ def claims(
     topics: of each comparison's prompts, where they come in topics.
     """
     of = topics or {}
-    effects = {name: effect(d, of.get(name), flips=flips) for name, d in comparisons.items() if d is not None}
-    corrected: dict[Name, dict[str, float]] = {name: {} for name in effects}
+    made = {name: d for name, d in comparisons.items() if d is not None}
+    p_values: dict[Name, dict[str, float]] = {}
+    for name, d in made.items():
+        p_values[name] = {test: float(p[0]) for test, p in _p_values(d[None], of.get(name), flips).items()}
+        if len(d) < FEWEST_SEEDS:
+            p_values[name].pop("both", None)
+    corrected: dict[Name, dict[str, float]] = {name: {} for name in made}
     for test in TESTS:
-        p_values = [effects[name].p_values.get(test, np.nan) if name in effects else np.nan for name in comparisons]
-        for name, p in zip(comparisons, holm(np.array(p_values)), strict=True):
+        of_test = [p_values.get(name, {}).get(test, np.nan) for name in comparisons]
+        for name, p in zip(comparisons, holm(np.array(of_test)), strict=True):
             if not np.isnan(p):
                 corrected[name][test] = float(p)
     settled = sum(
-        not found.of_checkpoints and max(corrected[name].values(), default=1.0) < LEVEL
-        for name, found in effects.items()
+        len(d) >= FEWEST_SEEDS and max(corrected[name].values(), default=1.0) < LEVEL for name, d in made.items()
     )
     level = LEVEL / max(1, len(comparisons) - settled)
     return {
-        name: Claim(d, effects[name], corrected[name], level, of.get(name))
-        for name, d in comparisons.items()
-        if d is not None
+        name: Claim(d, interval(d, of.get(name)), p_values[name], corrected[name], level, of.get(name))
+        for name, d in made.items()
     }

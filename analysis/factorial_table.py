@@ -17,10 +17,10 @@ from slime_ray.config.design import COMPONENTS, Cell, Design
 from slime_ray.errors import InputError
 
 from . import ablation_table, effects, statistics
-from .ablation_table import METRICS, Cells, p_words, seeds_notes
+from .ablation_table import METRICS, Cells, p_words
 from .effects import Claim
 from .printing import ABSENT, Column, Sentences, Table, cells, empty, interval_cells
-from .rows import common, name_of
+from .rows import common, few_seeds_notes, name_of
 from .statistics import FEWEST_SEEDS
 
 Present = frozenset[str]
@@ -121,10 +121,7 @@ def factorial_effects(found: Cells) -> Table:
     return Table(
         frame=frame,
         caption=f"{name_of(found.run)}: effects of {len(design.cells)} cells on the {METRICS[found.rate]}, in points, "
-        f"and on stability S, with 95 % intervals. Seeds {', '.join(map(str, found.planned))}. Main effect: mean of "
-        "the cells with a component minus mean of those without. Interaction of two: half the change that one's "
-        "presence makes to the other's effect; of more in the same way. Shapley: a component's part of all components "
-        "together.",
+        f"and on stability S, with 95 % intervals. Seeds {', '.join(map(str, found.planned))}.",
         notes=_notes(found, frame, [said for grid in grids.values() for said in grid.missing]),
         columns=_columns(frame),
     )
@@ -225,7 +222,12 @@ def _columns(frame: pd.DataFrame) -> tuple[Column, ...]:
 
 
 def _notes(found: Cells, frame: pd.DataFrame, missing: list[str]) -> list[str]:
-    notes = seeds_notes(frame["seeds"][frame["seeds"] > 0])
+    notes = [
+        "Main effect: mean of the cells with a component minus mean of those without. Interaction of two: half the "
+        "change that one's presence makes to the other's effect; of more in the same way. Shapley: a component's part "
+        "of all components together.",
+        *few_seeds_notes(frame["seeds"]),
+    ]
     if missing:
         notes.append(
             f"Missing: {'; '.join(missing)}. Nothing is averaged over that: effects are of the seeds and items that "

@@ -138,11 +138,11 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         if rows:
             _rows(axes, known, column, judged=judged)
         if judged:
-            axes.axhline(50, color=BLACK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+            axes.axhline(50, color=BLACK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1, label="50 %: no change")
         ends = ["win_rate_low", "win_rate_high"] if judged else [column]
         heights = [100 * row[end] for row in rows for end in ends] + (100 * search[column]).tolist()
         axes.set_ylim(limits(heights, judged=judged))
-        if axes.get_legend_handles_labels()[0]:
+        if rows or len(search):
             legend = figure.legend(loc="outside upper left", ncols=2, handlelength=1.6)
             if rows:
                 bars = "upright bars: 95 % interval of the win rate; level bars: " if judged else "bars: "
@@ -234,23 +234,8 @@ def _label(
         if judged:
             taken.append(area(x, x, point["win_rate_low"], point["win_rate_high"], 2))
     if judged:
-        words = axes.annotate(
-            "50 %: no change", (0.5, 50), xycoords=axes.get_yaxis_transform(), xytext=(0, 2.5),
-            textcoords="offset points", fontsize=7.5, va="bottom", ha="center",
-        )  # fmt: skip
-        words.set_in_layout(False)
-
-        def box_at(place: float) -> Bbox:
-            words.xy = (place, 50)
-            return words.get_window_extent(renderer)
-
-        def covered(place: float) -> int:
-            box = box_at(place)
-            return sum(box.overlaps(other) for other in taken)
-
-        box = box_at(min((0.5, 0.75, 0.25, 0.88, 0.12, 0.62, 0.38), key=covered))
-        across = axes.transData.transform([(0, 50), (0, 50)])[:, 1] + [-1, 1]
-        taken += [box, Bbox([[inside.x0, across[0]], [inside.x1, across[1]]])]
+        line = axes.transData.transform([(0, 50), (0, 50)])[:, 1] + [-1, 1]
+        taken.append(Bbox([[inside.x0, line[0]], [inside.x1, line[1]]]))
     for point in sorted(points, key=lambda point: (-point[column], point["label"])):
         text = axes.annotate(
             plain(str(point["label"])), (point["stability"], 100 * point[column]), xytext=(0, 0),

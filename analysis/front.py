@@ -6,17 +6,17 @@ one goal up to it costs little of the other, and beyond it much. Beside it, what
 hypervolume by trials and tokens, and the expected best of k random trials.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from slime_ray.runs import pareto
-from slime_ray.runs.results import Run
+from slime_ray.runs.results import KNOB, Run
 
 from . import stability, statistics
-from .knobs import Searched, unit_of
+from .knobs import Searched, read, short, short_names, unit_of
 from .printing import Column, Table, cells, empty, interval_cells, measure, number, numbers
 
 RESAMPLES = 2_000
@@ -28,7 +28,6 @@ REFERENCE = {"win_rate", "stability", "preference_accuracy"}
 """Goals that are at least 0, where the hypervolume starts."""
 COVERED = 5
 """Of a fifth of the trials the expected best has an interval that covers; of more it would not."""
-ORDERS = 200
 DRAWN_ANEW = 1_000
 
 
@@ -151,6 +150,7 @@ def front(searched: Searched, run: Run) -> Table:
     frame = frame.sort_values([*searched.names, "trial_id"], ascending=[False, True, True], kind="stable")
     frame = frame.reset_index(drop=True)
     at = frame.loc[frame["knee"], "trial_id"].tolist()
+    notes = [*knob_notes(searched, frame.loc[frame["on_front"], "trial_id"]), *notes]
     return Table(
         frame=frame,
         caption=f"The front of the search, on what it was searched on; its knee is {at[0]}."
@@ -173,6 +173,18 @@ def front(searched: Searched, run: Run) -> Table:
         ),
         remarks=cells(frame, lambda row: "knee" if row["knee"] else "" if row["on_front"] else "not on the front"),
     )
+
+
+def knob_notes(searched: Searched, trial_ids: Iterable[str]) -> list[str]:
+    """What each of these trials set of the knobs that were searched: `search-0003: beta=0.12 gamma=0.4`."""
+    trials = searched.trials.set_index("trial_id")
+    values = {name.removeprefix(KNOB): read(trials[name]) for name in map(str, trials) if name.startswith(KNOB)}
+    names, notes = short_names(list(values)), []
+    for trial in trial_ids:
+        row = trials.index.get_loc(trial)
+        if knobs := [f"{names[path]}={short(own[row])}" for path, own in values.items() if own[row] is not None]:
+            notes.append(f"{trial}: {' '.join(knobs)}")
+    return notes
 
 
 def _draw_stabilities(searched: Searched, run: Run) -> np.ndarray | None:
@@ -212,14 +224,12 @@ class Spent:
     """A search by its first 1, 2, ... trials, in the order in which they were drawn.
 
     tokens: (trials,) that their training took so far. hypervolume: (trials,) of two goals, None where they have no
-    reference point; shuffled: (orders, trials) the same in random order, of no orders then. best: by goal, (trials,)
-    the best so far. expected: by goal, (trials,) expected best of so many of them at random; resampled: by goal,
-    (resamples, trials) the same with the trials drawn anew.
+    reference point. best: by goal, (trials,) the best so far. expected: by goal, (trials,) expected best of so many of
+    them at random; resampled: by goal, (resamples, trials) the same with the trials drawn anew.
     """
 
     tokens: np.ndarray
     hypervolume: np.ndarray | None
-    shuffled: np.ndarray
     best: dict[str, np.ndarray]
     expected: dict[str, np.ndarray]
     resampled: dict[str, np.ndarray]
@@ -230,14 +240,10 @@ class Spent:
         complete = searched.complete
         if not complete.any():
             return None
-        rng = np.random.default_rng(0)
-        hypervolume, shuffled = None, np.empty((0, len(complete)))
+        hypervolume = None
         if len(searched.names) == 2 and REFERENCE.issuperset(searched.names) and set(searched.ways) == {"maximize"}:
-            points = np.where(complete[:, None], searched.goals, 0.0)
-            hypervolume = hypervolumes(points)
-            orders = (rng.permutation(len(points)) for _ in range(ORDERS))
-            shuffled = np.stack([hypervolumes(points[order]) for order in orders])
-        drawn = rng.integers(0, len(complete), (DRAWN_ANEW, len(complete)))
+            hypervolume = hypervolumes(np.where(complete[:, None], searched.goals, 0.0))
+        drawn = np.random.default_rng(0).integers(0, len(complete), (DRAWN_ANEW, len(complete)))
         best, expected, resampled = {}, {}, {}
         for place, goal in enumerate(searched.names):
             sign, values = searched.signs[place], searched.goals[:, place]
@@ -246,7 +252,7 @@ class Spent:
             expected[goal] = sign * expected_best(values)
             resampled[goal] = sign * expected_best(values[drawn])
         tokens = searched.trials["tokens"].fillna(0).to_numpy(dtype=float).cumsum()
-        return cls(tokens, hypervolume, shuffled, best, expected, resampled)
+        return cls(tokens, hypervolume, best, expected, resampled)
 
 
 def hypervolumes(points: np.ndarray) -> np.ndarray:
@@ -274,19 +280,14 @@ def expected_best(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.sort(values, axis=-1) @ np.diff(none_above, axis=0, prepend=0.0))
 
 
-def budget_curve(searched: Searched, spent: Spent | None) -> Table:
+def budget_curve(searched: Searched, spent: Spent) -> Table:
     """What the first trials found, for 1, 2, 4, ... trials and all of them."""
-    if spent is None:
-        return empty("No trial of the search completed.", "trials")
     count = len(searched.trials)
     rows = sorted({*(2**power for power in range(count.bit_length())), count})
     at = np.array(rows) - 1
     frame = pd.DataFrame({"trials": rows, "tokens": spent.tokens[at]})
     if spent.hypervolume is not None:
         frame["hypervolume"] = spent.hypervolume[at]
-        frame["shuffled"] = spent.shuffled[:, at].mean(axis=0)
-        ends = np.quantile(spent.shuffled[:, at], statistics.TAILS, axis=0)
-        frame["shuffled_low"], frame["shuffled_high"] = ends
     for goal in searched.names:
         frame[f"best_{goal}"] = spent.best[goal][at]
         frame[f"expected_{goal}"] = spent.expected[goal][at]
@@ -300,14 +301,7 @@ def budget_curve(searched: Searched, spent: Spent | None) -> Table:
         columns=(
             Column("trials", tuple(map(str, rows)), keep=10),
             Column("tokens", tuple(f"{tokens:,.0f}" for tokens in frame["tokens"]), keep=6),
-            *(
-                (
-                    Column("hypervolume", numbers(frame, "hypervolume", 3), keep=9),
-                    Column("in random order [95 %]", interval_cells(frame, "shuffled", 3), keep=7),
-                )
-                if "hypervolume" in frame
-                else ()
-            ),
+            *((Column("hypervolume", numbers(frame, "hypervolume", 3), keep=9),) if "hypervolume" in frame else ()),
             *(
                 Column(
                     f"expected best {head} [95 %]",
@@ -329,13 +323,10 @@ def _budget_notes(searched: Searched, spent: Spent) -> list[str]:
             f"Hypervolume: none, since {' and '.join(names)} are not two goals that are at least 0 and to be maximized."
         )
     else:
-        notes += [
+        notes.append(
             f"Hypervolume: the area that the completed trials so far dominate, above the reference point {names[0]} 0, "
-            f"{names[1]} 0; the largest possible is 1.",
-            f"In random order: the same trials, mean and 95 % of {ORDERS} orders. Where the search's own order runs "
-            "below it, its later trials were better than its earlier ones; where it runs above, the early ones were "
-            "(known points come first).",
-        ]
+            f"{names[1]} 0; the largest possible is 1."
+        )
     return [
         *notes,
         "Expected best: of so many of these trials drawn at random without replacement (Dodge et al. 2019, in the "

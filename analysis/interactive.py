@@ -5,7 +5,10 @@
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping
+from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
@@ -14,12 +17,11 @@ import pandas as pd
 from slime_ray.runs.results import Run
 
 from . import stability, statistics
-from .differences import differing
 from .figures import front_corners, limits
 from .front import outcomes_of
-from .knobs import keeping
-from .printing import ABSENT, Table, number, with_interval
-from .rows import FINISHED, baseline_of, is_judged, of_label, version_of
+from .knobs import keeping, short
+from .printing import Table, number, with_interval
+from .rows import FINISHED, baseline_of, flat, is_judged, of_label, version_of
 from .sections import Findings
 
 EXAMPLES = 5
@@ -32,6 +34,10 @@ STRETCHES = 60
 ALL_ANSWERS = 1_000_000
 """Characters of all answers together, so that a page stays small however many trials there are."""
 SHORTEST = 200
+LEAST_COMMON = 0.25
+"""Of answers that share less than this of their words nothing is marked: it would be nearly everything."""
+MOST_PAIRS = 20_000
+"""Equal words, in pairs, up to which answers are compared: beyond it they repeat themselves, which takes long."""
 CURVES = {
     ("held_out", "chosen_logp"): ("log-probability, nat/token", "chosen"),
     ("held_out", "rejected_logp"): ("log-probability, nat/token", "rejected"),
@@ -40,6 +46,8 @@ CURVES = {
 """Source and metric of what is drawn -> the panel that it is in, and the line."""
 ARM, WINNER, TRIAL = "arm", "confirmed winner", "search trial"
 Facts = list[list[str]]
+Spans = list[list[int]]
+"""Where each stretch that the other text lacks begins and ends, in characters."""
 
 
 def examples(run: Run, main: Table) -> dict[str, Any] | None:
@@ -103,7 +111,7 @@ def front_data(found: Findings) -> dict[str, Any] | None:
     frame = found.main.frame
     rows = frame.dropna(subset=[column, "stability"]) if len(frame) else frame
     trials = search.sort_values(column, kind="stable").to_dict("records")
-    searched = found.search.searched
+    searched = found.searched
     outcomes = outcomes_of(searched, run.answers) if judged else None
     own = [] if outcomes is None else zip(searched.trials["trial_id"], outcomes, strict=True)
     intervals = {name: statistics.win_rate_interval(row[None]) for name, row in own}
@@ -186,13 +194,7 @@ def _head(column: str) -> str:
 def _knobs(settings: Any) -> Facts:
     """What a trial set over the base, by path."""
     found = json.loads(settings) if isinstance(settings, str) else {}
-    return [[path, f"{value:.4g}" if isinstance(value, float) else _said(value)] for path, value in found.items()]
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_said(inner)}" for name, inner in value.items())
-    return ABSENT if value is None else str(value)
+    return [[path, short(value)] for path, value in flat(found).items()]
 
 
 def _details(
@@ -253,3 +255,32 @@ def _lines(curves: pd.DataFrame, *, shared: dict[tuple[int, ...], int]) -> dict[
 def _short(value: float) -> float | None:
     """Four digits are more than a page shows."""
     return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def differing(first: str, second: str) -> tuple[Spans, Spans]:
+    """The stretches of words in each text that the other has not in that place."""
+    words = [list(re.finditer(r"\w+|[^\w\s]", text)) for text in (first, second)]
+    first_words, second_words = ([word[0] for word in text] for text in words)
+    counts = Counter(first_words), Counter(second_words)
+    if sum(count * counts[1][word] for word, count in counts[0].items()) > MOST_PAIRS:
+        return [], []
+    matcher = SequenceMatcher(None, first_words, second_words, autojunk=False)
+    if matcher.quick_ratio() < LEAST_COMMON or matcher.ratio() < LEAST_COMMON:
+        return [], []
+    ours: Spans = []
+    theirs: Spans = []
+    for tag, start, end, other_start, other_end in matcher.get_opcodes():
+        if tag == "equal":
+            continue
+        if start < end:
+            ours.append([words[0][start].start(), words[0][end - 1].end()])
+        if other_start < other_end:
+            theirs.append([words[1][other_start].start(), words[1][other_end - 1].end()])
+    return ours, theirs
+
+
+def pieces(text: str, spans: Spans) -> list[tuple[bool, str]]:
+    """The text cut at its spans, in order; with each piece whether it is one of them."""
+    ends = [0, *(end for span in spans for end in span), len(text)]
+    cut = [(place % 2 == 1, text[ends[place] : ends[place + 1]]) for place in range(len(ends) - 1)]
+    return [(marked, piece) for marked, piece in cut if piece]

@@ -15,7 +15,6 @@ prompts have to be drawn at random from all.
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -170,19 +169,14 @@ def agreement(run: results.Run) -> Table:
     )
 
 
-@dataclass(frozen=True)
-class Corrected:
-    """A corrected rate. weight: l, how much the judge's verdicts count."""
+def corrected_rate(
+    labels: np.ndarray, judged: np.ndarray, unlabelled: np.ndarray
+) -> tuple[statistics.Interval, float] | None:
+    """Return a judge's rate as corrected, and how much the judge's verdicts count (l).
 
-    rate: statistics.Interval
-    weight: float
-
-
-def corrected_rate(labels: np.ndarray, judged: np.ndarray, unlabelled: np.ndarray) -> Corrected | None:
-    """Correct a judge's rate, with Wilson's score interval on the effective number of labels.
-
-    None of fewer than FEWEST_LABELLED labels. labels, judged: (n,) outcomes of labelled prompts by the labels and by
-    the judge. unlabelled: (N,) the judge's outcomes of the other prompts, maybe none.
+    Wilson's score interval on the effective number of labels. None of fewer than FEWEST_LABELLED labels. labels,
+    judged: (n,) outcomes of labelled prompts by the labels and by the judge. unlabelled: (N,) the judge's outcomes of
+    the other prompts, maybe none.
     """
     n = len(labels)
     if n < FEWEST_LABELLED:
@@ -196,7 +190,7 @@ def corrected_rate(labels: np.ndarray, judged: np.ndarray, unlabelled: np.ndarra
     squares = ((rectified - mean) ** 2).sum() + UNSEEN * ((1 - mean) ** 2 + (-weight - mean) ** 2)
     variance = squares / (n - 1 + 2 * UNSEEN) / n + spread_of_gain
     rate = float(np.clip(mean + gain, 0.0, 1.0))
-    return Corrected(statistics.score_interval(rate, statistics.Scatter(variance, n - 1, n)), weight)
+    return statistics.score_interval(rate, statistics.Scatter(variance, n - 1, n)), weight
 
 
 def read_labels(path: Path) -> pd.DataFrame:
@@ -248,18 +242,18 @@ def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
         if labelled.empty:
             continue
         strong, judged = labelled.to_numpy(dtype=float).T
-        rate = corrected_rate(strong, judged, by_prompt.drop(labelled.index).to_numpy(dtype=float))
-        if rate is None:
+        found = corrected_rate(strong, judged, by_prompt.drop(labelled.index).to_numpy(dtype=float))
+        if found is None:
             few.append(f"{row['label']} ({len(labelled)})")
             continue
         shown.append(
             {
                 "label": row["label"],
                 "win_rate": row["win_rate"],
-                **statistics.columns({"corrected": rate.rate}),
+                **statistics.columns({"corrected": found[0]}),
                 "labels_alone": strong.mean(),
                 "bias": (judged - strong).mean(),
-                "weight": rate.weight,
+                "weight": found[1],
                 "labelled": len(labelled),
                 "prompts": len(by_prompt),
             }

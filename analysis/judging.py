@@ -175,7 +175,7 @@ def judging(run: results.Run, main: Table, difficulties: Difficulties | None = N
             Column("longer", numbers(frame, "more_tokens", 1, signed=True), keep=4),
             Column("near %", numbers(frame, "equal_lengths", 0, scale=100), keep=4),
             Column("consistent %", numbers(frame, "order_consistency", 1, scale=100)),
-            Column("missing", cells(frame, _invalid_cell)),
+            Column("missing", cells(frame, _missing_cell)),
         ),
     )
 
@@ -186,7 +186,8 @@ def _notes(frame: pd.DataFrame, difficulties: Difficulties | None) -> list[str]:
     notes = [
         "W_AH: Arena-Hard's score, in which A>>B counts as 3 votes, A>B as 1 and a tie as one vote of 0.5.",
         "LC: sigmoid(b0) of a binomial GLM of the outcomes on tanh(d / sd), d the answer's tokens minus the "
-        "baseline answer's: the win rate at equal lengths, which is not AlpacaEval's number. longer: mean of d. "
+        "baseline answer's (Dubois et al. 2024, without terms for model and prompt): the win rate at equal lengths, "
+        "which is not AlpacaEval's number. longer: mean of d. "
         f"near: share of the answers with |d| of at most sd / 4{far if frame[EXTRAPOLATED].any() else ''}.",
     ]
     if difficulties is not None:
@@ -277,6 +278,6 @@ def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]
     }
 
 
-def _invalid_cell(row: pd.Series) -> str:
+def _missing_cell(row: pd.Series) -> str:
     bounds = f" ({100 * row['worst_case']:.1f}–{100 * row['best_case']:.1f})" if row["invalid_verdicts"] else ""
     return f"{row['invalid_verdicts']} of {row['verdicts']}{bounds}"

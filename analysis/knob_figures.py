@@ -27,9 +27,11 @@ KNOBS = 6
 """At most so many knobs have slices, the most important ones."""
 
 
-def importance(searched: Searched, table: Table) -> "Figure":
+def importance(searched: Searched, table: Table) -> "Figure | None":
     """Share of the importance by knob, a panel per goal, with 95 % intervals. table: `knobs.importance`."""
     frame = table.frame
+    if frame.empty:
+        return None
     with style():
         height = 0.28 * max(3, len(frame)) + 0.9
         figure, panels = new_figure(WIDTH, height, ncols=len(searched.names), sharey=True, squeeze=False)
@@ -95,10 +97,7 @@ def budget(searched: Searched, spent: Spent) -> "Figure":
         trials = np.arange(1, len(spent.tokens) + 1)
         if spent.hypervolume is not None:
             by_trials, by_tokens = panels.flat[:2]
-            low, high = np.quantile(spent.shuffled, TAILS, axis=0)
-            by_trials.fill_between(trials, low, high, color=ORANGE, alpha=0.2, linewidth=0)
-            by_trials.plot(trials, spent.shuffled.mean(axis=0), "--", color=ORANGE, label="in random order")
-            by_trials.step(trials, spent.hypervolume, where="post", color=BLUE, label="as drawn")
+            by_trials.step(trials, spent.hypervolume, where="post", color=BLUE)
             by_trials.set_xlabel("trials")
             by_tokens.step([0, *spent.tokens], [0, *spent.hypervolume], where="post", color=BLUE)
             by_tokens.set_xlabel("training tokens")
@@ -117,7 +116,7 @@ def budget(searched: Searched, spent: Spent) -> "Figure":
         for place, panel in enumerate(panels.flat[:count]):
             panel.grid()
             # The lines of all goals are named in the first's panel.
-            if place in (0, wide):
+            if place == wide:
                 panel.legend(frameon=False, fontsize=7.5, loc="lower right")
     return figure
 

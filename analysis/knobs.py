@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtr
 
 from slime_ray.config.metrics import Constraint, violation
 from slime_ray.runs import pareto, results
 
 from . import statistics
-from .printing import ABSENT, Column, Table, cells, empty, number, numbers
+from .printing import ABSENT, Column, Table, cells, empty, number, numbers, one_line
 from .rows import FINISHED
 
 BEST = 0.1
@@ -52,8 +53,8 @@ class Knob:
         """(trials,) where each trial stands: its value, or the place of its option; NaN where it has no such knob."""
         if self.scale == "choice":
             known = {option: float(place) for place, option in enumerate(self.options)}
-            return np.array([np.nan if value is None else known[_written(value)] for value in _read(column)])
-        return np.array([np.nan if value is None else float(value) for value in _read(column)])
+            return np.array([np.nan if value is None else known[_written(value)] for value in read(column)])
+        return np.array([np.nan if value is None else float(value) for value in read(column)])
 
     def unit(self, places: np.ndarray) -> np.ndarray:
         """Places as shares of the range, on the knob's own scale: 0 at its low end, 1 at its high end."""
@@ -172,7 +173,7 @@ def unit_of(goal: str) -> tuple[str, float, int]:
 def _knob(path: str, name: str, spec: Any, column: pd.Series) -> Knob:
     """From the dimension as the manifest keeps it; from the values where they do not fit it, or it is not known."""
     spec = spec if isinstance(spec, dict) else {}
-    values = [value for value in _read(column) if value is not None]
+    values = [value for value in read(column) if value is not None]
     if spec.get("choice") is not None or not all(map(is_number, values)):
         options = [_written(option) for option in spec.get("choice") or []]
         options += sorted({_written(value) for value in values} - set(options))
@@ -187,7 +188,7 @@ def _knob(path: str, name: str, spec: Any, column: pd.Series) -> Knob:
     return Knob(path, name, "log" if log else "linear", low, high, float(step) if is_number(step) else None)
 
 
-def _read(column: pd.Series) -> list[Any]:
+def read(column: pd.Series) -> list[Any]:
     """The values of a knob's column, which holds JSON where not all are numbers; None where a trial has none."""
     if pd.api.types.is_numeric_dtype(column):
         return [None if pd.isna(value) else value for value in column]
@@ -206,31 +207,30 @@ def _written(value: Any) -> str:
     return f"{value:.12g}" if is_number(value) else json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
-@dataclass(frozen=True)
-class Importances:
-    """Of one goal. shares: (knobs,) that sum to 1, NaN where nothing can be said; ranks: (knobs,) from 1.
-
-    The others, (resamples, knobs), are the same with the trials drawn anew.
-    """
-
-    shares: np.ndarray
-    ranks: np.ndarray
-    resampled_shares: np.ndarray
-    resampled_ranks: np.ndarray
+def short(value: Any) -> str:
+    """A knob's value with three digits, or all before the point; ABSENT where it is null."""
+    if not is_number(value):
+        return ABSENT if value is None else one_line(str(value))
+    if pd.isna(value):
+        return ABSENT
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def of_goal(
     knobs: tuple[Knob, ...], places: np.ndarray, values: np.ndarray, *, resamples: int = RESAMPLES
-) -> Importances:
-    """places: (trials, knobs), NaN where a trial has no such knob. values: (trials,), more is better, -inf is worst."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """(1 + resamples, knobs) shares of a goal's importance and ranks from 1; the first as measured.
+
+    Shares sum to 1, and are NaN where nothing can be said. places: (trials, knobs), NaN where a trial has no such knob.
+    values: (trials,), more is better, -inf is worst.
+    """
     trials = len(values)
     counts = np.concatenate([np.ones((trials, 1)), statistics.draws(trials, resamples=resamples)], axis=1)
     best = counts * is_best(values, counts, best_share(trials))
     found = np.column_stack([divergence(knob, places[:, k], best, counts) for k, knob in enumerate(knobs)])
     total = found.sum(axis=1, keepdims=True)
     shares = np.divide(found, total, out=np.full_like(found, np.nan), where=total > 0)
-    ranks = 1 + (found[:, None, :] > found[:, :, None]).sum(axis=2)
-    return Importances(shares[0], ranks[0], shares[1:], ranks[1:])
+    return shares, 1 + (found[:, None, :] > found[:, :, None]).sum(axis=2)
 
 
 def best_share(trials: int) -> float:
@@ -311,8 +311,6 @@ def _smoothed(counts: np.ndarray, widths: np.ndarray, *, shift: float = 0.0) -> 
 
     counts: (draws, cells) kernels centered on each cell, or `shift` cells above. widths: (draws,) in cells.
     """
-    from scipy.special import ndtr
-
     size = counts.shape[1]
     # The mass below an edge depends on its distance from the center alone, so all kernels of a draw are one, moved.
     edges = np.arange(-size, size) + 0.5 - shift
@@ -337,11 +335,11 @@ def importance(searched: Searched) -> Table:
     )
     for place, goal in enumerate(searched.names):
         values = np.where(lost, -np.inf, searched.goals[:, place])[counted]
-        found = of_goal(searched.knobs, searched.places[counted], values)
-        frame[f"{goal}_share"] = found.shares
-        frame[[f"{goal}_share_low", f"{goal}_share_high"]] = _ends(found.resampled_shares)
-        frame[f"{goal}_rank"] = np.where(np.isnan(found.shares), np.nan, found.ranks)
-        frame[[f"{goal}_rank_low", f"{goal}_rank_high"]] = _ends(found.resampled_ranks)
+        shares, ranks = of_goal(searched.knobs, searched.places[counted], values)
+        frame[f"{goal}_share"] = shares[0]
+        frame[[f"{goal}_share_low", f"{goal}_share_high"]] = _ends(shares[1:])
+        frame[f"{goal}_rank"] = np.where(np.isnan(shares[0]), np.nan, ranks[0])
+        frame[[f"{goal}_rank_low", f"{goal}_rank_high"]] = _ends(ranks[1:])
     frame["mean_share"] = frame[[f"{goal}_share" for goal in searched.names]].mean(axis=1)
     frame = frame.sort_values("mean_share", ascending=False, kind="stable").reset_index(drop=True)
     return Table(

@@ -142,8 +142,8 @@ class Standings:
     @property
     def few(self) -> int:
         """The fewest common seeds of a pair, where no pair has enough to speak of a method; else 0."""
-        seeds = [claim.effect.seeds for claim in self.claims.values()]
-        return min(seeds) if seeds and all(claim.effect.of_checkpoints for claim in self.claims.values()) else 0
+        seeds = [claim.seeds for claim in self.claims.values()]
+        return min(seeds) if seeds and all(claim.of_checkpoints for claim in self.claims.values()) else 0
 
     @cached_property
     def groups(self) -> dict[str, str]:
@@ -163,13 +163,13 @@ def ranks(claims: Mapping[Pair, Claim | None]) -> dict[str, tuple[float, float]]
         beside = {pair: claim for pair, claim in claims.items() if label in pair}
         # The t over seeds and prompts alone would cover 93 % where seeds differ much: docs/benchmarks/statistics.md.
         p_values = [
-            np.nan if claim is None or claim.effect.of_checkpoints else max(claim.effect.p_values.values())
+            np.nan if claim is None or claim.of_checkpoints else max(claim.p_values.values())
             for claim in beside.values()
         ]
         lowest, highest = (np.nan, np.nan) if np.isnan(p_values).all() else (1.0, 1.0 + len(beside))
         for (pair, claim), p in zip(beside.items(), effects.holm(np.array(p_values)), strict=True):
             if claim is not None and p < effects.LEVEL:
-                ahead = (claim.effect.difference.value > 0) == (pair[0] == label)
+                ahead = (claim.difference.value > 0) == (pair[0] == label)
                 lowest, highest = lowest + (not ahead), highest - ahead
         ranks_by_label[label] = lowest, highest
     return ranks_by_label

@@ -12,7 +12,7 @@ from slime_ray.runs import results
 from . import effects, rows, statistics
 from .ablation_table import p_words
 from .front import expected_best
-from .knobs import is_number, unit_of
+from .knobs import short, unit_of
 from .league import Member, Standings
 from .printing import ABSENT, Column, Sentences, Table, cells, empty, interval_cells, measure, number, numbers
 from .rows import FINISHED, basis
@@ -105,20 +105,10 @@ def _main_note(row: Mapping[str, Any]) -> str:
     return str(row.get("note") or "").removeprefix("confirmed").lstrip("; ")
 
 
-def short(value: Any) -> str:
-    """A knob's value with three digits."""
-    if not is_number(value):
-        return ABSENT if value is None else str(value)
-    return ABSENT if pd.isna(value) else f"{value:.3g}"
-
-
 def _notes(found: Standings, frame: pd.DataFrame) -> list[str]:
     notes = [f"How winners were chosen: {found.league.rule}."]
     if found.few:
-        notes.append(
-            f"These checkpoints only: {found.few} common seeds cannot say how a method does over other seeds, so "
-            f"nothing is separated and no rank is given. Give {statistics.FEWEST_SEEDS} seeds or more (league.seeds)."
-        )
+        notes += [*rows.few_seeds_notes([found.few]), "Nothing is separated, and no rank is given."]
     else:
         notes.append(
             "not separable: entries that share a letter are not told apart, by all tests below "
@@ -131,9 +121,7 @@ def _notes(found: Standings, frame: pd.DataFrame) -> list[str]:
                 f"Fewer than {statistics.FEWEST_SEEDS} seeds in common with every other: {', '.join(lacking)}. It is "
                 "not separable from any, and the ranks of the others leave open on which side of it they are."
             )
-    seeds = {label: seeds for label, (seeds, _) in found.confirmed.items()}
-    if len(seeds) > 1 and (left := rows.left_out(seeds)):
-        notes.append(f"Pairs are compared on the seeds that both have. Not common to all: {left}.")
+    notes += rows.left_out_notes({label: seeds for label, (seeds, _) in found.confirmed.items()})
     notes += rows.topic_notes(found.run) if found.rate == "win_rate" else []
     notes.append(
         f"{'One' if found.sft_seed is None else 'Each row is from one'} SFT checkpoint: how methods do from another "
@@ -158,7 +146,7 @@ def pairs(found: Standings) -> Table:
             {
                 "better": one,
                 "other": other,
-                **statistics.columns({name: each.effect.difference if each else None for name, each in both.items()}),
+                **statistics.columns({name: each.difference if each else None for name, each in both.items()}),
                 **effects.p_columns(claim),
                 "stability_p": np.nan if score is None else score.p,
                 "seeds": 0 if d is None else len(d),
@@ -228,8 +216,6 @@ def best_of(values: np.ndarray, k: int) -> Interval | None:
     The ends are Student's by the jackknife, which cover 92 to 95 %; percentiles of resampled trials cover less, since
     none holds a better trial than the best. NaN below COVERED trials to each of k, where they cover less.
     """
-    from scipy.special import stdtrit
-
     count = len(values)
     if count < ESTIMATED * k:
         return None
@@ -237,8 +223,7 @@ def best_of(values: np.ndarray, k: int) -> Interval | None:
     if count < COVERED * k:
         return Interval(best, np.nan, np.nan)
     without = expected_best(np.stack([np.delete(values, place) for place in range(count)]))[:, k - 1]
-    half = float(stdtrit(count - 1, (1 + statistics.CONFIDENCE) / 2) * without.std() * np.sqrt(count - 1))
-    return Interval(best, best - half, best + half)
+    return statistics.student_interval(best, without.std() * np.sqrt(count - 1), count - 1)
 
 
 def defaults(found: Standings) -> Table:
@@ -249,13 +234,8 @@ def defaults(found: Standings) -> Table:
         if member.winner is None:
             continue
         chosen = member.trials[member.trials["trial_id"] == member.winner].iloc[0]
-        space = member.entry.search.get("dimensions") or {}
-        # Behind a bracket a dimension's name says when it exists.
-        on_log = {
-            name.partition("[")[0] for name, ways in space.items() if any("log" in way for way in ways if ways[way])
-        }
         knobs = [
-            _knob(path, value, chosen.get(results.KNOB + path), on_log_scale=path in on_log)
+            f"{path.rpartition('.')[2]} {short(value)} to {short(chosen.get(results.KNOB + path))}"
             for path, value in member.entry.defaults.items()
         ]
         one, other, gap = found.of_entry(label), found.of_entry(label, DEFAULTS), None
@@ -284,8 +264,7 @@ def defaults(found: Standings) -> Table:
         frame=frame,
         caption="Winners beside their objective's defaults, which are run at the winner's learning rate.",
         notes=[
-            "knobs: default, then the winner's value; in parentheses their ratio where the knob is searched by its "
-            "logarithm, else their difference. difference: winner minus defaults in points, paired by seed and "
+            "knobs: default, then the winner's value. difference: winner minus defaults in points, paired by seed and "
             "prompt, one comparison each. Without defaults: the winner has them, or they were not run "
             "(league.defaults)."
         ],
@@ -299,16 +278,6 @@ def defaults(found: Standings) -> Table:
         ),
         remarks=tuple(frame["note"]),
     )
-
-
-def _knob(path: str, default: Any, value: Any, *, on_log_scale: bool) -> str:
-    name = path.rpartition(".")[2]
-    words = f"{name} {short(default)} to {short(value)}"
-    if not (is_number(default) and is_number(value)) or pd.isna(value):
-        return words
-    if on_log_scale and default > 0 and value > 0:
-        return f"{words} (x{value / default:.2g})"
-    return f"{words} ({value - default:+.2g})"
 
 
 def sentences(found: Standings, table: Table) -> Sentences:
@@ -349,9 +318,10 @@ def sentences(found: Standings, table: Table) -> Sentences:
         if others := [one for one in frame["entry"] if one in beside and one != label]:
             open_.append(f"Which is best of {', '.join([label, *others])}: they are not separable by {name}.")
         apart = sum(claim.matters for claim in claims.values())
-        made = [one.effect for one in claims.values()]
-        least = made and (min(one.seeds for one in made), min(one.prompts for one in made))
-        rests = f" (at least {basis(found.run, *least)} each)" if least else ""
+        rests = ""
+        if claims:
+            least = (min(one.seeds for one in claims.values()), min(one.prompts for one in claims.values()))
+            rests = f" (at least {basis(found.run, *least)} each)"
         settled.append(f"{apart} of {len(found.differences)} pairs are separable by {name}{rests}.")
     near = {pair: claim for pair, claim in found.claims.items() if not claim.matters}
     three = 3 * found.league.seeds

@@ -14,9 +14,9 @@ from slime_ray.runs.redaction import redact
 from slime_ray.runs.results import Run
 from slime_ray.runs.stability_v1 import TOLERANCES
 
-from . import effects, rows, statistics
+from . import statistics
 from .printing import Column, Table, latex_text, one_line
-from .rows import PARTS, baseline_of, decoding_words, is_judged, judge_of, name_of, of_label, version_of
+from .rows import PARTS, baseline_of, decoding_words, flat, is_judged, judge_of, name_of, of_label, version_of
 from .sections import Findings, ReportItem
 
 Facts = list[tuple[str, str]]
@@ -43,12 +43,14 @@ Flat = dict[str, Any]
 """Settings by path."""
 
 
-def methods(found: Findings) -> list[str]:
-    """Return a note for each estimator that the report uses, after what of the data was not trained on as given."""
+def methods(run: Run) -> list[str]:
+    """Return a note for each estimator of the main table, after what of the data was not trained on as given.
+
+    What other tables are computed by stands below them.
+    """
     limits = ", ".join(f"{PARTS[name]} {value:.2f}" for name, value in asdict(TOLERANCES).items())
-    version = version_of(found.run)
-    notes = [
-        *map(one_line, run_notes.data_notes(found.run.manifest.get("data") or {})),
+    return [
+        *map(one_line, run_notes.data_notes(run.manifest.get("data") or {})),
         "Win rate: mean over prompts and seeds of an answer's outcome against the baseline's answer, itself the "
         "mean over both presentation orders of 1 win, 0.5 tie, 0 loss. Prompts without any valid verdict are left out; "
         "missing verdicts are counted in the note, with the win rate if all were losses and if all were wins.",
@@ -61,55 +63,13 @@ def methods(found: Findings) -> list[str]:
         f"t, over prompts, and with {statistics.FEWEST_SEEDS} or more common seeds over seeds and prompts (two-way "
         "analysis of variance, random effects, Satterthwaite's degrees of freedom). Every row is compared with the "
         "best one; nothing is corrected for the number of comparisons.",
-        *rows.topic_notes(found.run),
-        f"Stability ({version}): S = g / (1 + sum of (x/h)²) with the tolerances h: {limits}; g is 0 for a trial that "
-        "failed or diverged, else 1. Mean over all seeds. S is 0.5 when one part is at its tolerance. Its interval, "
-        "where pairs were recorded: 95 % percentile bootstrap, S computed anew in every resample of held-out pairs, "
-        "prompts and blocks of updates.",
-        "K: full-vocabulary KL divergence from the SFT checkpoint per generated token, on the policy's own answers.",
-        "σ: standard deviation (n − 1) of the win rate over seeds. Drift: mean log-probability per token of the "
-        "held-out chosen completions, minus that of the SFT checkpoint.",
+        f"Stability ({version_of(run)}): S = g / (1 + sum of (x/h)²) with the tolerances h: {limits}; g is 0 for a "
+        "trial that failed or diverged, else 1. Mean over all seeds. S is 0.5 when one part is at its tolerance. Its "
+        "interval, where pairs were recorded: 95 % percentile bootstrap, S computed anew in every resample of held-out "
+        "pairs, prompts and blocks of updates.",
         "The sentinel estimates the parts of stability during training, on a few held-out pairs and prompts; its "
         "alarms are no part of any score.",
     ]
-    if len(found.judging.frame):
-        notes += [
-            "W_AH: Arena-Hard's score, in which a strong verdict counts as three votes. LC: the length-controlled "
-            "win rate, the value at equal lengths of a binomial GLM of the outcome on tanh(d/sd), d the answer's "
-            "tokens more than the baseline's (Dubois et al. 2024, without terms for model and prompt, and so not "
-            "AlpacaEval's number). *: extrapolated, as few answers are near equal length. Their intervals are over "
-            "prompts: that of W_AH a rate's, of LC Student's on the log odds with robust errors. Consistent: share of "
-            "answers whose two valid verdicts name the same winner, or a tie.",
-        ]
-    if found.cells:
-        notes += [
-            "Effect of a cell: its outcomes minus those of the cell that it is compared with, paired by seed and "
-            f"prompt. Tests: {'; '.join(effects.TESTS.values())}. Each is corrected by Holm over all comparisons of "
-            "its table, in one metric that was declared beforehand; a cell matters where all stay below "
-            f"{effects.LEVEL}, with {statistics.FEWEST_SEEDS} seeds or more. One seed decides where leaving it out "
-            "changes that.",
-            "Seeds that would settle a comparison: at which the t over seeds and the t over seeds and prompts would, "
-            "with the variance components seen here, each find a true difference of the size observed in four of "
-            "five tries.",
-        ]
-    if found.factorial is not None and len(found.factorial.frame):
-        notes += [
-            "Main effect: mean of the cells with a component minus mean of those without. Interaction of two: half "
-            "the change that one's presence makes to the effect of the other. Shapley value: exact, over all cells. "
-            "All are linear in the cells, and their intervals those of the same sum for each seed and prompt.",
-        ]
-    if len(found.search_trials.frame):
-        notes += [
-            "The search is measured on the selection prompts, arms and confirmed winners on the report prompts.",
-            "Front: finished search trials that no other finished one equals or beats in all goals and beats in one. "
-            "Knee: the trial of the front farthest beyond the line through its two ends, each goal as a share of the "
-            "front's range (Das 1999); how sure it is: resamples of prompts, held-out pairs and updates.",
-            "Importance: PED-ANOVA (Watanabe et al. 2023), the divergence between a knob's values among the best "
-            "trials and among all; its intervals are percentiles over resampled trials.",
-            "Hypervolume: what the trials so far dominate above the reference point. Expected best of k trials: "
-            "unbiased, without replacement, over the trials at hand (Tang et al. 2020).",
-        ]
-    return notes
 
 
 def asked(run: Run) -> Facts:
@@ -166,7 +126,7 @@ def facts(run: Run) -> Facts:
 
 
 def _pairs(mapping: Mapping[str, Any] | None) -> str:
-    return ", ".join(f"{key} {value}" for key, value in (mapping or {}).items())
+    return ", ".join(f"{key} {value}" for key, value in (mapping or {}).items() if value is not None)
 
 
 def paper(findings: Findings, tables: Sequence[tuple[ReportItem, Table]]) -> str:
@@ -183,16 +143,17 @@ def paper(findings: Findings, tables: Sequence[tuple[ReportItem, Table]]) -> str
         f"% Run: {one_line(name_of(run))}, hash of the experiment: {run_facts.get('fingerprint', UNKNOWN)}",
         "% needs \\usepackage{booktabs,graphicx}; labels beyond Latin letters need XeLaTeX or LuaLaTeX",
         r"\section{Methods}",
+        r"\begin{sloppypar}",
         *map(latex_text, methods_paragraph(findings)),
+        r"\end{sloppypar}",
         r"\section{Details of the experiment}",
         *_listed("Methods and their knobs, drawn ones to six digits", _terms(_objectives(findings))),
         *([_placed("search_space", space, "manifest.json")] if space is not None else []),
-        *_listed("Statistics", (rf"\item {{}}{latex_text(note)}" for note in methods(findings)), "itemize"),
+        *_listed("Statistics", (rf"\item {{}}{latex_text(note)}" for note in methods(run)), "itemize"),
         *_listed("The run", _terms(about)),
         *_listed("All settings", _terms(_all_settings(run))),
         r"\section{Results}",
         *(_placed(name, table, f"{name}.csv") for name, table in placed),
-        *_listed("Sources, unrounded, beside this file", _sources(placed)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -269,7 +230,7 @@ def _objectives(findings: Findings) -> Iterator[tuple[str, str]]:
     """Each row of the main table with its objective, the knobs of that, and what else it sets."""
     for row in findings.main.frame.to_dict("records"):
         trial = of_label(findings.run, findings.run.trials, str(row["label"])).iloc[0]
-        settings, set_ = (_flat(_read(trial[column])) for column in ("settings", "overrides"))
+        settings, set_ = (flat(_read(trial[column])) for column in ("settings", "overrides"))
         knobs = [
             f"{path.removeprefix(OBJECTIVE)} {_words(value)}"
             for path, value in settings.items()
@@ -314,18 +275,8 @@ def _all_settings(run: Run) -> Iterator[tuple[str, str]]:
 
 def _placed(name: str, table: Table, source: str) -> str:
     """The table's environment, without its line on packages: they stand at the top."""
-    return f"% numbers: {source}\n{table.latex(_label(name)).partition(chr(10))[2]}"
-
-
-def _sources(placed: Sequence[tuple[str, Table]]) -> Iterator[str]:
-    """Which columns of which file hold each table's numbers unrounded."""
-    for name, table in placed:
-        columns = ", ".join(map(str, table.frame.columns))
-        yield rf"\item[Table~\ref{{{_label(name)}}}] {latex_text(f'{name}.csv: {columns}')}"
-
-
-def _label(name: str) -> str:
-    return f"tab:{name.replace('_', '-')}"
+    latex = table.latex(f"tab:{name.replace('_', '-')}")
+    return f"% numbers: {source}\n{latex.partition(chr(10))[2]}"
 
 
 def _listed(title: str, items: Iterable[str], environment: str = "description") -> list[str]:
@@ -341,19 +292,11 @@ def _terms(items: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 def _settings(run: Run) -> list[Flat]:
     """The different settings that the trials had, by path; those of a trial that has none are left out."""
-    return [flat for text in dict.fromkeys(run.trials["settings"].dropna()) if (flat := _flat(_read(text)))]
+    return [known for text in dict.fromkeys(run.trials["settings"].dropna()) if (known := flat(_read(text)))]
 
 
 def _read(text: Any) -> Any:
     return redact(json.loads(text)) if isinstance(text, str) else {}
-
-
-def _flat(value: Any, path: str = "") -> Flat:
-    """Values by path; a list, and a mapping without anything in it, is a value."""
-    if not isinstance(value, Mapping) or (path and not value):
-        return {path: value}
-    inner = [_flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()]
-    return {place: leaf for each in inner for place, leaf in each.items()}
 
 
 def _value(settings: list[Flat], path: str) -> str | None:

@@ -1,6 +1,5 @@
 """The paper's Tables 3, 4 and 5 (arXiv 2602.02383) as data, and beside what a run of the same design measured."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +8,9 @@ import pandas as pd
 
 from slime_ray.config.design import COMPONENTS, Cell
 
-from .ablation_table import METRICS, Cells, seeds_notes
+from .ablation_table import METRICS, Cells
 from .printing import Column, Table, empty, interval_cells, numbers
-from .rows import baseline_of, judge_of, name_of
+from .rows import baseline_of, few_seeds_notes, judge_of, name_of
 from .statistics import interval_names
 
 FULL = "full"
@@ -103,17 +102,21 @@ def beside_the_paper(found: Cells, ablation: Table) -> Table:
         for model, scores in theirs.items():
             row |= _theirs(model, scores[name], scores.get(reference))
         for center, labels in ours.items():
-            row |= _ours(center, found.rate, measured.get(labels.get(name, ""), {}))
+            of_cell = measured.get(labels.get(name, ""), {})
+            ends = interval_names(found.rate, "difference")
+            row |= {f"{center} {end}": of_cell.get(end, np.nan) for end in ends}
+            row[f"{center} verdict"] = of_cell.get("verdict", "not measured")
         rows.append(row)
     frame = pd.DataFrame(rows)
     against = f" against {baseline_of(run)}'s answers, judge {judge_of(run)}" if found.rate == "win_rate" else ""
     return Table(
         frame=frame,
-        caption=f"Table {table} of the paper (arXiv 2602.02383) beside {name_of(run)}. Theirs, as printed: MT-Bench "
-        f"(MT) and Arena-Hard (AH) of {', '.join(theirs)}. Ours: {METRICS[found.rate]} in %{against}, seeds "
-        f"{', '.join(map(str, found.planned))}. Differences in points, each row minus {_words(reference)}.",
+        caption=f"Table {table} of the paper (arXiv 2602.02383) beside {name_of(run)}. Differences in points, each row "
+        f"minus {_words(reference)}.",
         notes=[
-            *seeds_notes(ablation.frame["compared_seeds"][ablation.frame["compared_seeds"] > 0]),
+            f"Theirs, as printed: MT-Bench (MT) and Arena-Hard (AH) of {', '.join(theirs)}. Ours: "
+            f"{METRICS[found.rate]} in %{against}, seeds {', '.join(map(str, found.planned))}.",
+            *few_seeds_notes(ablation.frame["compared_seeds"]),
             "These are not one measure: other models, data, prompts, judges and baselines. What can be compared is "
             "which rows come first, and whether a difference leaves 0 out.",
             "Theirs: one training run a row. The intervals are as printed, under the head Std, and most likely 90 %: "
@@ -151,11 +154,6 @@ def _theirs(model: str, score: Score, reference: Score | None) -> dict[str, floa
         f"{model} arena_hard_high": arena_hard + score.up,
         f"{model} difference": np.nan if reference is None else arena_hard - reference.arena_hard,
     }
-
-
-def _ours(center: str, rate: str, row: Mapping[Any, Any]) -> dict[str, Any]:
-    values = {f"{center} {end}": row.get(end, np.nan) for end in interval_names(rate, "difference")}
-    return values | {f"{center} verdict": row.get("verdict", "not measured")}
 
 
 def _columns(frame: pd.DataFrame, models: list[str], centers: list[str], rate: str) -> tuple[Column, ...]:

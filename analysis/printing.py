@@ -7,6 +7,7 @@ import textwrap
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
 import pandas as pd
@@ -80,7 +81,7 @@ class Table:
     notes: list[str]
     columns: tuple[Column, ...] = ()
     remarks: tuple[str, ...] = ()
-    """A remark per row ("no change", "failed 1 of 2: ..."): a last column, in the terminal lines under the table."""
+    """A remark per row ("no change", "failed 1 of 2: ..."): a last column, or lines under the table."""
 
     def by(self, column: str) -> dict[Any, dict[Any, Any]]:
         """The rows of `frame` by a column, none of whose values is there twice."""
@@ -90,11 +91,19 @@ class Table:
         remarks = (Column("note", self.remarks, numeric=False),) if any(self.remarks) else ()
         return (*self.columns, *remarks)
 
-    def _marked(self, escape: Callable[[str], str], best: str, second: str) -> list[list[str]]:
+    def _remarks(self) -> list[str]:
+        """The remarks, each after the names of its row."""
+        naming = list(takewhile(lambda column: column.keep >= NAMES, self.columns))
+        rows = [", ".join(column.cells[row] for column in naming) for row in range(len(self.remarks))]
+        return [f"{row}: {remark}" for row, remark in zip(rows, self.remarks, strict=True) if remark]
+
+    def _marked(
+        self, columns: Sequence[Column], escape: Callable[[str], str], best: str, second: str
+    ) -> list[list[str]]:
         """The cells of each row, escaped and then put into the form of their mark."""
         forms = {"": "{}", "best": best, "second": second}
         return [
-            [forms[column.mark(row)].format(escape(column.cells[row])) for column in self._printed()]
+            [forms[column.mark(row)].format(escape(column.cells[row])) for column in columns]
             for row in range(len(self.frame))
         ]
 
@@ -108,28 +117,33 @@ class Table:
 
     def markdown(self) -> str:
         """A pipe table. **Bold** is the best, <u>underlined</u> the second."""
-        rows = self._marked(_markdown, "**{}**", "<u>{}</u>")
+        columns = self._printed()
+        rows = self._marked(columns, _markdown, "**{}**", "<u>{}</u>")
         if rows:
-            rules = ["---:" if column.numeric else "---" for column in self._printed()]
-            rows = [[_markdown(column.head) for column in self._printed()], rules, *rows]
+            rules = ["---:" if column.numeric else "---" for column in columns]
+            rows = [[_markdown(column.head) for column in columns], rules, *rows]
         lines = (f"| {' | '.join(cells)} |" for cells in rows)
         return "\n".join(
             [_markdown(self.caption), "", *lines, "", *(f"- {_markdown(note)}" for note in self.notes), ""]
         )
 
     def latex(self, label: str = "") -> str:
-        """A table environment for the packages booktabs and graphicx. label: by which a text refers to it."""
-        heads = [latex_text(column.head) for column in self._printed()]
-        shape = "".join("r" if column.numeric else "l" for column in self._printed()) or "l"
-        rows = self._marked(latex_text, r"\textbf{{{}}}", r"\underline{{{}}}")
+        """A table environment for the packages booktabs and graphicx, with remarks and notes below the table.
+
+        label: by which a text refers to it.
+        """
+        heads = [latex_text(column.head) for column in self.columns]
+        shape = "".join("r" if column.numeric else "l" for column in self.columns) or "l"
+        rows = self._marked(self.columns, latex_text, r"\textbf{{{}}}", r"\underline{{{}}}")
+        below = r"\par ".join(map(latex_text, [*self._remarks(), *self.notes]))
         lines = [
             "% needs \\usepackage{booktabs,graphicx}; labels beyond Latin letters need XeLaTeX or LuaLaTeX",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{latex_text(' '.join([self.caption, *self.notes]))}}}",
+            rf"\caption{{{latex_text(self.caption)}}}",
             *([rf"\label{{{label}}}"] if label else []),
             r"\vspace{0.5em}",  # article's captions leave no room below them
-            r"\resizebox{\linewidth}{!}{%",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{shape}}}",
             r"\toprule",
             " & ".join(heads) + r" \\",
@@ -137,6 +151,7 @@ class Table:
             *(" & ".join(cells) + r" \\" for cells in rows),
             r"\bottomrule",
             r"\end{tabular}}",
+            *([rf"\par\smallskip\raggedright\footnotesize {below}"] if below else []),
             r"\end{table}",
         ]
         return "\n".join(lines) + "\n"
@@ -186,10 +201,8 @@ class Table:
             for row in range(len(self.frame)):
                 lines.append(_text_row([_text_cell(column, row) for column in columns], columns))
         lines.append("")
-        name = self.columns[0].cells if self.columns else ()
-        for row, remark in enumerate(self.remarks):
-            if remark:
-                lines += _wrapped(f"{one_line(name[row])}: {remark}", width)
+        for remark in self._remarks():
+            lines += _wrapped(remark, width)
         if left_out:
             lines += _wrapped(f"Left out here for width: {', '.join(left_out)}.", width)
         if any(column.marks for column in self.columns):

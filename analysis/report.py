@@ -20,11 +20,10 @@ from slime_ray.runs.results import Run
 
 from . import judges, methods, tables, trial_tables
 from .controlled import Difficulties
-from .differences import pieces
 from .figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, render
-from .interactive import examples, front_data
+from .interactive import examples, front_data, pieces
 from .printing import Sentences, Table, number, one_line
-from .rows import LOST, basis, is_judged, name_of
+from .rows import LOST, basis, few_seeds, is_judged, judged_answers, name_of
 from .sections import SECTIONS, Findings, ReportItem, made
 from .statistics import TOO_FEW
 
@@ -47,7 +46,7 @@ COLOURS = {
 def build_page(found: Findings, things: Sequence[tuple[ReportItem, Table | bytes]]) -> str:
     """The page. things: its tables, and its figures as SVG, with their items and in the order of those."""
     unsettled, settled = answer(found.run, found.main, of_design=found.of_design())
-    settled += map(unbroken, found.search.sentences())
+    settled += map(unbroken, found.on_search())
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
         autoescape=True,
@@ -70,7 +69,7 @@ def build_page(found: Findings, things: Sequence[tuple[ReportItem, Table | bytes
             for under, group in groupby(things, key=lambda item: item[0].under)
         ],
         examples=examples(found.run, found.main),
-        methods=methods.methods(found),
+        methods=methods.methods(found.run),
         facts=methods.facts(found.run),
         style=_web("report.css"),
         scripts=scripts,
@@ -230,9 +229,9 @@ def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentenc
     lead = "win_rate" if judged else "preference_accuracy"
     known = frame.dropna(subset=[lead]) if len(frame) else frame
     if len(known):
-        if seeds := tables.few_seeds(frame):
+        if seeds := few_seeds(frame["seeds_finished"]):
             open_.append(
-                f"Whether this holds for other seeds: with {seeds} per row it is about these checkpoints only."
+                f"Whether this holds for other seeds: with {seeds} finished per row it is about these checkpoints only."
             )
         if not league:
             for own in tables.by_start(known):
@@ -240,6 +239,7 @@ def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentenc
                     _say_win_rates(run, own, open_, said)
                 else:
                     said.append(_on_accuracy(run, own))
+                open_ += _on_stability(run, own, judged=judged)
             if judged and not ((known["stability"] >= 0.5) & (known["win_rate_low"] > 0.5)).any():
                 said.append("No row both wins with an interval above 50 % and keeps a stability of 0.5 or more.")
     elif len(frame):
@@ -295,7 +295,8 @@ def _say_win_rates(run: Run, known: pd.DataFrame, open_: list[str], said: list[s
     if len(tied) > 1 and known["stability"][known["label"].isin(tied)].notna().any():
         calm = known[known["label"].isin(tied)].sort_values("stability", ascending=False, kind="stable").iloc[0]
         said.append(
-            f"Of the rows that cannot be told apart, {calm['label']} is the most stable ({calm['stability']:.2f})."
+            f"Of the rows that cannot be told apart, {calm['label']} has the highest stability: "
+            f"{number(calm['stability'])}."
         )
     worse = known[known["win_rate_high"] < 0.5]
     if len(worse):
@@ -318,6 +319,30 @@ def _on_accuracy(run: Run, known: pd.DataFrame) -> str:
     else:
         claim = f"{best['label']} has the highest held-out preference accuracy{from_}: {value}{_at_stability(best)}"
     return f"{claim} ({rests}). Accuracy can rise while answers get worse."
+
+
+def _on_stability(run: Run, known: pd.DataFrame, *, judged: bool) -> list[str]:
+    """Say where S rests on too few answers, and which rows its intervals do not tell apart."""
+    # An arm without updates is the SFT checkpoint, whose S is 1.
+    scored = known[(known["objective"] != "none") & known["stability"].notna()]
+    scored = scored.sort_values("stability", ascending=False, kind="stable")
+    answers = judged_answers(run)
+    answers = answers[answers["label"].isin(scored["label"])]
+    if answers.empty:
+        return []
+    each = int(answers.groupby("trial_id")["prompt_id"].nunique().min())
+    open_ = []
+    # A row without an interval is not told apart, either.
+    tied = scored["label"][~(scored["stability_high"] < scored["stability_low"].iloc[0])].tolist()
+    if len(tied) > 1:
+        open_.append(f"Which of {_list(tied)} is the most stable: by the intervals of S they cannot be told apart "
+                     f"({each} answers of each trial).")  # fmt: skip
+    if each < FEWEST_PROMPTS and not judged:
+        open_.append(
+            f"How stable the rows are: S rests on {each} answers of each trial; below {FEWEST_PROMPTS} its interval is "
+            "rough. See evaluation.prompts."
+        )
+    return open_
 
 
 def _say_search(run: Run, frame: pd.DataFrame, judged: bool, open_: list[str], said: list[str]) -> None:

@@ -1,12 +1,13 @@
 """Which trials a row of a table stands for, and by whom they were judged. Result frames in, frames and arrays out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from slime_ray.config.design import FEWEST_SEEDS
 from slime_ray.errors import InputError
 from slime_ray.runs import results
 
@@ -210,11 +211,34 @@ def difference(one: Outcomes, other: Outcomes) -> np.ndarray | None:
     return first - second if first.size else None
 
 
+def few_seeds(counts: Iterable[int]) -> str:
+    """Say how many seeds rows have, of those with any; empty where all have FEWEST_SEEDS or more."""
+    known = sorted({int(count) for count in counts if count > 0})
+    if not known or known[0] >= FEWEST_SEEDS:
+        return ""
+    return " to ".join(map(str, dict.fromkeys((known[0], known[-1])))) + f" seed{'s' * (known[-1] > 1)}"
+
+
+def few_seeds_notes(counts: Iterable[int]) -> list[str]:
+    """What a table cannot say whose rows have so many seeds; empty where all have enough."""
+    seeds = few_seeds(counts)
+    return [
+        f"These checkpoints only: {seeds} per row cannot say how a method does over other seeds. Intervals of fewer "
+        f"than {FEWEST_SEEDS} are over prompts. Give {FEWEST_SEEDS} seeds or more."
+    ] * bool(seeds)
+
+
 def left_out(seeds: Mapping[str, Sequence[int]]) -> str:
     """Name the seeds that a comparison of these rows leaves out, since not all have them. seeds: by row."""
     shared = set.intersection(*map(set, seeds.values()))
     rest = {name: [str(seed) for seed in own if seed not in shared] for name, own in seeds.items()}
     return " and ".join(f"seed{'s' * (len(own) > 1)} {', '.join(own)} of {name}" for name, own in rest.items() if own)
+
+
+def left_out_notes(seeds: Mapping[str, Sequence[int]]) -> list[str]:
+    """Say which seeds the comparisons of a table's rows may leave out; empty where all have the same. seeds: by row."""
+    left = left_out(seeds) if seeds else ""
+    return [f"Rows are compared on the seeds that both have. Not common to all: {left}."] if left else []
 
 
 def name_of(run: results.Run) -> str:
@@ -256,10 +280,18 @@ def basis(run: results.Run, seeds: int, items: int, *, label: str | None = None)
     return f"{words}, {verdicts:,} verdicts"
 
 
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Settings by path; a list, and a mapping without anything in it, is a value."""
+    if not isinstance(value, Mapping) or (path and not value):
+        return {path: value}
+    inner = [flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()]
+    return {place: leaf for each in inner for place, leaf in each.items()}
+
+
 def decoding_words(manifest: Mapping[str, Any]) -> str:
     """The decoding settings, in one phrase."""
     decoding = dict(manifest.get("decoding") or {})
     by_category = decoding.pop("temperatures", {})
-    words = [f"{name} {value}" for name, value in decoding.items()]
+    words = [f"{name} {value}" for name, value in decoding.items() if value is not None]
     words += [f"temperature {value} for {category}" for category, value in by_category.items()]
     return ", ".join(words) or "not recorded"

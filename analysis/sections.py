@@ -28,7 +28,7 @@ from .ablation_table import Cells
 from .controlled import Difficulties
 from .knobs import Searched
 from .league import Standings
-from .printing import Sentences, Table, empty
+from .printing import Sentences, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,57 +45,6 @@ LEAGUE, ROWS, ABLATION, STABILITY, TRAINING, SEARCH, LOST = (
     "Trials that did not complete",
 )
 """Headings of the page."""
-
-
-@dataclass(frozen=True)
-class Understanding:
-    """Tables of what a search found; without rows where there is no such thing, as in a run that did not search.
-
-    Trials of a league's methods have no front, knobs or budget in common: of them there are the winners alone.
-    """
-
-    searched: Searched
-    spent: front.Spent | None
-    front: Table
-    importance: Table
-    budget: Table
-    winners: Table
-
-    @classmethod
-    def of(cls, run: Run, main: Table, *, league: bool) -> "Understanding":
-        """main: win_rate_stability(run)."""
-        searched = Searched.of(run)
-        winners = trial_tables.winners(run, searched, main)
-        if league:
-            none = empty("The searches of a league have this each for itself.", "trial_id")
-            searched = replace(searched, knobs=(), places=searched.places[:, :0])
-            return cls(searched, None, none, none, none, winners)
-        spent = front.Spent.of(searched)
-        curve = front.budget_curve(searched, spent)
-        return cls(searched, spent, front.front(searched, run), knobs.importance(searched), curve, winners)
-
-    def by_importance(self) -> list[int]:
-        """The places of the knobs, the most important first; in the order of the space where that is not known."""
-        paths = [knob.path for knob in self.searched.knobs]
-        ranked = self.importance.frame["path"].tolist() if len(self.importance.frame) else []
-        return [paths.index(path) for path in [*ranked, *(path for path in paths if path not in ranked)]]
-
-    def sentences(self) -> list[str]:
-        """Constraints, the knee and the most important knobs, as far as they are clear."""
-        said = trial_tables.constraint_notes(self.searched)
-        frame = self.front.frame
-        if len(frame) and frame["knee"].any():
-            row = frame[frame["knee"]].iloc[0]
-            sure = f" (in {100 * row['knee_share']:.0f} % of resamples)" if "knee_share" in row else ""
-            said.append(f"The knee of the search's front is {row['trial_id']}{sure}.")
-        ranks = self.importance.frame
-        for goal in self.searched.names if len(ranks) else ():
-            first = ranks[ranks[f"{goal}_rank_high"] == 1]["knob"].tolist()
-            if first:
-                trials = int(self.searched.complete.sum())
-                words = f"{first[0]} is the most important knob that was searched ({trials} trials, one seed each)"
-                said.append(f"For {goal.replace('_', ' ')} {words}.")
-        return said
 
 
 @dataclass(frozen=True)
@@ -161,9 +110,41 @@ class Findings:
         return judging.judging(self.run, self.main, self.difficulties)
 
     @cached_property
-    def search(self) -> Understanding:
-        """What the search says of its knobs, its front and its budget."""
-        return Understanding.of(self.run, self.main, league=bool(self.leagues))
+    def searched(self) -> Searched:
+        """The search's trials as arrays. Those of a league's methods have no knobs in common."""
+        searched = Searched.of(self.run)
+        return replace(searched, knobs=(), places=searched.places[:, :0]) if self.leagues else searched
+
+    @cached_property
+    def spent(self) -> front.Spent | None:
+        """The search by its first trials; None of a league, whose methods have no budget in common."""
+        return None if self.leagues else front.Spent.of(self.searched)
+
+    @cached_property
+    def front(self) -> Table | None:
+        """The front of the search; None of a league."""
+        return None if self.leagues else front.front(self.searched, self.run)
+
+    @cached_property
+    def importance(self) -> Table:
+        """Which knobs matter, the most important first; without rows where nothing can be said of that."""
+        return knobs.importance(self.searched)
+
+    def on_search(self) -> list[str]:
+        """Constraints, the knee and the most important knobs, as far as they are clear."""
+        said = trial_tables.constraint_notes(self.searched)
+        if self.front is not None and len(self.front.frame) and self.front.frame["knee"].any():
+            row = self.front.frame[self.front.frame["knee"]].iloc[0]
+            sure = f" (in {100 * row['knee_share']:.0f} % of resamples)" if "knee_share" in row else ""
+            said.append(f"The knee of the search's front is {row['trial_id']}{sure}.")
+        ranks = self.importance.frame
+        for goal in self.searched.names if len(ranks) else ():
+            first = ranks[ranks[f"{goal}_rank_high"] == 1]["knob"].tolist()
+            if first:
+                trials = int(self.searched.complete.sum())
+                words = f"{first[0]} is the most important knob that was searched ({trials} trials, one seed each)"
+                said.append(f"For {goal.replace('_', ' ')} {words}.")
+        return said
 
     def of_design(self) -> Sentences:
         """Of a league its entries, of a factorial design its declared main effects, of others the cells."""
@@ -249,29 +230,29 @@ SECTIONS: tuple[ReportItem, ...] = (
     ReportItem("panel", "The judging", lambda found: judges.panel(found.run, found.main)),
     ReportItem("agreement", "The judging", lambda found: judges.agreement(found.run)),
     ReportItem("search_trials", SEARCH, lambda found: found.search_trials, terminal=False),
-    ReportItem("search_winners", SEARCH, lambda found: found.search.winners),
-    ReportItem("search_front", SEARCH, lambda found: found.search.front),
-    ReportItem("search_importance", SEARCH, lambda found: found.search.importance),
+    ReportItem("search_winners", SEARCH, lambda found: trial_tables.winners(found.run, found.searched, found.main)),
+    ReportItem("search_front", SEARCH, lambda found: found.front),
+    ReportItem("search_importance", SEARCH, lambda found: found.importance),
     ReportItem(
         "search_importance",
         SEARCH,
-        lambda found: _importance(found.search),
+        lambda found: knob_figures.importance(found.searched, found.importance),
         "How unlike the best trials' values of a knob are to all trials' (PED-ANOVA); bars: 95 % "
         "intervals, the trials drawn anew.",
     ),
     ReportItem(
         "search_slices",
         SEARCH,
-        lambda found: _slices(found.search),
+        lambda found: _slices(found),
         "Every completed trial of the search, the most important knobs first; later trials lighter, the front ringed.",
         paper=True,
     ),
-    ReportItem("search_budget", SEARCH, lambda found: found.search.budget, terminal=False),
+    ReportItem("search_budget", SEARCH, lambda found: _budget(found, front.budget_curve), terminal=False),
     ReportItem(
         "search_budget",
         SEARCH,
-        lambda found: _budget(found.search),
-        "Blue: the search as it went. Orange: the same trials in random order, mean or expectation with 95 %.",
+        lambda found: _budget(found, knob_figures.budget),
+        "Blue: the search as it went. Orange: the expected best of as many of its trials at random, with 95 %.",
     ),
     ReportItem("cost", "Budget and cost", lambda found: trial_tables.cost(found.run), terminal=False),
     ReportItem("failures", LOST, lambda found: trial_tables.failures(found.run), without_rows=True, terminal=False),
@@ -299,15 +280,14 @@ def _of_design(found: Findings, make: Callable[[Cells, Table], Made], *kinds: st
     return make(found.cells, found.ablation)
 
 
-def _importance(search: Understanding) -> Made:
-    return knob_figures.importance(search.searched, search.importance) if len(search.importance.frame) else None
+def _slices(found: Findings) -> Made:
+    """Where there are trials and knobs enough to see something; the most important knobs first."""
+    paths = [knob.path for knob in found.searched.knobs]
+    if not paths or found.searched.complete.sum() < 2:
+        return None
+    ranked = found.importance.frame["path"] if len(found.importance.frame) else ()
+    return knob_figures.slices(found.searched, [paths.index(path) for path in dict.fromkeys([*ranked, *paths])])
 
 
-def _slices(search: Understanding) -> Made:
-    """Where there are trials and knobs enough to see something."""
-    enough = search.searched.complete.sum() > 1 and search.searched.knobs
-    return knob_figures.slices(search.searched, search.by_importance()) if enough else None
-
-
-def _budget(search: Understanding) -> Made:
-    return None if search.spent is None else knob_figures.budget(search.searched, search.spent)
+def _budget(found: Findings, make: Callable[[Searched, front.Spent], Made]) -> Made:
+    return None if found.spent is None else make(found.searched, found.spent)

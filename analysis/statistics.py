@@ -10,6 +10,7 @@ from functools import lru_cache
 from itertools import chain
 
 import numpy as np
+from scipy.special import expit, logit, stdtrit
 
 from slime_ray.config.design import FEWEST_SEEDS as FEWEST_SEEDS
 
@@ -143,8 +144,7 @@ def mean_interval(outcomes: np.ndarray) -> Interval | None:
     mean, scatter = float(np.nanmean(means)), row_scatter(outcomes)
     # Over items alone the variance is that of the items at hand; Student's is of those that they were drawn from.
     variance = scatter.variance * (1 if is_of_method(outcomes) else scatter.items / max(scatter.items - 1, 1))
-    half = scatter.quantile(CONFIDENCE) * float(np.sqrt(variance)) if variance > 0 else np.nan
-    return Interval(mean, mean - half, mean + half)
+    return student_interval(mean, float(np.sqrt(variance)) if variance > 0 else np.nan, scatter.freedom)
 
 
 def row_scatter(outcomes: np.ndarray, topics: np.ndarray | None = None) -> "Scatter":
@@ -192,11 +192,16 @@ class Scatter:
         variance = units.mean(axis=0).var(ddof=topics is not None) / count
         return cls(float(variance), count - 1, items)
 
-    def quantile(self, confidence: float) -> float:
-        """Student's t at the upper end of the interval."""
-        from scipy.special import stdtrit
 
-        return float(stdtrit(self.freedom, (1 + confidence) / 2))
+def quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
+    """Student's t at the upper end of an interval."""
+    return float(stdtrit(freedom, (1 + confidence) / 2))
+
+
+def student_interval(mean: float, error: float, freedom: float, *, confidence: float = CONFIDENCE) -> Interval:
+    """Student's interval of a mean with this standard error."""
+    half = quantile(freedom, confidence) * error
+    return Interval(mean, mean - half, mean + half)
 
 
 def score_interval(rate: float, scatter: Scatter) -> Interval:
@@ -207,7 +212,7 @@ def score_interval(rate: float, scatter: Scatter) -> Interval:
     """
     binary, seen = rate * (1 - rate) * scatter.items, scatter.variance * scatter.items**2
     effective = scatter.items * (binary + PRIOR / 2) / (seen + PRIOR / 2)
-    t = scatter.quantile(CONFIDENCE)
+    t = quantile(scatter.freedom)
     center = (rate + t**2 / (2 * effective)) / (1 + t**2 / effective)
     half = t * np.sqrt(rate * (1 - rate) / effective + (t / effective / 2) ** 2) / (1 + t**2 / effective)
     # Where all outcomes are the same an end is that outcome, but for rounding.
@@ -216,12 +221,10 @@ def score_interval(rate: float, scatter: Scatter) -> Interval:
 
 def logit_interval(rate: float, scatter: Scatter) -> Interval:
     """Interval of a rate that a regression gives, Student's on its log odds; PRIOR is added as in `score_interval`."""
-    from scipy.special import expit, logit
-
     # A regression may say 1 to the last digit: then nothing is known of its odds.
     inside = float(np.clip(rate, 1e-12, 1 - 1e-12))
     odds, error = logit(inside), np.sqrt(scatter.variance + PRIOR / 2 / scatter.items**2)
-    half = scatter.quantile(CONFIDENCE) * error / (inside * (1 - inside))
+    half = quantile(scatter.freedom) * error / (inside * (1 - inside))
     return Interval(rate, float(expit(odds - half)), float(expit(odds + half)))
 
 
@@ -232,9 +235,9 @@ def difference_interval(d: np.ndarray, topics: np.ndarray | None = None, *, conf
     v_rest; Satterthwaite's degrees of freedom (1946). The crossed bootstrap (Owen 2007) counts v_rest three times and
     draws from as few seeds as there are: docs/benchmarks/statistics.md has what both cover.
     """
-    scatter, mean = Scatter.of(d, topics), float(d.mean())
-    half = scatter.quantile(confidence) * difference_error(scatter.variance, scatter.items)
-    return Interval(mean, mean - half, mean + half)
+    scatter = Scatter.of(d, topics)
+    error = difference_error(scatter.variance, scatter.items)
+    return student_interval(float(d.mean()), error, scatter.freedom, confidence=confidence)
 
 
 def difference_error(variance: float, items: float) -> float:

@@ -12,7 +12,7 @@ from slime_ray.runs import results
 
 from . import effects, rows, stability, statistics
 from .judging import Votes, votes_by_label
-from .printing import Column, Mark, Table, cells, interval_cells, measure, numbers
+from .printing import Column, Mark, Table, cells, empty, interval_cells, measure, numbers
 from .rows import FINISHED, LOST, MEASURED, PARTS, Outcomes, difference, is_judged, judge_of, shared_topics
 from .stability import stability_cell
 
@@ -33,6 +33,11 @@ def win_rate_stability(run: results.Run) -> Table:
     """
     trials = run.trials[run.trials["phase"].isin(["arm", "confirm"])]
     judged, judge = is_judged(run), judge_of(run)
+    if trials.empty:
+        return empty(
+            f"{rows.name_of(run)}: this run has no arms and no confirmed winner; its search trials are in a table of "
+            "their own."
+        )
     outcomes, topics = rows.outcomes_by_label(run), rows.topics_by_prompt(run)
     votes, retention = votes_by_label(run), rows.retention_by_label(run)
     groups = {str(label): group for label, group in trials.groupby("label", sort=False)}
@@ -44,26 +49,24 @@ def win_rate_stability(run: results.Run) -> Table:
         )
         for label, group in groups.items()
     ]
-    frame = pd.DataFrame(records, columns=None if records else ["label"])
-    if len(frame):
-        lead = "win_rate" if judged else "preference_accuracy"
-        frame = frame.sort_values(
-            [lead, "stability", "label"], ascending=[False, False, True], na_position="last", ignore_index=True
-        )
-        starts = frame["label"].map(_starts(groups))
-        if starts.nunique() > 1:
-            frame[START] = starts
-        for _, own in frame.groupby(starts, sort=False):
-            rates = dict(zip(own["label"], own["win_rate"], strict=True))
-            frame.loc[own.index, "win_rate_mark"] = best_marks(rates, outcomes, topics)
-        frame["preference_accuracy_mark"] = _marks(frame["preference_accuracy"])
-        frame["stability_mark"] = _marks(frame["stability"])
+    lead = "win_rate" if judged else "preference_accuracy"
+    frame = pd.DataFrame(records).sort_values(
+        [lead, "stability", "label"], ascending=[False, False, True], na_position="last", ignore_index=True
+    )
+    starts = frame["label"].map(_starts(groups))
+    if starts.nunique() > 1:
+        frame[START] = starts
+    for _, own in frame.groupby(starts, sort=False):
+        rates = dict(zip(own["label"], own["win_rate"], strict=True))
+        frame.loc[own.index, "win_rate_mark"] = best_marks(rates, outcomes, topics)
+    frame["preference_accuracy_mark"] = _marks(frame["preference_accuracy"])
+    frame["stability_mark"] = _marks(frame["stability"])
     return Table(
         frame=frame,
         caption=_caption(run, trials, frame, judge=judge if judged else None),
         notes=_notes(run, frame, outcomes, judged=judged),
-        columns=_main_columns(frame, judged=judged) if len(frame) else (),
-        remarks=tuple(frame["note"]) if len(frame) else (),
+        columns=_main_columns(frame, judged=judged),
+        remarks=tuple(frame["note"]),
     )
 
 
@@ -226,22 +229,15 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
 
 
 def _caption(run: results.Run, trials: pd.DataFrame, frame: pd.DataFrame, *, judge: str | None) -> str:
-    name = rows.name_of(run)
-    if trials.empty:
-        return f"{name}: this run has no arms and no confirmed winner; its search trials are in a table of their own."
     prompts = int(trials["prompts"].max()) if trials["prompts"].notna().any() else 0
     pairs = int(trials["pairs"].max()) if trials["pairs"].notna().any() else 0
-    seeds = ", ".join(str(seed) for seed in sorted(trials["seed"].unique()))
     versus = (
         f"Win rate against {rows.baseline_of(run)}'s answers (50 % is no change) on {prompts} report prompts, judge "
         f"{judge}; {_interval_words(frame)}."
         if judge
         else f"Not judged: preference accuracy and mean margin on {pairs} held-out pairs lead instead; report prompts."
     )
-    return (
-        f"{name}: win rate and stability. {versus} Stability S by {rows.version_of(run)}: mean over seeds, failed ones "
-        f"as 0. Seeds {seeds}. Decoding: {rows.decoding_words(run.manifest)}."
-    )
+    return f"{rows.name_of(run)}: win rate and stability. {versus}"
 
 
 def _interval_words(frame: pd.DataFrame) -> str:
@@ -255,39 +251,25 @@ def _interval_words(frame: pd.DataFrame) -> str:
 
 
 def _left_out_notes(frame: pd.DataFrame, outcomes: Mapping[str, Outcomes]) -> list[str]:
-    """Say which seeds the comparisons with the best row leave out, and which rows cannot be compared with it."""
-    known = [label for label in frame["label"][frame["win_rate"].notna()] if label in outcomes]
-    words: dict[str, list[str]] = {}
-    apart = []
-    for label in known[1:]:
-        seeds = {name: outcomes[name][0] for name in (known[0], label)}
-        if difference(outcomes[known[0]], outcomes[label]) is None:
-            apart.append(label)
-        elif left := rows.left_out(seeds):
-            words.setdefault(left, []).append(label)
-    notes = []
-    if words:
-        seeds_words = "; ".join(f"{left} (beside {', '.join(labels)})" for left, labels in words.items())
-        notes.append(f"Rows are compared with {known[0]} on the seeds that both have. Left out of that: {seeds_words}.")
-    if apart:
+    """Say which seeds not all rows have, and which rows cannot be compared with the best one."""
+    known = {label: outcomes[label] for label in frame["label"][frame["win_rate"].notna()] if label in outcomes}
+    notes = rows.left_out_notes({label: seeds for label, (seeds, _) in known.items()})
+    best = next(iter(known), "")
+    if apart := [label for label in known if difference(known[best], known[label]) is None]:
         notes.append(
-            f"No seed, or no prompt, in common with {known[0]}, so neither compared with it nor told apart: "
+            f"No seed, or no prompt, in common with {best}, so neither compared with it nor told apart: "
             f"{', '.join(apart)}."
         )
     return notes
 
 
 def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcomes], *, judged: bool) -> list[str]:
-    if frame.empty:
-        return []
-    notes = []
-    if seeds := few_seeds(frame):
-        few = f"Intervals of rows with fewer than {statistics.FEWEST_SEEDS} are"
-        whose = "The intervals are" if (frame["win_rate_over"] == OVER[0]).all() else few
-        notes.append(
-            f"These checkpoints only: {seeds} per row cannot say how a method does over other seeds. "
-            f"{whose} over prompts."
-        )
+    planned = sorted(run.trials.loc[run.trials["phase"].isin(["arm", "confirm"]), "seed"].unique())
+    notes = [
+        f"Stability S by {rows.version_of(run)}: mean over seeds, failed ones as 0. Seeds "
+        f"{', '.join(map(str, planned))}. Decoding: {rows.decoding_words(run.manifest)}."
+    ]
+    notes += rows.few_seeds_notes(frame["seeds_finished"])
     enough = (frame["seeds_finished"] >= statistics.FEWEST_SEEDS) & frame["win_rate"].notna()
     if judged and len(lone := frame["label"][enough & (frame["win_rate_over"] == OVER[0])]):
         notes.append(
@@ -312,7 +294,8 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
     notes.append(
         "U unlearning (nat/token), C rejected collapse (share of rejected tokens), H entropy shift (|log ratio|), "
         "B broken outputs (added share of answers), L length shift (|log ratio|), T training spikes (share of "
-        "updates), K KL to the SFT checkpoint (nat/token, not scored): means over measured seeds, 0 is no change."
+        "updates), K full-vocabulary KL to the SFT checkpoint per token of the policy's own answers (nat, not scored): "
+        "means over measured seeds, 0 is no change."
     )
     if frame["stability_low"].notna().any():
         notes.append(
@@ -323,9 +306,9 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
     else:
         notes.append("In parentheses: S of the lowest and highest seed.")
     notes.append(
-        ("σ: standard deviation of the win rate over seeds, in points. " if judged else "")
-        + "drift: mean change of the chosen log-probability (nat/token). format: share of answers that pass the "
-        "task's format check. acc.: share of held-out pairs with a positive margin."
+        ("σ: standard deviation (n − 1) of the win rate over seeds, in points. " if judged else "")
+        + "drift: mean change of the held-out chosen log-probability from the SFT checkpoint (nat/token). format: "
+        "share of answers that pass the task's format check. acc.: share of held-out pairs with a positive margin."
     )
     if frame["retention"].notna().any():
         notes.append(
@@ -348,12 +331,3 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
             f"{run.trials['lost_seconds'].fillna(0).sum():.0f} worker-seconds were computed twice."
         )
     return notes
-
-
-def few_seeds(frame: pd.DataFrame) -> str:
-    """How many seeds the rows of the main table have finished, in words; empty where five or more have everywhere."""
-    finished = frame["seeds_finished"][frame["seeds_finished"] > 0]
-    if finished.empty or (few := int(finished.min())) >= statistics.FEWEST_SEEDS:
-        return ""
-    most = int(finished.max())
-    return f"{few} finished seed{'s' * (few > 1)}" if few == most else f"{few} to {most} finished seeds"

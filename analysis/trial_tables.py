@@ -16,9 +16,9 @@ from slime_ray.runs.results import Run
 from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 
 from . import stability, statistics
-from .front import outcomes_of
-from .knobs import Searched, short_names, unit_of
-from .printing import ABSENT, Column, Table, cells, empty, measure, number, numbers, one_line
+from .front import knob_notes, outcomes_of
+from .knobs import Searched, short, short_names, unit_of
+from .printing import ABSENT, Column, Table, cells, empty, measure, number, numbers
 from .rows import FINISHED, Outcomes, is_judged, judge_of, name_of, outcomes_by_label
 
 PHASES = {"arm": "arms", "search": "search", "confirm": "confirmation"}
@@ -62,7 +62,7 @@ def search_trials(run: Run) -> Table:
         ],
         columns=(
             Column("trial", tuple(frame["trial_id"]), numeric=False, keep=10),
-            *(Column(heads[name.removeprefix(results.KNOB)], tuple(map(_knob, frame[name])), keep=4) for name in knobs),
+            *(Column(heads[name.removeprefix(results.KNOB)], tuple(map(short, frame[name])), keep=4) for name in knobs),
             rate,
             Column("stability S", numbers(frame, "stability"), keep=9),
             Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
@@ -81,12 +81,6 @@ def constraint_notes(searched: Searched) -> list[str]:
     kept, complete = int(searched.eligible.sum()), int(searched.complete.sum())
     said = f"{kept} of {complete} completed trials keep {' and '.join(map(str, searched.constraints))}"
     return [f"{said}; the others are on no front and cannot win." if kept else f"{said}: there is no winner."]
-
-
-def _knob(value: Any) -> str:
-    if pd.isna(value):
-        return ABSENT
-    return f"{value:.3g}" if isinstance(value, (int, float)) else one_line(str(value))
 
 
 def winners(run: Run, searched: Searched, main: Table) -> Table:
@@ -129,7 +123,7 @@ def winners(run: Run, searched: Searched, main: Table) -> Table:
         frame=frame,
         caption="The winners of the search, as the search measured them (one seed, the selection prompts, the best of "
         f"{int(searched.complete.sum())} completed trials) and confirmed (other seeds, the report prompts).",
-        notes=[*_warnings(strange), *_winner_notes(searched, frame)],
+        notes=[*_warnings(strange), *knob_notes(searched, frame["trial_id"]), *_winner_notes(searched, frame)],
         columns=(
             Column("trial", tuple(frame["trial_id"]), numeric=False, keep=10),
             Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=5),
@@ -310,6 +304,11 @@ def alarms(run: Run) -> Table:
             }
         )
     frame = pd.DataFrame(rows)
+
+    def first_at(row: pd.Series) -> str:
+        first, last = row["first_step"], row["last_step"]
+        return ABSENT if pd.isna(first) else str(first) if first == last else f"{first}–{last}"
+
     collapsed, raised = trials["stability"] < COLLAPSED, trials["alarm"].notna()
     return Table(
         frame=frame,
@@ -323,7 +322,7 @@ def alarms(run: Run) -> Table:
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
             Column("runs", tuple(map(str, frame["runs"])), keep=8),
             Column("alarms", tuple(map(str, frame["alarms"])), keep=9),
-            Column("first at step", tuple(map(_span, frame["first_step"], frame["last_step"])), keep=9),
+            Column("first at step", cells(frame, first_at), keep=9),
             Column(
                 "stability S",
                 cells(frame, lambda row: f"{row['stability_min']:.2f}–{row['stability_max']:.2f}"),
@@ -332,12 +331,6 @@ def alarms(run: Run) -> Table:
             Column("signs", tuple(sign or ABSENT for sign in frame["signs"]), numeric=False, keep=5),
         ),
     )
-
-
-def _span(first: Any, last: Any) -> str:
-    if pd.isna(first):
-        return ABSENT
-    return str(first) if first == last else f"{first}–{last}"
 
 
 def failures(run: Run) -> Table:

@@ -150,7 +150,7 @@ def finish(run: Path, manifest: Mapping[str, Any] | None = None) -> Path:
             "goals": {"win_rate": "maximize", "stability": "maximize"},
             "seeds": [0, 1],
             "judge": "exact",
-            "decoding": {"temperature": 1.0},
+            "decoding": {"temperature": 1.0, "batch": None},
             "hashes": {"held_out": "abc"},
             "data": {"rows_read": 9, "skipped": [{"reason": "empty", "count": 2, "rows": [1, 2]}], "truncated": {}},
             "stability_version": "stability-v1",

@@ -87,7 +87,9 @@ def test_what_matters_is_said_to_and_nothing_else(loo):
     )
     # The smallest p-value is multiplied by four: the reference is compared with nothing.
     d = Cells.of(run, design).difference(design.cells[1], "win_rate")
-    assert row(table, design.cells[1].label)["p_prompts"] == pytest.approx(4 * effects.effect(d).p_values["prompts"])
+    assert row(table, design.cells[1].label)["p_prompts"] == pytest.approx(
+        4 * effects.claims({"it": d})["it"].p_values["prompts"]
+    )
     assert "over all 4 comparisons" in " ".join(table.notes)
 
 
@@ -142,9 +144,7 @@ def test_a_design_about_stability_is_tested_on_the_seeds_alone(loo):
     assert "sign flips" not in " ".join(table.notes)
 
 
-@pytest.mark.parametrize(
-    ("seeds", "words"), [(1, "one seed has no spread over seeds"), (4, "4 common seeds cannot say")]
-)
+@pytest.mark.parametrize(("seeds", "words"), [(1, "1 seed per row cannot say"), (4, "4 seeds per row cannot say")])
 def test_few_seeds_carry_a_warning_and_no_significance(seeds, words):
     design = factorial(("anchor", "stabilizer"))
     made = tables_of(run_of(design, played(design, {"anchor": 1.0}, seeds=seeds)), design)

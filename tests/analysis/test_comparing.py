@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from slime_ray.analysis import comparing
 from slime_ray.analysis.comparing import compare, differences, verify, why_not_comparable
@@ -134,7 +133,7 @@ def test_answers_are_compared_between_the_same_seeds(tmp_path):
 
 def test_stabilities_far_apart_do_not_agree():
     one, near, far = (
-        pd.Series({"stability": at, "stability_low": at - 0.05, "stability_high": at + 0.05}) for at in (0.9, 0.84, 0.1)
+        {"stability": at, "stability_low": at - 0.05, "stability_high": at + 0.05} for at in (0.9, 0.84, 0.1)
     )
     # Half-widths of 0.05 added in quadrature are 0.07.
     assert comparing._stabilities_agree(one, near, 0.95)
@@ -201,6 +200,12 @@ def test_compare_has_every_row_of_every_run_by_win_rate(tmp_path):
     other = run_of(tmp_path / "other", {"a": 0.5})
     frame = compare([results.load(one), results.load(other)]).frame
     assert frame[["run", "label"]].values.tolist() == [["one", "b"], ["other", "a"], ["one", "a"]]
+
+
+def test_a_remark_names_the_run_and_the_row_that_it_is_of(tmp_path):
+    runs = [results.load(run_of(tmp_path / name, {"a": 0.25, "b": 1.0})) for name in ("one", "other")]
+    runs[1].trials.loc[1, ["status", "reason"]] = ["failed", "no memory"]
+    assert "other, a: failed 1 of 2: no memory" in compare(runs).text().splitlines()
 
 
 def test_runs_of_two_judges_are_refused(tmp_path):

@@ -23,12 +23,12 @@ def draw(rng, n, others, *, bias, chances):
 
 def test_rate_and_weight_are_those_of_the_authors_package():
     labels, judged, others = draw(np.random.default_rng(5), 40, 260, bias=0.2, chances=[0.4, 0.1, 0.5])
-    found = judges.corrected_rate(labels, judged, others)
+    rate, weight = judges.corrected_rate(labels, judged, others)
     # ppi_py 0.2.3: ppi_mean_ci(labels, judged, others, alpha=0.05); its covariance is divided by n, not by n - 1.
-    assert found.weight * 39 / 40 == pytest.approx(0.7548464132474317)
-    assert found.rate.value == pytest.approx(0.53516139, abs=1e-3)
+    assert weight * 39 / 40 == pytest.approx(0.7548464132474317)
+    assert rate.value == pytest.approx(0.53516139, abs=1e-3)
     # Wider than the normal interval, for 40 labels are few.
-    assert 1 < (found.rate.high - found.rate.low) / (0.62609304 - 0.44422975) < 1.12
+    assert 1 < (rate.high - rate.low) / (0.62609304 - 0.44422975) < 1.12
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_rate_and_weight_are_those_of_the_authors_package():
 )
 def test_the_interval_covers_the_truth_whatever_the_judge_gives_too_much(n, others, bias, chances, least, most):
     rng, truth, tries = np.random.default_rng(1), chances[1] / 2 + chances[2], 1500
-    rates = [judges.corrected_rate(*draw(rng, n, others, bias=bias, chances=chances)).rate for _ in range(tries)]
+    rates = [judges.corrected_rate(*draw(rng, n, others, bias=bias, chances=chances))[0] for _ in range(tries)]
     assert least <= np.mean([rate.covers(truth) for rate in rates]) <= most
     # The judge alone is off by its bias.
     assert abs(np.mean([rate.value for rate in rates]) - truth) < 0.01
@@ -52,14 +52,14 @@ def test_the_interval_covers_the_truth_whatever_the_judge_gives_too_much(n, othe
 def test_a_judge_that_is_right_counts_and_one_that_guesses_does_not():
     rng = np.random.default_rng(0)
     labels = rng.choice([0.0, 1.0], 2000)
-    right = judges.corrected_rate(labels[:100], labels[:100], labels[100:])
-    guessed = judges.corrected_rate(labels[:100], rng.choice([0.0, 1.0], 100), rng.choice([0.0, 1.0], 1900))
-    assert right.weight == pytest.approx(1 / (1 + 100 / 1900), rel=0.02)
-    assert guessed.weight < 0.2
-    assert right.rate.high - right.rate.low < (guessed.rate.high - guessed.rate.low) / 3
+    right, weight = judges.corrected_rate(labels[:100], labels[:100], labels[100:])
+    guessed, little = judges.corrected_rate(labels[:100], rng.choice([0.0, 1.0], 100), rng.choice([0.0, 1.0], 1900))
+    assert weight == pytest.approx(1 / (1 + 100 / 1900), rel=0.02)
+    assert little < 0.2
+    assert right.high - right.low < (guessed.high - guessed.low) / 3
     # Without other prompts the labels stand alone, and too few are nothing.
-    alone = judges.corrected_rate(labels[:100], labels[:100], np.array([]))
-    assert (alone.weight, alone.rate.value) == (0.0, labels[:100].mean())
+    alone, none = judges.corrected_rate(labels[:100], labels[:100], np.array([]))
+    assert (none, alone.value) == (0.0, labels[:100].mean())
     assert judges.corrected_rate(labels[:19], labels[:19], labels) is None
 
 
@@ -91,8 +91,8 @@ def test_a_report_with_labels_has_the_corrected_rate(run, capsys):
     (row,) = table.frame.to_dict("records")
     judged = np.array([1.0 if index % 2 else float(index % 3 == 0) for index in range(60)])
     truth = np.array([float(index % 3 == 0) for index in range(40)])
-    expected = judges.corrected_rate(truth, judged[:40], judged[40:])
-    assert row["corrected"] == pytest.approx(expected.rate.value)
+    expected, _ = judges.corrected_rate(truth, judged[:40], judged[40:])
+    assert row["corrected"] == pytest.approx(expected.value)
     assert row["bias"] == pytest.approx((judged[:40] - truth).mean())
     assert (row["labelled"], row["prompts"], row["win_rate"]) == (40, 60, pytest.approx(judged.mean()))
     # The same as CSV.

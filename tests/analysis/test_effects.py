@@ -14,6 +14,11 @@ from slime_ray.analysis.statistics import TwoWay
 from .ends import difference_ends
 
 
+def claim_of(d, **options):
+    """What one comparison says alone."""
+    return effects.claims({"it": d}, **options)["it"]
+
+
 def grid(mean, *, seeds=8, prompts=200, between_seeds=0.0, between_prompts=0.0, rest=0.2, random=0):
     """(seeds, prompts) differences of exactly this mean."""
     rng = np.random.default_rng(random)
@@ -54,7 +59,7 @@ def test_sign_flips_are_seeded_and_never_say_zero():
 
 def test_the_paired_t_is_that_of_scipy():
     d = grid(0.02, between_seeds=0.02, between_prompts=0.1)
-    found = effects.effect(d)
+    found = claim_of(d)
     assert found.p_values["seeds"] == pytest.approx(stats.ttest_1samp(d.mean(axis=1), 0).pvalue)
     of_seeds = d.mean(axis=1)
     assert found.d_z == pytest.approx(of_seeds.mean() / of_seeds.std(ddof=1))
@@ -63,7 +68,7 @@ def test_the_paired_t_is_that_of_scipy():
 
 @pytest.mark.parametrize("mean", [0.0, 0.02, 0.04, 0.05])
 def test_what_the_t_over_seeds_and_prompts_sees_its_interval_leaves_out(mean):
-    found = effects.effect(grid(mean, between_seeds=0.03, between_prompts=0.2))
+    found = claim_of(grid(mean, between_seeds=0.03, between_prompts=0.2))
     assert (found.p_values["both"] < 0.05) == (not found.difference.covers(0.0)) == (mean >= 0.04)
 
 
@@ -72,30 +77,30 @@ def test_the_t_over_seeds_and_prompts_has_at_most_three_degrees_to_each_of_the_s
     d = np.tile(np.random.default_rng(0).normal(0.1, 1.0, 200), (5, 1))
     # Half a prompt that differs by 1, and half a one that does by -1, are added.
     error = np.sqrt(d[0].var(ddof=1) / 200 + 1 / 200**2)
-    assert effects.effect(d).p_values["both"] == pytest.approx(2 * stats.t.sf(d.mean() / error, 12))
+    assert claim_of(d).p_values["both"] == pytest.approx(2 * stats.t.sf(d.mean() / error, 12))
 
 
 def test_a_scalar_per_seed_has_the_paired_t_alone_with_its_interval():
     scores = np.array([0.1, 0.3, 0.2, 0.25, 0.15, 0.2])
-    found = effects.effect(scores)
+    found = claim_of(scores)
     known = stats.ttest_1samp(scores, 0)
     assert list(found.p_values) == ["seeds"]
     assert found.p_values["seeds"] == pytest.approx(known.pvalue)
     interval = known.confidence_interval()
     assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
     assert found.prompts == 0
-    alone = effects.effect(np.array([0.2]))
+    alone = claim_of(np.array([0.2]))
     assert (alone.difference.value, alone.p_values) == (0.2, {})
     assert np.isnan(alone.difference.low)
 
 
 def test_the_same_outcomes_have_no_effect_and_a_certain_one_has_no_doubt():
     none = effects.claims({"same": np.zeros((6, 40))})["same"]
-    assert (none.p, none.matters, none.effect.difference.value) == (1.0, False, 0.0)
+    assert (none.p, none.matters, none.difference.value) == (1.0, False, 0.0)
     assert none.corrected == dict.fromkeys(effects.TESTS, 1.0)
     certain = effects.claims({"all": np.ones((6, 40))})["all"]
     assert certain.matters
-    assert np.isnan(certain.effect.d_z)
+    assert np.isnan(certain.d_z)
 
 
 @pytest.mark.parametrize("size", [0.01, 1.0])
@@ -105,7 +110,7 @@ def test_stabilities_that_differ_by_the_same_with_every_seed_leave_room(size):
     expected = 2 * stats.t.sf(size / 0.2, 4)
     assert found.corrected == {"seeds": pytest.approx(expected)}
     half = stats.t.ppf(0.975, 4) * 0.2
-    ends = (found.effect.difference.low, found.effect.difference.high)
+    ends = (found.difference.low, found.difference.high)
     assert ends == pytest.approx((size - half, size + half))
     assert found.matters == (size == 1.0)
 
@@ -157,7 +162,7 @@ def test_prompts_of_one_topic_are_no_evidence_of_others():
     assert over_prompts.matters
     assert not over_topics.matters
     # Six topics have 64 flips, of which the topic's own sign is in the tail in half: nothing is seen.
-    assert over_topics.effect.p_values["prompts"] > 0.2
+    assert over_topics.p_values["prompts"] > 0.2
 
 
 def test_more_comparisons_ask_for_more():
@@ -183,7 +188,7 @@ def test_few_seeds_speak_of_these_checkpoints_and_claim_nothing(seeds):
     # Seeds differ wildly, which an interval of these checkpoints does not see.
     d = grid(0.5, seeds=seeds, between_seeds=0.2 if seeds > 1 else 0)
     claim = effects.claims({"a": d})["a"]
-    assert claim.effect.of_checkpoints
+    assert claim.of_checkpoints
     assert claim.verdict == "these checkpoints only"
     assert np.isnan(claim.p)
     assert not claim.matters
@@ -191,15 +196,15 @@ def test_few_seeds_speak_of_these_checkpoints_and_claim_nothing(seeds):
     assert (claim.settling is None) == (seeds == 1)
     # Half a prompt that differs by 1 is added, and half a one that does by -1.
     width = 2 * stats.t.ppf(0.975, 199) * np.sqrt(d.mean(axis=0).var() / 200 + 1 / 200**2)
-    assert claim.effect.difference.high - claim.effect.difference.low == pytest.approx(width)
+    assert claim.difference.high - claim.difference.low == pytest.approx(width)
 
 
 def test_from_five_seeds_on_a_method_is_spoken_of():
     d = grid(0.5, seeds=5, between_seeds=0.01)
     claim = effects.claims({"a": d})["a"]
-    assert not claim.effect.of_checkpoints
+    assert not claim.of_checkpoints
     assert claim.verdict == "matters"
-    difference = claim.effect.difference
+    difference = claim.difference
     assert (difference.low, difference.high) == pytest.approx(difference_ends(d))
 
 
@@ -217,7 +222,7 @@ def test_improvement_is_the_share_of_better_outcomes_with_half_the_ties():
     )
 )
 def test_swapping_the_sides_mirrors_everything(d):
-    one, other = effects.effect(d, flips=500), effects.effect(-d, flips=500)
+    one, other = claim_of(d, flips=500), claim_of(-d, flips=500)
     assert other.difference.value == pytest.approx(-one.difference.value)
     assert (other.difference.low, other.difference.high) == pytest.approx(
         (-one.difference.high, -one.difference.low), abs=1e-6, nan_ok=True
@@ -235,7 +240,7 @@ QUARTERS = st.integers(-4, 4).map(lambda quarters: quarters / 4)
 def test_the_order_of_seeds_is_irrelevant(d, random):
     order = list(range(len(d)))
     random.shuffle(order)
-    one, other = effects.effect(d, flips=500), effects.effect(d[order], flips=500)
+    one, other = claim_of(d, flips=500), claim_of(d[order], flips=500)
     assert other.p_values == pytest.approx(one.p_values, abs=0.01)
     assert other.difference.low == pytest.approx(one.difference.low, abs=1e-9, nan_ok=True)
 

@@ -72,7 +72,7 @@ def test_a_contrast_of_outcomes_has_the_interval_of_a_difference():
     rng = np.random.default_rng(0)
     without, present = rng.random((2, 6, 30))
     outcomes = np.stack([without, present])
-    paired = effects.effect(present - without).difference
+    paired = effects.interval(present - without)
     for weights in (
         factorial_table.effect_weights(["a"])[("a",)],
         factorial_table.shapley_weights(["a"])["a"],

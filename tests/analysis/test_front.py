@@ -15,7 +15,7 @@ from slime_ray.analysis.knobs import Searched
 
 from slime_ray.runs.results import Run
 
-from .searches import points_run, search_run
+from .searches import SPACE, points_run, search_run
 
 POINTS = arrays(float, st.tuples(st.integers(1, 12), st.just(2)), elements=st.integers(0, 5).map(float))
 
@@ -211,13 +211,6 @@ def test_the_expected_best_of_one_scatters_as_a_mean_does():
     assert Spent.of(searched).resampled["win_rate"][:, 0].std() == pytest.approx(spread, rel=0.1)
 
 
-def test_in_random_order_the_same_trials_end_at_the_same_hypervolume():
-    spent = Spent.of(Searched.of(search_run(30)))
-    assert spent.shuffled.shape == (front.ORDERS, 30)
-    assert spent.shuffled[:, -1] == pytest.approx(spent.hypervolume[-1])
-    assert (np.diff(spent.hypervolume) >= 0).all()
-
-
 def test_the_table_has_a_row_for_each_doubling_and_says_where_the_hypervolume_starts():
     table = front.budget_curve(searched := Searched.of(search_run(20)), Spent.of(searched))
     assert table.frame["trials"].tolist() == [1, 2, 4, 8, 16, 20]
@@ -249,4 +242,12 @@ def test_a_search_of_which_nothing_completed_has_no_curve():
     run = points_run([(np.nan, 0.0)], status=["diverged"])
     searched = Searched.of(run)
     assert Spent.of(searched) is None
-    assert front.budget_curve(searched, None).frame.empty
+
+
+def test_what_a_trial_set_is_said_in_a_line():
+    run = search_run(2)
+    run.trials.loc[0, [f"knob.{path}" for path in SPACE]] = [0.123456, 1e-05, 2048.0, '"linear"', None]
+    assert front.knob_notes(Searched.of(run), ["search-0001"]) == [
+        "search-0001: hard_margin=0.123 anchor_weight=1e-05 pairs_per_update=2048 schedule=linear"
+    ]
+    assert front.knob_notes(Searched.of(points_run([(0.5, 0.5)], phase=["arm"])), []) == []

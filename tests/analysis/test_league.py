@@ -153,8 +153,8 @@ def test_ranks_follow_from_holm_over_an_entrys_own_comparisons():
 
 def claim(p):
     """Of a pair whose first is ahead."""
-    ahead = effects.Effect(statistics.Interval(0.1, 0.0, 0.2), 5, 100, {"seeds": p / 2, "both": p}, 1.0)
-    return effects.Claim(np.zeros((5, 1)), ahead, {}, 0.05)
+    p_values = {"seeds": p / 2, "both": p}
+    return effects.Claim(np.zeros((5, 100)), statistics.Interval(0.1, 0.0, 0.2), p_values, {}, 0.05)
 
 
 def test_ranks_are_corrected_over_the_entrys_own_pairs_and_need_all_tests():
@@ -247,7 +247,7 @@ def test_few_seeds_separate_nothing_and_say_so():
     found = standings_of(by_rate([0.9, 0.1], seeds=3))
     table = league_tables.standings(found)
     assert table.frame["rank_low"].isna().all()
-    assert any("3 common seeds" in note for note in table.notes)
+    assert any("3 seeds per row" in note for note in table.notes)
     open_, _ = league_tables.sentences(found, table)
     assert any("these checkpoints only" in sentence for sentence in open_)
 
@@ -292,7 +292,7 @@ def test_the_defaults_are_paired_with_the_winner():
     d = won["a"] - plain["a"]
     assert frame.loc["a", "difference"] == pytest.approx(d.mean())
     assert frame.loc["a", "difference_low"] < d.mean() < frame.loc["a", "difference_high"]
-    assert frame.loc["a", "knobs"] == "beta 0.1 to 0.4 (x4)"
+    assert frame.loc["a", "knobs"] == "beta 0.1 to 0.4"
     assert np.isnan(frame.loc["b", "difference"])
 
 

@@ -171,7 +171,7 @@ def test_the_answer_is_what_the_numbers_say(judged_run):
         said[0]
         == "nll has the highest win rate: 75.0 % [54.0, 88.5], at stability 0.70 (2 seeds, 24 prompts, judge exact, 96 verdicts)."
     )
-    assert "Of the rows that cannot be told apart, nll is the most stable (0.70)." in said
+    assert "Of the rows that cannot be told apart, nll has the highest stability: 0.70." in said
     assert any(one.startswith("Worse than the baseline on these prompts: ") and "(at least " in one for one in said)
     assert any(sentence.startswith("Search: 5 of 8 trials on the front") for sentence in said)
 
@@ -182,7 +182,7 @@ def test_a_clear_winner_is_called_separable(tmp_path):
     run = results.load(finish(tmp_path))
     open_, said = answer(run)
     assert "separable from every other row" in said[0]
-    assert not any("told apart" in sentence for sentence in open_)
+    assert not any("wins most" in sentence for sentence in open_)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +221,36 @@ def test_without_a_judge_no_win_is_claimed(unjudged_run):
     open_, said = answer(run)
     assert any("nothing was judged" in sentence for sentence in open_)
     assert not any("win rate" in sentence for sentence in said)
+
+
+@pytest.mark.parametrize(
+    ("answers", "stabilities", "opened"),
+    [
+        (6, {"a": 0.9, "b": 0.1}, ["How stable the rows are: S rests on 6 answers of each trial; below 20"]),
+        (24, {"a": 0.9, "b": 0.1}, []),
+        (24, {"a": 0.5, "b": 0.49}, ["Which of a and b is the most stable: by the intervals of S they cannot be told"]),
+    ],
+)
+def test_a_stability_that_chance_may_have_made_is_not_settled_without_a_judge(tmp_path, answers, stabilities, opened):
+    add_trial(tmp_path, "sft", label="sft", won=[1.0] * answers, win_rate=None, judge="none", updates=0, stability=1.0)
+    for label, stability in stabilities.items():
+        about = {"win_rate": None, "judge": "none", "pairs": 40, "preference_accuracy": stability}
+        shift = 0.35 * (1 / stability - 1) ** 0.5
+        add_trial(tmp_path, label, label=label, won=[1.0] * answers, stability=stability, entropy_shift=shift, **about)
+    run = results.load(finish(tmp_path, {"judge": "none"}))
+    # Each S with the ends that its label has; the bootstrap of S itself is held in test_stability.
+    main = tables.win_rate_stability(run)
+    main.frame["stability_low"], main.frame["stability_high"] = main.frame["stability"] - 0.05, main.frame["stability"]
+    open_, _ = report.answer(run, main)
+    said = [sentence for sentence in open_ if " stable" in sentence]
+    assert [one[: len(start)] for one, start in zip(said, opened, strict=True)] == opened
+
+
+def test_rows_without_an_interval_of_stability_are_not_told_apart_by_it(tmp_path):
+    for label, stability in (("a", 0.9), ("b", 0.1)):
+        add_trial(tmp_path, label, label=label, won=[1.0, 0.0], win_rate=None, judge="none", stability=stability)
+    open_, _ = answer(results.load(finish(tmp_path, {"judge": "none"})))
+    assert any(one.startswith("Which of a and b is the most stable") for one in open_)
 
 
 def test_the_page_tells_versions_hashes_data_and_estimators(page):
@@ -264,6 +294,10 @@ def test_the_default_place_is_inside_the_run_and_both_may_be_given_as_text(tmp_p
 @pytest.mark.usefixtures("sketched")
 def test_the_terminal_gets_the_tables_or_the_search(written, search_only_run, tmp_path):
     assert "win rate % [95 %]" in written.text
+    # What the search found: the winner first, then the front.
+    assert re.findall(r"^search-\d+: hard_margin=\S+$", written.text, re.MULTILINE) == [
+        "search-0004: hard_margin=2", *(f"search-000{trial}: hard_margin={trial / 2:g}" for trial in (4, 3, 2, 1, 0)),
+    ]  # fmt: skip
     assert "search-0002" in report.write_report(search_only_run, tmp_path).text
 
 
@@ -330,7 +364,7 @@ def test_a_run_with_a_design_has_its_tables_as_files_on_the_page_and_in_the_term
         "The ablation",
         "Effects of the components",
         "Beside the paper",
-        "Effect of a cell: its outcomes minus",
+        "each cell minus full in points",
     ):
         assert words in page
     elements(page)

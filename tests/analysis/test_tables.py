@@ -81,7 +81,7 @@ def test_rows_are_compared_on_the_seeds_that_both_have_and_the_rest_is_named(tmp
     table = tables.win_rate_stability(results.load(finish(tmp_path)))
     assert table.frame["win_rate_mark"].tolist() == ["best", "best", "best"]
     notes = "\n".join(table.notes)
-    assert "on the seeds that both have. Left out of that: seed 2 of a and seed 0 of b (beside b)." in notes
+    assert "the seeds that both have. Not common to all: seeds 1, 2 of a and seeds 0, 1 of b and seed 7 of c." in notes
     assert "No seed, or no prompt, in common with a, so neither compared with it nor told apart: c." in notes
 
 
@@ -151,20 +151,21 @@ def test_temperatures_of_categories_are_named_with_them_and_nothing_is_said_wher
     decoding = {"temperature": 0.0, "temperatures": {"writing": 0.7, "stem": 0.1}, "batch": 4}
     words = "temperature 0.0, batch 4, temperature 0.7 for writing, temperature 0.1 for stem"
     assert rows.decoding_words({"decoding": decoding}) == words
-    assert rows.decoding_words({"decoding": decoding | {"temperatures": {}}}) == "temperature 0.0, batch 4"
+    # A batch that memory decides is null.
+    assert rows.decoding_words({"decoding": decoding | {"temperatures": {}, "batch": None}}) == "temperature 0.0"
     assert rows.decoding_words({}) == "not recorded"
 
 
-def test_the_caption_names_estimator_prompts_seeds_judge_version_and_decoding(main):
+def test_caption_and_first_note_name_estimator_prompts_seeds_judge_version_and_decoding(main):
     for words in (
         "95 % score interval over prompts",
         f"{PROMPTS} report prompts",
         "Seeds 0, 1",
         "judge exact",
     ):
-        assert words in main.caption
-    assert "stability-v1" in main.caption
-    assert "temperature 1.0" in main.caption
+        assert words in main.caption + main.notes[0]
+    assert "stability-v1" in main.notes[0]
+    assert main.notes[0].endswith("Decoding: temperature 1.0.")
 
 
 @pytest.mark.parametrize(("seeds", "said"), [(1, True), (4, True), (5, False)])
@@ -297,7 +298,7 @@ def test_one_row_with_few_finished_seeds_is_enough_to_speak_of_checkpoints_only(
         status = {} if seed else {"status": "failed", "reason": "no memory", "stability": 0.0}
         add_trial(tmp_path, f"b{seed}", label="b", seed=seed, won=[1.0, 0.0] if seed else None, **status)
     table = tables.win_rate_stability(results.load(finish(tmp_path, {"seeds": list(range(5))})))
-    assert any(note.startswith("These checkpoints only: 4 to 5 finished seeds per row") for note in table.notes)
+    assert any(note.startswith("These checkpoints only: 4 to 5 seeds per row") for note in table.notes)
 
 
 def test_answers_to_one_prompt_stay_together_and_do_not_narrow_the_interval(tmp_path):
