@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from .printing import Column, Table, interval_cells, numbers
 
 _NAME = re.compile(r"samples_(?P<task>.+?)(_\d{4}-\d\d-\d\dT[\d.:-]+)?\.jsonl")
 _HASHES = {"doc_hash": "document", "prompt_hash": "prompt", "target_hash": "target"}
+POOLED = "mean of tasks"
+"""Row of the mean over tasks."""
+
 Metric = tuple[str, str]
 """Name of a metric, and of the filter of answers."""
 Samples = dict[Any, tuple[dict[str, Any], dict[Metric, float]]]
@@ -36,7 +39,7 @@ def are_samples(path: Path) -> bool:
 
 
 def compare_samples(paths: Sequence[Path]) -> Table:
-    """Return the second model's values minus the first's, by task and metric.
+    """Return the second model's values minus the first's, by task and metric, and as the mean over tasks.
 
     Args:
         paths: Two files or folders of samples.
@@ -56,7 +59,7 @@ def compare_samples(paths: Sequence[Path]) -> Table:
             f"{paths[0]} has samples of {', '.join(sorted(first))}, and {paths[1]} of {', '.join(sorted(second))}. "
             "Give samples of the same tasks."
         )
-    rows = []
+    rows, changes = [], {}
     for task in tasks:
         _refuse_others(task, first[task], second[task], paths)
         shared = sorted(first[task].keys() & second[task].keys(), key=str)
@@ -64,12 +67,17 @@ def compare_samples(paths: Sequence[Path]) -> Table:
             pairs = np.array([[own[task][name][1].get(metric, math.nan) for name in shared] for own in (first, second)])
             pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
             if pairs.size:
+                changes[task, metric] = pairs[1] - pairs[0]
                 alone = sum(len(own[task]) - pairs.shape[1] for own in (first, second))
-                about = {"task": task, "metric": metric[0], "filter": metric[1], "documents": pairs.shape[1]}
-                rows.append({**about, "left_out": alone, **_row(pairs)})
+                shares = bool(((pairs >= 0) & (pairs <= 1)).all())
+                rows.append(
+                    _row(task, metric, pairs.shape[1], alone, pairs.mean(axis=1), shares, [pairs[1] - pairs[0]])
+                )
+    rows += _pooled(rows, changes)
     notes = [
         "change: the second minus the first, paired by document, with its 95 % interval over documents (Student's t). "
-        "Whether more is better depends on the metric. An interval that covers 0 does not show that nothing was lost."
+        "Whether more is better depends on the metric. An interval that covers 0 does not show that nothing was lost.",
+        f"{POOLED}: every task counts the same; its interval is over the documents of these tasks, not over tasks.",
     ]
     if apart := sorted(first.keys() ^ second.keys()):
         notes.append(f"Of one model alone, and left out: {', '.join(apart)}.")
@@ -169,15 +177,48 @@ def _refuse_others(task: str, first: Samples, second: Samples, paths: Sequence[P
             )
 
 
-def _row(pairs: np.ndarray) -> dict[str, Any]:
-    """Both means and the mean change with its interval. pairs: (2, documents) values of the first and the second.
+def _row(
+    task: str, metric: Metric, documents: int, alone: int, means: Any, shares: bool, changes: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    """A row of the table. means: of the first and the second. changes: of the documents of each task in the row."""
+    return {
+        "task": task,
+        "metric": metric[0],
+        "filter": metric[1],
+        "documents": documents,
+        "left_out": alone,
+        "first": float(means[0]),
+        "second": float(means[1]),
+        "shares": shares,
+        **statistics.columns({"change": _mean_of_tasks(changes, shares=shares)}),
+    }
 
-    Of values from 0 to 1 documents that all agree leave room, as in `difference_interval`.
+
+def _mean_of_tasks(changes: Sequence[np.ndarray], *, shares: bool) -> statistics.Interval:
+    """The mean over tasks of the mean over documents, with Student's t interval; Satterthwaite's degrees of freedom.
+
+    shares: whether values are from 0 to 1, so that documents that all agree leave room, as in `difference_interval`.
     """
-    change, documents = pairs[1] - pairs[0], pairs.shape[1]
-    error = float(change.std(ddof=1) / math.sqrt(documents)) if documents >= statistics.FEWEST_UNITS else math.nan
-    if ((pairs >= 0) & (pairs <= 1)).all():
-        error = statistics.difference_error(error**2, documents)
-    interval = statistics.student_interval(float(change.mean()), error or math.nan, documents - 1)
-    first, second = pairs.mean(axis=1).tolist()
-    return {"first": first, "second": second, **statistics.columns({"change": interval})}
+    value = float(np.mean([change.mean() for change in changes]))
+    sizes = np.array([len(change) for change in changes])
+    if sizes.min() < statistics.FEWEST_UNITS:
+        return statistics.Interval(value, math.nan, math.nan)
+    variances = np.array([change.var(ddof=1) for change in changes]) / sizes
+    variances += 2 * statistics.PRIOR / sizes**2 * shares
+    if not variances.any():
+        return statistics.Interval(value, math.nan, math.nan)
+    freedom = variances.sum() ** 2 / (variances**2 / (sizes - 1)).sum()
+    return statistics.student_interval(value, math.sqrt(variances.sum()) / len(changes), freedom)
+
+
+def _pooled(
+    rows: Sequence[dict[str, Any]], changes: Mapping[tuple[str, Metric], np.ndarray]
+) -> Iterator[dict[str, Any]]:
+    """The mean over tasks of every metric that several have."""
+    for metric in sorted({metric for _, metric in changes}):
+        of_tasks = [change for (_, own), change in changes.items() if own == metric]
+        own = [row for row in rows if (row["metric"], row["filter"]) == metric]
+        if len(of_tasks) > 1:
+            documents, alone = (sum(row[name] for row in own) for name in ("documents", "left_out"))
+            means = [np.mean([row[name] for row in own]) for name in ("first", "second")]
+            yield _row(POOLED, metric, documents, alone, means, all(row["shares"] for row in own), of_tasks)

@@ -12,7 +12,7 @@ from slime_ray.runs import results
 from . import effects, rows, statistics
 from .ablation_table import p_words
 from .front import expected_best
-from .knobs import short, unit_of
+from .knobs import is_number, short, unit_of
 from .league import Member, Standings
 from .printing import ABSENT, Column, Sentences, Table, cells, empty, interval_cells, measure, number, numbers
 from .rows import FINISHED, basis
@@ -234,8 +234,13 @@ def defaults(found: Standings) -> Table:
         if member.winner is None:
             continue
         chosen = member.trials[member.trials["trial_id"] == member.winner].iloc[0]
+        space = member.entry.search.get("dimensions") or {}
+        # Behind a bracket a dimension's name says when it exists.
+        on_log = {
+            name.partition("[")[0] for name, ways in space.items() if any("log" in way for way in ways if ways[way])
+        }
         knobs = [
-            f"{path.rpartition('.')[2]} {short(value)} to {short(chosen.get(results.KNOB + path))}"
+            _knob(path, value, chosen.get(results.KNOB + path), on_log_scale=path in on_log)
             for path, value in member.entry.defaults.items()
         ]
         one, other, gap = found.of_entry(label), found.of_entry(label, DEFAULTS), None
@@ -264,7 +269,8 @@ def defaults(found: Standings) -> Table:
         frame=frame,
         caption="Winners beside their objective's defaults, which are run at the winner's learning rate.",
         notes=[
-            "knobs: default, then the winner's value. difference: winner minus defaults in points, paired by seed and "
+            "knobs: default, then the winner's value; in parentheses their ratio where the knob is searched by its "
+            "logarithm, else their difference. difference: winner minus defaults in points, paired by seed and "
             "prompt, one comparison each. Without defaults: the winner has them, or they were not run "
             "(league.defaults)."
         ],
@@ -278,6 +284,15 @@ def defaults(found: Standings) -> Table:
         ),
         remarks=tuple(frame["note"]),
     )
+
+
+def _knob(path: str, default: Any, value: Any, *, on_log_scale: bool) -> str:
+    words = f"{path.rpartition('.')[2]} {short(default)} to {short(value)}"
+    if not (is_number(default) and is_number(value)) or pd.isna(value):
+        return words
+    if on_log_scale and default > 0 and value > 0:
+        return f"{words} (x{value / default:.2g})"
+    return f"{words} ({value - default:+.2g})"
 
 
 def sentences(found: Standings, table: Table) -> Sentences:

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_ind, ttest_rel
 from slime_ray.analysis.harness import are_samples, compare_samples
 
 from slime_ray.cli import main
@@ -64,6 +64,26 @@ def test_models_that_agree_on_all_documents_have_an_interval_or_are_said_to_have
     table = compare_samples([write("sft", a=values(*points)), write("slime", a=values(*points))])
     assert np.isnan(row(table, "a")["change_low"])
     assert table.notes[-1].startswith("Without ends")
+
+
+def test_every_task_counts_the_same_in_the_mean_of_tasks(write):
+    # Changes: 1 of 2 documents, and 0 of 8: the mean of tasks is 1/4, that of documents would be 1/10.
+    first = write("sft", a=values(0.0, 0.0), b=values(*[1.0] * 8))
+    table = compare_samples([first, write("slime", a=values(1.0, 0.0), b=values(*[1.0] * 8))])
+    assert row(table, "mean of tasks")["change"] == pytest.approx(0.25)
+    assert row(table, "mean of tasks")["documents"] == 10
+
+
+def test_the_interval_of_the_mean_of_tasks_is_welchs_of_two(write):
+    # The mean of a and b is half of a minus -b, whose interval scipy has by Welch and Satterthwaite.
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(0.2, 1, 30), rng.normal(-0.1, 3, 12)
+    table = compare_samples(
+        [write("sft", a=values(*[0.0] * 30), b=values(*[0.0] * 12)), write("slime", a=values(*a), b=values(*b))]
+    )
+    expected = ttest_ind(a, -b, equal_var=False).confidence_interval(0.95)
+    found = row(table, "mean of tasks")
+    assert (2 * found["change_low"], 2 * found["change_high"]) == pytest.approx(tuple(expected))
 
 
 def test_documents_of_one_model_alone_are_left_out_and_counted(write):

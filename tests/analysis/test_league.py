@@ -292,7 +292,7 @@ def test_the_defaults_are_paired_with_the_winner():
     d = won["a"] - plain["a"]
     assert frame.loc["a", "difference"] == pytest.approx(d.mean())
     assert frame.loc["a", "difference_low"] < d.mean() < frame.loc["a", "difference_high"]
-    assert frame.loc["a", "knobs"] == "beta 0.1 to 0.4"
+    assert frame.loc["a", "knobs"] == "beta 0.1 to 0.4 (x4)"
     assert np.isnan(frame.loc["b", "difference"])
 
 
