@@ -8,7 +8,7 @@ from slime_ray.config.experiment import Experiment, Phase
 from slime_ray.errors import InputError
 from slime_ray.model.footprint import Memory
 from slime_ray.planning.prices import Gpu, GpuPrices
-from slime_ray.planning.rates import MeasuredRates, Range
+from slime_ray.planning.rates import ZERO, MeasuredRates, Range
 from slime_ray.planning.tables import table
 
 GIB = 2**30
@@ -68,9 +68,9 @@ class Judging:
     what a budget that is too small does, as a sentence."""
 
     judge: str
-    requests: Range = Range.exactly(0.0)  # noqa: RUF009
-    input_tokens: Range = Range.exactly(0.0)  # noqa: RUF009
-    output_tokens: Range = Range.exactly(0.0)  # noqa: RUF009
+    requests: Range = ZERO
+    input_tokens: Range = ZERO
+    output_tokens: Range = ZERO
     cost: Range | None = None
     budget: str | None = None
 
@@ -120,7 +120,7 @@ class Plan:
     @property
     def tokens(self) -> Range:
         """Of preference training, in all trials."""
-        return sum((row.tokens for row in self.rows), Range.exactly(0.0))
+        return sum((row.tokens for row in self.rows), ZERO)
 
     @property
     def peak(self) -> float:

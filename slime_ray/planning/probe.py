@@ -33,7 +33,7 @@ from slime_ray.model.quantized import refuse_quantized
 from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.objectives import Objective, SftObjective
 from slime_ray.planning.material import Sample
-from slime_ray.planning.rates import MeasuredRates, Rates
+from slime_ray.planning.rates import MeasuredRates, ProbedRates
 from slime_ray.training.policies import row_budget, to_device
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer
 from slime_ray.training.worker import reset_process
@@ -120,7 +120,7 @@ def probe(
     timed["save"] = _took(lambda: _save(policy, scratch / "model"))
     World.current().broadcast(None)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    return MeasuredRates(Rates(**timed), _peak_bytes(), device)
+    return MeasuredRates(ProbedRates(**timed), _peak_bytes(), device)
 
 
 def _updates(

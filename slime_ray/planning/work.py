@@ -4,7 +4,7 @@ And what judging the answers takes: requests to language models, tokens, cost, a
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -15,13 +15,11 @@ from slime_ray.model.flops import Layout, Lengths, Sizes, forward_flops, step_fl
 from slime_ray.model.footprint import Footprint
 from slime_ray.planning.material import DataPart, Material, PromptCounts
 from slime_ray.planning.plan import Judging
-from slime_ray.planning.rates import End, Range
+from slime_ray.planning.rates import ZERO, Range, Work
 from slime_ray.runs.results import RETENTION
 
 CURVE_PAIRS = 128
 """Held-out pairs of a measurement during training, as `training.loop` has it."""
-Work = Mapping[str, float]
-"""Amounts by the fields of `Rates`."""
 CHARACTERS = 4.0
 """Of a token of a judge's template, about."""
 SHOWN = Range(0.7, 1.0, 1.5)
@@ -30,11 +28,11 @@ SHOWN = Range(0.7, 1.0, 1.5)
 
 def joined(works: Iterable[Work]) -> Work:
     """All of the works together."""
-    found: dict[str, float] = {}
+    total: dict[str, float | Range] = {}
     for work in works:
-        for name, amount in work.items():
-            found[name] = found.get(name, 0.0) + amount
-    return found
+        for unit, amount in work.items():
+            total[unit] = total.get(unit, 0.0) + amount
+    return total
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Amounts:
         sentinel = self.settings.sentinel
         return 0 if sentinel.action == "none" else min(sentinel.prompts, self.material.prompts["selection"].count)
 
-    def trial(self, prompts: Literal["selection", "report"], *, seed: int, end: End = "expected") -> TrialWork:
+    def trial(self, prompts: Literal["selection", "report"], *, seed: int) -> TrialWork:
         """A trial that is trained to its end, answers the prompts of a set and is judged on them."""
         settings, material = self.settings, self.material
         schedule, evaluation = settings.training, settings.evaluation
@@ -91,7 +89,7 @@ class Amounts:
         one = joined(
             [
                 self.reading(material.held_out, min(CURVE_PAIRS, material.held_out.count)),
-                self.decoding(watched, material.prompts["selection"].tokens, end),
+                self.decoding(watched, material.prompts["selection"].tokens),
             ]
         )
         course = joined([training.work, *[one] * len(marks), self._verdicts(judged)])
@@ -99,8 +97,8 @@ class Amounts:
             [
                 self.reading(material.held_out, material.held_out.count),
                 self._divergence(asked, min(evaluation.kl_prompts, asked.turns)),
-                self.answering(asked, end),
-                *(self.answering(material.prompts[name], end) for name in (RETENTION,) if name in material.prompts),
+                self.answering(asked),
+                *(self.answering(material.prompts[name]) for name in (RETENTION,) if name in material.prompts),
                 self._verdicts(asked.turns),
                 # The divergence of a model without adapters is from a second one.
                 {"load": 1 if settings.model.lora else 2, "save": 1, "saved_byte": self.model.saved},
@@ -142,12 +140,12 @@ class Amounts:
         flops = count * part.scale * _forward_flops(self.model.sizes, part.lengths) if count else 0.0
         return {"read_token": count * self._mean_row(part), "flop": flops}
 
-    def answering(self, asked: PromptCounts, end: End) -> Work:
+    def answering(self, asked: PromptCounts) -> Work:
         """Answers to a set of prompts; later turns come after the answers to the earlier ones."""
-        later = self.decoding(asked.turns - asked.count, 2 * asked.tokens + self.material.answer, end)
-        return joined([self.decoding(asked.count, asked.tokens, end), later])
+        later = self.decoding(asked.turns - asked.count, 2 * asked.tokens + self.material.answer)
+        return joined([self.decoding(asked.count, asked.tokens), later])
 
-    def decoding(self, answers: int, prompt_tokens: float, end: End) -> Work:
+    def decoding(self, answers: int, prompt_tokens: float) -> Work:
         """Batches of answers: whole ones, and what is left."""
         size = self.batch
         whole, rest = divmod(answers, size)
@@ -156,17 +154,17 @@ class Amounts:
             if batches and batch:
                 # Of several workers each draws its share of the batches; the slowest one is waited for.
                 rounds = -(-batches // self.workers)
-                steps, prompts = rounds * self._steps(batch, end), rounds * batch * prompt_tokens
+                steps, prompts = rounds * self._steps(batch), rounds * batch * prompt_tokens
                 # One worker alone reads a batch's prompts.
                 flops = prompts * 2 * self.model.sizes.linear * self.workers
                 parts.append({"decode_step": steps, "decode_row": steps * batch, "read_token": prompts, "flop": flops})
         return joined(parts)
 
-    def _steps(self, batch: int, end: End) -> float:
+    def _steps(self, batch: int) -> Range:
         """Steps of a batch: about the longest of so many of the data's completions; its limit at most."""
         limit = self.settings.evaluation.decoding.max_new_tokens
         longest = min(limit, self.material.longest(batch) + 1)
-        return {"low": 0.8 * longest, "expected": longest, "high": limit}[end]
+        return Range(0.8 * longest, longest, limit)
 
     def _divergence(self, asked: PromptCounts, count: int) -> Work:
         tokens = count * (asked.tokens + self.material.answer)
@@ -180,10 +178,10 @@ class Amounts:
         paired = any(each.rejected for each in part.lengths)
         return part.tokens + (part.prompt if paired and not self.model.packed else 0.0)
 
-    def stages(self, end: End = "expected") -> dict[str, Work]:
+    def stages(self) -> dict[str, Work]:
         """The work of the shared stages but the first, in the order in which they are made."""
         held_out = self.material.held_out
-        answers = joined(self.answering(asked, end) for asked in self.material.prompts.values())
+        answers = joined(self.answering(asked) for asked in self.material.prompts.values())
         save = {"load": 1, "save": 1, "saved_byte": self.model.merged}
         return {
             "sft": joined([save, self.demonstrations.work if self.demonstrations else {}]),
@@ -233,13 +231,13 @@ def plan_judging(settings: Settings, requests: Range, material: Material) -> Jud
     ]
     if not parts:
         return Judging(settings.judge_identity)
-    costs, nothing = [part.cost for part in parts if part.cost], Range.exactly(0.0)
+    costs = [part.cost for part in parts if part.cost]
     return Judging(
         settings.judge_identity,
         requests,
-        sum((part.input_tokens for part in parts), nothing),
-        sum((part.output_tokens for part in parts), nothing),
-        sum(costs, nothing) if len(costs) == len(parts) else None,
+        sum((part.input_tokens for part in parts), ZERO),
+        sum((part.output_tokens for part in parts), ZERO),
+        sum(costs, ZERO) if len(costs) == len(parts) else None,
         next((part.budget for part in parts if part.budget), None),
     )
 

@@ -9,6 +9,7 @@ from slime_ray.errors import InputError
 from slime_ray.model.flops import Layout, Lengths, step_flops
 from slime_ray.model.footprint import footprint
 from slime_ray.planning.material import DataAssumptions, DataPart, Material, PromptCounts, find_material, parse_lengths
+from slime_ray.planning.rates import Range
 from slime_ray.planning.work import Amounts
 
 from .conftest import TINY
@@ -114,12 +115,11 @@ def test_a_trial_by_hand(load):
     # fewer than the sentinel's 32, answered in batches of 4: one whole, one of 2. The longest
     # answer has 7 tokens, and its stop token makes 8, which is the limit.
     assert work.course["read_token"] == 3 * (128 * 60 + 6 * 10)
-    assert work.course["decode_step"] == 3 * (8 + 8)
-    assert work.course["decode_row"] == 3 * (4 * 8 + 2 * 8)
+    assert work.course["decode_step"].expected == 3 * (8 + 8)
+    assert work.course["decode_row"].expected == 3 * (4 * 8 + 2 * 8)
     # 10 first turns and 4 second ones, whose prompts hold the first and its answer: 2 * 10 + 6.
-    assert work.end["decode_row"] == 14 * 8
-    assert work.end["decode_step"] == 4 * 8
-    assert amounts.trial("report", seed=0, end="low").end["decode_step"] == 4 * 0.8 * 8
+    assert work.end["decode_row"].expected == 14 * 8
+    assert work.end["decode_step"] == Range(4 * 0.8 * 8, 4 * 8, 4 * 8)
     assert work.end["read_token"] == 200 * 60 + 10 * 10 + 4 * (2 * 10 + 6)
     assert work.end["compare_token"] == 4 * (10 + 6)
     # 14 answers and 14 of the baseline's.
@@ -130,15 +130,15 @@ def test_a_trial_without_updates_answers_and_is_judged(load):
     work = amounts_of(load(TINY + ARMS, training__updates=0), MEAN).trial("selection", seed=0)
     assert (work.training.updates, work.training.tokens, work.training.exact) == (0, 0, True)
     assert work.course == {"update": 0, "token": 0, "flop": 0, "verdict": 0}
-    assert work.end["decode_row"] == 6 * 8
+    assert work.end["decode_row"].expected == 6 * 8
 
 
 def test_workers_share_the_batches_of_answers(load):
     text = TINY.replace("batch: 4", "batch: 1") + ARMS
     alone, of_three = (amounts_of(load(text), MEAN, workers=workers).trial("report", seed=0) for workers in (1, 3))
-    steps = alone.end["decode_step"] / 14
+    steps = alone.end["decode_step"].expected / 14
     # 10 and 4 batches among 3: four rounds, and two.
-    assert of_three.end["decode_step"] == (4 + 2) * steps
+    assert of_three.end["decode_step"].expected == (4 + 2) * steps
 
 
 def test_models_that_share_no_prompts_read_them_twice(load, tmp_path):
@@ -155,7 +155,7 @@ def test_stages_by_hand(load):
     made = amounts.stages()
     assert (made["sft"]["sft_update"], made["sft"]["sft_token"]) == (4, 4 * 8 * 30)
     assert made["step0"]["read_token"] == 200 * 60
-    assert made["baseline"]["decode_row"] == (6 + 14) * 8
+    assert made["baseline"]["decode_row"].expected == (6 + 14) * 8
     assert amounts.reference()["read_token"] == 40 * 60
 
 

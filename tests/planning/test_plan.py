@@ -11,7 +11,7 @@ from slime_ray.model.footprint import FRAGMENTS, footprint, peak_memory
 from slime_ray.planning.estimate import Planner
 from slime_ray.planning.material import DataAssumptions
 from slime_ray.planning.plan import Cluster
-from slime_ray.planning.rates import MeasuredRates, Range, Rates
+from slime_ray.planning.rates import MeasuredRates, ProbedRates, Range
 
 from .conftest import ON_H100, TINY
 
@@ -152,7 +152,7 @@ def test_a_budget_that_ends_it_early_is_said(load):
     assert "Warning: budget.hours" in plan.text()
 
 
-RATES = Rates(
+RATES = ProbedRates(
     update=0.5, token=0.001, sft_update=0.25, sft_token=0.002, read_token=0.0005, compare_token=0.004, decode_step=0.01,
     decode_row=0.001, load=1.0, save=2.0, setup=3.0, verdict=0.1, process=10.0,
 )  # fmt: skip
