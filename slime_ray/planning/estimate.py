@@ -29,9 +29,8 @@ TRIAL_BYTES = 120_000.0
 class Planner:
     """What is known of an experiment's data and models, read once: for a plan, for a probe, and for the plan after it.
 
-    given: of data that is not here. prices: None is the table that ships. sample: of the data, for a probe; None where
-    it was not read. Nothing is started, and nothing is downloaded. Raises InputError for data or a model of which too
-    little is known here.
+    given: of data that is not here. prices: None is the table that ships. Nothing is started, and nothing is
+    downloaded. Raises InputError for data or a model of which too little is known here.
     """
 
     def __init__(
@@ -42,21 +41,19 @@ class Planner:
         prices: GpuPrices | None = None,
     ):
         self.experiment, self.prices = experiment, prices or load_prices()
-        self.sample: Sample | None = None
         self.materials: dict[str, Material] = {}
         every = [settings for group in groups_of(experiment) for settings in group.settings]
         for settings in [experiment.settings, *every, *extremes(experiment)]:
             footprint(settings.model)
             if (key := material_key(settings)) not in self.materials:
-                self.materials[key], sample = find_material(settings, given)
-                self.sample = self.sample or sample
+                self.materials[key] = find_material(settings, given)
 
     def probed_sample(self) -> Sample:
         """Of the data, or of random tokens where it was not read."""
         settings = self.experiment.settings
-        material, vocabulary = self.materials[material_key(settings)], footprint(settings.model).sizes.vocabulary
+        material = self.materials[material_key(settings)]
         batch = settings.evaluation.decoding.batch_on(gpu=self.experiment.resources.gpu_per_worker > 0)
-        return self.sample or made_up(material, vocabulary, batch)
+        return material.sample or made_up(material, footprint(settings.model).sizes.vocabulary, batch)
 
     def plan(self, cluster: Cluster, measured: MeasuredRates | None = None) -> Plan:
         """The plan on a cluster. What does not fit is in its refusals.
@@ -82,7 +79,7 @@ class _Estimate:
         self.uses_gpu = self.resources.gpu_per_worker > 0
         self.gpu = planner.prices.find(cluster.gpu) if self.uses_gpu and cluster.gpu else None
         self.groups = groups_of(self.experiment)
-        self.works = lru_cache(maxsize=None)(self._work)
+        self.works = {group.name: self._works(group) for group in self.groups}
         self.short = shortened(
             self.experiment.early_stopping,
             trials=sum(group.trials for group in self.groups if group.phase == "search"),
@@ -90,17 +87,13 @@ class _Estimate:
         )
 
     def plan(self) -> Plan:
-        material, measured, unknown = self.amounts(self.base).material, self.measured, []
+        material, measured = self.amounts(self.base).material, self.measured
         rates, basis = None, None
         if measured:
             rates, basis = measured_rates(measured, self.base, material), measured.basis
-        elif self.gpu:
-            share = min(1.0, self.resources.gpu_per_worker)
-            model = footprint(self.base.model)
-            try:
-                rates, basis = assumed_rates(self.gpu, model, self.base, workers=self.resources.workers, share=share)
-            except ValueError as error:
-                unknown = [f"{error}. Set model.dtype: float32, or plan for another GPU."]
+        elif self.gpu and self.gpu.peak(self.base.model.dtype):
+            share, model = min(1.0, self.resources.gpu_per_worker), footprint(self.base.model)
+            rates, basis = assumed_rates(self.gpu, model, self.base, workers=self.resources.workers, share=share)
         memory, limit, row = self._memory(), self._memory_limit(), self._row_budget(self.base)
         sft = self.amounts(self.base).demonstrations
         plan = Plan(
@@ -125,30 +118,24 @@ class _Estimate:
         )
         if rates:
             plan = self._timed(plan, rates)
-        return replace(
-            plan,
-            refusals=(*refusals(plan, self.experiment), *unknown),
-            warnings=tuple(warnings(plan, self.experiment)),
-        )
+        return replace(plan, refusals=refusals(plan, self.experiment), warnings=warnings(plan, self.experiment))
 
     def amounts(self, settings: Settings) -> Amounts:
         material = self.planner.materials[material_key(settings)]
         model, workers = footprint(settings.model), self.resources.workers
         return Amounts(settings, material, model, workers=workers, gpu=self.uses_gpu)
 
-    def _work(self, name: str, number: int, seed: int) -> TrialWork:
-        """Trials of a search are many and alike, so each kind is made once."""
-        group = next(group for group in self.groups if group.name == name)
-        return self.amounts(group.settings[number]).trial(group.prompts, seed=seed)
-
     def _works(self, group: Group) -> list[TrialWork]:
-        return [self.works(group.name, index % len(group.settings), seed) for index, seed in enumerate(group.seeds)]
+        """Trials of a search are many and alike, so each kind is made once."""
+        amounts = [self.amounts(settings) for settings in group.settings]
+        work = lru_cache(maxsize=None)(lambda number, seed: amounts[number].trial(group.prompts, seed=seed))
+        return [work(index % len(amounts), seed) for index, seed in enumerate(group.seeds)]
 
     def _short(self, group: Group) -> Shortened:
         return self.short if group.phase == "search" else WHOLE
 
     def _row(self, group: Group, rates: Rates | None) -> PlanRow:
-        share, works = self._short(group).updates, self._works(group)
+        share, works = self._short(group).updates, self.works[group.name]
         tokens = sum(work.training.tokens for work in works)
         return PlanRow(
             name=group.name,
@@ -168,7 +155,7 @@ class _Estimate:
             before += rates["process"]
         return [
             before + short.updates * seconds_of(work.course, rates) + short.finished * seconds_of(work.end, rates)
-            for work in self._works(group)
+            for work in self.works[group.name]
         ]
 
     def _stages(self, rates: Rates) -> dict[str, Range]:
@@ -212,7 +199,7 @@ class _Estimate:
         first, each = self.base.evaluation.judge_first, requests_an_answer(self.base)
         asked, rated = ZERO, dict[str, float]()
         for group in self.groups:
-            short, works = self._short(group), self._works(group)
+            short, works = self._short(group), self.works[group.name]
             during, last = (float(sum(work.requests[part] for work in works)) for part in (0, 1))
             share = short.finished
             if group.phase == "search" and first is not None and last:

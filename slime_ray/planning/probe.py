@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -248,14 +249,10 @@ def _save(policy: Policy, folder: Path) -> None:
         policy.lm.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
 
 
-def _fitting(pairs: Sequence[TokenPair], tokens: int) -> list[TokenPair]:
+def _fitting(pairs: Sequence[TokenPair], tokens: int) -> Sequence[TokenPair]:
     """As many of the pairs as have so many tokens, at least one."""
-    taken: list[TokenPair] = []
-    for pair in pairs:
-        if taken and _tokens([*taken, pair]) > tokens:
-            break
-        taken.append(pair)
-    return taken
+    totals = accumulate(_tokens([pair]) for pair in pairs)
+    return pairs[: max(1, sum(total <= tokens for total in totals))]
 
 
 def _tokens(pairs: Sequence[TokenPair]) -> int:

@@ -162,11 +162,10 @@ ASSUMED = {
 def assumed_rates(gpu: Gpu, model: Footprint, settings: Settings, *, workers: int, share: float) -> tuple[Rates, str]:
     """Rates from a GPU's peak and bandwidth, and where they come from in words. None was measured on a GPU here.
 
-    share: of a GPU that each worker has, at most 1. Raises ValueError where the GPU does not know the dtype.
+    gpu: one that computes in the model's dtype. share: of a GPU that each worker has, at most 1.
     """
     peak = gpu.peak(settings.model.dtype)
-    if peak is None:
-        raise ValueError(f"{gpu.name} does not compute in {settings.model.dtype}")
+    assert peak is not None
     itemsize = 2 if settings.model.dtype == "bfloat16" else 4
     weights = (model.sizes.linear + model.sizes.hidden * model.sizes.vocabulary) * itemsize
     moved = weights / (BANDWIDTH_SHARE * gpu.tb_per_s * 1e12 * share)

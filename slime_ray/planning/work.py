@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Literal
 
 from slime_ray.config.judge import Llm
+from slime_ray.config.model import Model
 from slime_ray.config.settings import Schedule, Settings
 from slime_ray.model.flops import Layout, Lengths, Sizes, forward_flops, step_flops
 from slime_ray.model.footprint import Footprint
@@ -39,17 +40,10 @@ def joined(works: Iterable[Work]) -> Work:
 class TrainingWork:
     """Updates of one optimisation run. tokens: as the column of that name counts them. exact: whether to the token."""
 
-    kind: Literal["sft", "preference"]
     updates: int
     tokens: float
     flops: float
-    exact: bool = False
-
-    @property
-    def work(self) -> Work:
-        """As amounts."""
-        prefix = "sft_" if self.kind == "sft" else ""
-        return {f"{prefix}update": self.updates, f"{prefix}token": self.tokens, "flop": self.flops}
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ class Amounts:
         """A trial that is trained to its end, answers the prompts of a set and is judged on them."""
         settings, material = self.settings, self.material
         schedule, evaluation = settings.training, settings.evaluation
-        training = self.training("preference", material.train, schedule, schedule.pairs_per_update, seed)
+        training = self._training(material.train, schedule, schedule.pairs_per_update, seed, settings.model)
         marks = {round(training.updates * (k + 1) / schedule.evaluations) for k in range(schedule.evaluations)} - {0}
         judged = len(marks) * self.watched if settings.judged_on_the_way else 0
         asked, watched = material.prompts[prompts], self.watched
@@ -92,7 +86,8 @@ class Amounts:
                 self.decoding(watched, material.prompts["selection"].tokens),
             ]
         )
-        course = joined([training.work, *[one] * len(marks), self._verdicts(judged)])
+        updates = {"update": training.updates, "token": training.tokens, "flop": training.flops}
+        course = joined([updates, *[one] * len(marks), self._verdicts(judged)])
         last = joined(
             [
                 self.reading(material.held_out, material.held_out.count),
@@ -114,9 +109,7 @@ class Amounts:
         asked = {"request": answers * requests_an_answer(self.settings)} if judge.endpoints else {}
         return asked | ({"verdict": 2 * answers * scored} if scored else {})
 
-    def training(
-        self, kind: Literal["sft", "preference"], part: DataPart, schedule: Schedule, per_update: int, seed: int
-    ) -> TrainingWork:
+    def _training(self, part: DataPart, schedule: Schedule, per_update: int, seed: int, model: Model) -> TrainingWork:
         """The updates of one run over a part of the data; token for token where all lengths are known."""
         from slime_ray.data.order import examples_by_update, updates_of
 
@@ -131,9 +124,9 @@ class Amounts:
             epochs, rest = divmod(updates, max(1, -(-part.count // per_update)))
             seen = epochs * part.count + rest * per_update
             tokens = seen * self._mean_row(part)
-        lora = self.settings.model.lora if kind == "preference" else self.settings.sft_model.lora
-        each = _step_flops(self.model.sizes, part.lengths, lora is None or lora.train_head) if seen else 0.0
-        return TrainingWork(kind, updates, tokens, seen * part.scale * each, exact=part.counted or not updates)
+        head_trained = model.lora is None or model.lora.train_head
+        each = _step_flops(self.model.sizes, part.lengths, head_trained) if seen else 0.0
+        return TrainingWork(updates, tokens, seen * part.scale * each, exact=part.counted or not updates)
 
     def reading(self, part: DataPart, count: int) -> Work:
         """A forward pass over the first `count` examples."""
@@ -182,9 +175,11 @@ class Amounts:
         """The work of the shared stages but the first, in the order in which they are made."""
         held_out = self.material.held_out
         answers = joined(self.answering(asked) for asked in self.material.prompts.values())
-        save = {"load": 1, "save": 1, "saved_byte": self.model.merged}
+        sft: dict[str, float] = {"load": 1, "save": 1, "saved_byte": self.model.merged}
+        if made := self.demonstrations:
+            sft |= {"sft_update": made.updates, "sft_token": made.tokens, "flop": made.flops}
         return {
-            "sft": joined([save, self.demonstrations.work if self.demonstrations else {}]),
+            "sft": sft,
             "step0": joined([{"load": 1}, self.reading(held_out, held_out.count)]),
             "baseline": joined([{"load": 1}, answers]),
         }
@@ -193,7 +188,9 @@ class Amounts:
     def demonstrations(self) -> TrainingWork | None:
         """The SFT stage's updates."""
         sft = self.settings.sft
-        return self.training("sft", self.material.sft, sft, sft.examples_per_update, sft.seed) if sft else None
+        if not sft:
+            return None
+        return self._training(self.material.sft, sft, sft.examples_per_update, sft.seed, self.settings.sft_model)
 
     def reference(self) -> Work:
         """The log-probabilities of the training pairs under the SFT checkpoint, for objectives that need them."""

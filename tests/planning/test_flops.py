@@ -66,9 +66,7 @@ def test_attention_counts_what_masks_leave():
     # Rows of 3 + 4 and of 5 + 6 tokens, two each, padded to 11.
     assert Padded.layout(lengths).seen(None) == 4 * 11 * 12 // 2
     # The longest prompt of 5 beside the longest completion of 6.
-    assert Authors.layout(lengths) == Layout(
-        positions=44, real=29, logits=44, runs=((0, 11),) * 4, reference=True
-    )
+    assert Authors.layout(lengths) == Layout(positions=44, real=29, logits=44, runs=((0, 11),) * 4, reference=True)
 
 
 def test_attention_flops_by_hand(case):

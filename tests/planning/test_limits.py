@@ -37,7 +37,7 @@ def settings_of(folder: Path, config: Any, **decoding: Any) -> Settings:
 
 def test_what_fits_is_read(tmp_path):
     config = GPT2Config(vocab_size=IDS, n_positions=64, n_embd=8, n_layer=1, n_head=1)
-    material, _ = read_material(settings_of(tmp_path, config, max_new_tokens=32))
+    material = read_material(settings_of(tmp_path, config, max_new_tokens=32))
     assert material.train.count > 10
 
 
