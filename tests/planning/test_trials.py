@@ -4,9 +4,6 @@ import random
 from statistics import mean
 
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 from slime_ray.config.experiment import EarlyStopping
 from slime_ray.planning.estimate import schedule
@@ -100,13 +97,6 @@ def test_ideal_halving_by_hand():
     assert late.finished.low == pytest.approx(1 / 3, abs=0.003)
     assert shortened(None, trials=9, evaluations=5) == WHOLE
     assert shortened(EarlyStopping(), trials=9, evaluations=1) == WHOLE
-
-
-@hypothesis_settings(deadline=None)
-@given(st.lists(st.integers(0, 1000), max_size=9), st.integers(1, 8))
-def test_a_schedule_takes_between_its_share_and_all_of_it(jobs, slots):
-    span = schedule([Range.exactly(job) for job in jobs], slots).expected
-    assert max([sum(jobs) / slots, *jobs]) <= span <= sum(jobs)
 
 
 def test_what_is_repeated_to_load_no_torch_is_what_it_is_there():
