@@ -5,6 +5,7 @@ import json
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from slime_ray.errors import is_memory_error
 
@@ -21,7 +22,7 @@ def main() -> None:
     module, _, function = work.partition(":")
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    answer = {"values": None, "failure": None}
+    answer: dict[str, Any] = {"values": None, "failure": None}
     try:
         answer["values"] = getattr(importlib.import_module(module), function)(*arguments)
     except (RuntimeError, ImportError) as error:

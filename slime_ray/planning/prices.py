@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
 
 from slime_ray.config.yaml_source import YamlSource, load_yaml
 from slime_ray.errors import InputError, near
@@ -111,7 +110,7 @@ def _add_gpus(source: YamlSource, gpus: dict[str, Gpu]) -> None:
         gpus[key] = Gpu(name=key, place=source.place(at), **values)
 
 
-def peak_flops(gpu: str | None, dtype: Literal["float32", "bfloat16"]) -> float | None:
+def peak_flops(gpu: str | None, dtype: str) -> float | None:
     """Peak FLOP/s, by the shipped table, of a GPU by its driver's name; None for any other and for a CPU."""
     known = load_prices().find(gpu) if gpu else None
     return None if known is None else known.peak(dtype)

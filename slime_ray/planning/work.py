@@ -142,7 +142,7 @@ class Amounts:
         """Batches of answers: whole ones, and what is left."""
         size = self.batch
         whole, rest = divmod(answers, size)
-        parts = []
+        parts: list[Work] = []
         for batches, batch in ((whole, size), (1, rest)):
             if batches and batch:
                 # Of several workers each draws its share of the batches; the slowest one is waited for.
