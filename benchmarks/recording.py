@@ -7,6 +7,7 @@ the small table of it that ships, and that the simulated back end plays again.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,29 +56,24 @@ TOKENS_A_SECOND = 10_000
 """Of the simulated clock. It goes by tokens, since seconds were taken on a machine that had other work."""
 
 
-def experiment_in(folder: Path) -> Experiment:
-    """The experiment whose trials are recorded."""
+def experiment_in(folder: Path, name: str = "recorded", text: str = SPACE) -> Experiment:
+    """The experiment whose trials are recorded, or another one, from a file in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = folder / "recorded.yaml"
-    source.write_text(SPACE, encoding="utf-8")
+    source = folder / f"{name}.yaml"
+    source.write_text(text, encoding="utf-8")
     return load_experiment(source)
 
 
 def cells_in(folder: Path) -> Experiment:
     """The experiment that searches over the cells of the grid alone."""
-    folder.mkdir(parents=True, exist_ok=True)
     knobs = "".join(f"  {path}: {{choice: {list(values)}}}\n" for path, values in GRID.items())
-    source = folder / "cells.yaml"
-    source.write_text(SPACE.partition("search:")[0] + f"search:\n{knobs}budget: {{trials: {len(cells())}}}\n")
-    return load_experiment(source)
+    text = SPACE.partition("search:")[0] + f"search:\n{knobs}budget: {{trials: {len(cells())}}}\n"
+    return experiment_in(folder, "cells", text)
 
 
 def cells() -> list[dict[str, Scalar]]:
     """The cells of the grid."""
-    points: list[dict[str, Scalar]] = [{}]
-    for path, values in GRID.items():
-        points = [{**point, path: value} for point in points for value in values]
-    return points
+    return [dict(zip(GRID, values, strict=True)) for values in product(*GRID.values())]
 
 
 def cover(search: Search, count: int) -> list[dict[str, Scalar]]:

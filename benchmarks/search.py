@@ -22,7 +22,7 @@ from slime_ray.planning.tables import table
 from slime_ray.runs.pareto import best_rows
 
 from .recording import GRID, SEARCH_SEEDS, cells, cells_in, experiment_in, load_table
-from .simulate import FixedPoints, Forgetful, Played, Recorded, Searcher, WithinTokens, random_points, simulate
+from .simulate import FixedPoints, Forgetful, Played, Recorded, WithinTokens, random_points, simulate
 
 GOALS: dict[Any, Any] = {"win_rate": "maximize", "stability": "maximize"}
 RULES: dict[str, EarlyStopping] = {
@@ -172,7 +172,7 @@ def search_grid(
     space: of the cells.
     """
     places = {cell.name: cell.place for cell in truth}
-    winners, shares, stopped, begun = [], [], [], []
+    runs, winners, shares = [], [], []
     for seed in range(seeds):
         trials = grid[SEARCH_SEEDS[seed % len(SEARCH_SEEDS)]]
         by_values = {_key(trial.values): trial for trial in trials.values()}
@@ -184,11 +184,9 @@ def search_grid(
             trials=len(trials),
             workers=workers,
         )
-        best = best_rows([one.row for one in played], GOALS)[0]
-        winners.append(places[best["label"]])
+        runs.append(played)
+        winners.append(places[best_rows([one.row for one in played], GOALS)[0]["label"]])
         shares.append(sum(one.tokens for one in played) / whole)
-        stopped.append(sum(one.row["status"] == "stopped" for one in played))
-        begun.append(len(played))
     return Found(
         searcher=searcher,
         rule=name,
@@ -198,12 +196,12 @@ def search_grid(
         top=sum(place <= TOP for place in winners),
         share=statistics.fmean(shares),
         most=max(shares),
-        stopped=statistics.fmean(stopped),
-        trials=statistics.fmean(begun),
+        stopped=sum(one.row["status"] == "stopped" for played in runs for one in played) / seeds,
+        trials=statistics.fmean(map(len, runs)),
     )
 
 
-def _of_cells(searcher: str, space: Experiment, seed: int, *, tokens: float, each: int) -> Searcher:
+def _of_cells(searcher: str, space: Experiment, seed: int, *, tokens: float, each: int) -> FixedPoints:
     if searcher == CHOSEN:
         return WithinTokens(Forgetful(space, trials=len(cells()), seed=seed), tokens, each=each)
     order = cells()
@@ -250,7 +248,7 @@ def volume(
     """The searcher of a sweep against random search, one trial after another, over the seeds."""
     assert experiment.search is not None
 
-    def play(searcher: Searcher, early: EarlyStopping) -> list[Played]:
+    def play(searcher: FixedPoints, early: EarlyStopping) -> list[Played]:
         return simulate(searcher, build_rule(early), replay, trials=trials)
 
     own = [play(Forgetful(experiment, trials=trials, seed=seed), RULES[rule]) for seed in seeds]

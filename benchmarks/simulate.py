@@ -7,9 +7,9 @@ Minutes of training pass in microseconds, so that searchers and rules can be com
 
 import heapq
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from optuna.storages import InMemoryStorage
 
@@ -51,22 +51,25 @@ class Played:
         return int(self.row["tokens"])
 
 
-class Searcher(Protocol):
-    """What hands out points: `Forgetful`, or anything that has these two methods of a searcher of Ray Tune."""
+class FixedPoints:
+    """Hands out points in the order given. Base of what hands out points in another way."""
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+    def __init__(self, points: Iterable[Mapping[str, Any]]):
+        self.points = iter(points)
+
+    def suggest(self, trial_id: str) -> Mapping[str, Any] | None:
         """The next point; None where there is none left."""
+        return next(self.points, None)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """How a trial ended."""
+    def complete(self, trial_id: str, row: Mapping[str, Any]) -> None:
+        """Learn how a trial ended."""
 
 
-class Forgetful:
+class Forgetful(FixedPoints):
     """The searcher that a sweep of this experiment would have, with a study that is gone with it."""
 
     def __init__(self, experiment: Experiment, *, trials: int, seed: int):
-        if experiment.search is None:
-            raise ValueError(f"{experiment.name} has no search")
+        assert experiment.search is not None
         self.study = StudySearch(
             search=experiment.search,
             base=experiment.base,
@@ -76,40 +79,26 @@ class Forgetful:
             seed=seed,
         )
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """See Searcher."""
+    def suggest(self, trial_id: str) -> Mapping[str, Any] | None:
+        """See FixedPoints."""
         begun = self.study.ask([trial_id])
         return begun and begun[1]
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """See Searcher."""
-        self.study.tell(trial_id, result or {})
+    def complete(self, trial_id: str, row: Mapping[str, Any]) -> None:
+        """See FixedPoints."""
+        self.study.tell(trial_id, row)
 
 
-class FixedPoints:
-    """Hands out points in the order given."""
-
-    def __init__(self, points: Sequence[Mapping[str, Any]]):
-        self.points = list(points)
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next one."""
-        return dict(self.points.pop(0)) if self.points else None
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing is learnt."""
-
-
-class WithinTokens:
+class WithinTokens(FixedPoints):
     """Hands out a searcher's points while a whole trial fits in what is left of so many tokens.
 
     each: tokens of a whole trial.
     """
 
-    def __init__(self, searcher: Searcher, tokens: float, *, each: int):
+    def __init__(self, searcher: FixedPoints, tokens: float, *, each: int):
         self.searcher, self.left, self.each, self.running = searcher, tokens, each, 0
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+    def suggest(self, trial_id: str) -> Mapping[str, Any] | None:
         """The searcher's next point, if it can be paid for."""
         if self.each * (self.running + 1) > self.left:
             return None
@@ -117,11 +106,11 @@ class WithinTokens:
         self.running += point is not None
         return point
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """What was not trained is left for others."""
+    def complete(self, trial_id: str, row: Mapping[str, Any]) -> None:
+        """Leave to others what was not trained."""
         self.running -= 1
-        self.left -= (result or {}).get("tokens", self.each)
-        self.searcher.on_trial_complete(trial_id, result, error)
+        self.left -= row["tokens"]
+        self.searcher.complete(trial_id, row)
 
 
 def random_points(search: Search, count: int, seed: int) -> list[dict[str, Any]]:
@@ -131,7 +120,7 @@ def random_points(search: Search, count: int, seed: int) -> list[dict[str, Any]]
 
 
 def simulate(
-    searcher: Searcher,
+    searcher: FixedPoints,
     rule: Rule | None,
     replay: Callable[[Mapping[str, Any]], Recorded],
     *,
@@ -179,7 +168,7 @@ def simulate(
             # What was not measured is not known.
             row |= {"status": "stopped", "reason": order.reason, "win_rate": None, "stability": None}
         done.append(Played(recorded, row, started, now))
-        searcher.on_trial_complete(_name(number), row)
+        searcher.complete(_name(number), row)
         begin(now)
     return done
 

@@ -1,4 +1,4 @@
-"""The models that are run: their shapes, and their random weights with adapters as the recipes train them."""
+"""The models that are run: random weights, with adapters as the recipes train them."""
 
 import copy
 import warnings
@@ -9,64 +9,12 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, Gemma3TextConfig
+from transformers import AutoModelForCausalLM
+
+from .options import Shape
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers that get adapters: all of the body's."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model's sizes and the options that suit it.
-
-    window: positions that a sliding layer sees when lengths are not shrunk. rank: of the adapters; alpha is twice it.
-    """
-
-    hidden: int
-    layers: int
-    heads: int
-    key_heads: int
-    head_size: int
-    intermediate: int
-    sliding_to_full: int
-    rank: int
-    vocabulary: int
-    shrink: int
-    dtype: str
-    window: int = 1024
-
-    def config(self, *, vocabulary: int, shrink: int) -> Gemma3TextConfig:
-        """The transformers configuration; the window shrinks with the lengths, so that it cuts the same share."""
-        kinds = ["full_attention" if (i + 1) % (self.sliding_to_full + 1) == 0 else "sliding_attention"
-                 for i in range(self.layers)]  # fmt: skip
-        return Gemma3TextConfig(
-            vocab_size=vocabulary,
-            hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.key_heads,
-            head_dim=self.head_size,
-            query_pre_attn_scalar=self.head_size,
-            layer_types=kinds,
-            sliding_window=max(2, self.window // shrink),
-            max_position_embeddings=131072,
-            tie_word_embeddings=False,
-        )
-
-
-SHAPES = {
-    # Its head costs 21 % of its body at a vocabulary of 4,096, as Gemma3-4B's does at its own.
-    "small": Shape(
-        hidden=256, layers=5, heads=4, key_heads=2, head_size=64, intermediate=1024, sliding_to_full=4, rank=8,
-        vocabulary=4096, shrink=4, dtype="float32",
-    ),
-    "gemma3-4b": Shape(
-        hidden=2560, layers=34, heads=8, key_heads=4, head_size=256, intermediate=10240, sliding_to_full=5, rank=64,
-        vocabulary=262208, shrink=1, dtype="bfloat16",
-    ),
-}  # fmt: skip
-"""The shapes by name."""
 
 
 @dataclass(frozen=True)

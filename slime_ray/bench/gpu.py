@@ -7,9 +7,9 @@ says that it works and nothing about a GPU.
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
-from .machine import Machine, ProcessResult, Say, describe_machine, find_device, in_a_process, now
+from .machine import Machine, Say, describe_machine, find_device, in_a_process, now
 
 LEAST_SECONDS = 20.0
 """Below what is left of the time no part is started."""
@@ -28,14 +28,12 @@ class GpuSizes:
     row: int
     prompt: int
     answer: int
-    batches: tuple[int, ...]
     seconds: float
+    batches: Sequence[int] = (64, 256)
 
 
-FULL = GpuSizes(
-    shape="gemma3-4b", device="cuda", pairs=32, row=8192, prompt=180, answer=256, batches=(64, 256), seconds=240.0
-)
-CUT = GpuSizes(shape="small", device="cpu", pairs=4, row=512, prompt=16, answer=8, batches=(64, 256), seconds=120.0)
+FULL = GpuSizes(shape="gemma3-4b", device="cuda", pairs=32, row=8192, prompt=180, answer=256, seconds=240.0)
+CUT = GpuSizes(shape="small", device="cpu", pairs=4, row=512, prompt=16, answer=8, seconds=120.0)
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,7 @@ def measure_gpu(*, minutes: float, device: str, say: Say) -> GpuReport:
             continue
         say(f"{part}, {case}: {left:.0f} s left")
         rows += run_part(part, case, sizes, seconds=min(left, sizes.seconds))
+    _add_ratios(rows)
     return GpuReport(
         date=now(),
         machine=describe_machine(found),
@@ -104,39 +103,29 @@ def measure_gpu(*, minutes: float, device: str, say: Say) -> GpuReport:
         minutes=minutes,
         sizes=sizes,
         seconds=time.perf_counter() - clock,
-        rows=tuple(_with_ratios(rows)),
+        rows=tuple(rows),
     )
 
 
 def run_part(part: str, case: str, sizes: GpuSizes, *, seconds: float) -> list[GpuRow]:
     """One part's rows, from a process of its own."""
-    request = {"part": part, "case": case, "sizes": asdict(sizes)}
     # Memory is asked for as trials ask for it.
     allocator = os.environ.get("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     environment = {"TORCH_LOGS": "recompiles", "PYTORCH_ALLOC_CONF": allocator}
-    result: ProcessResult = in_a_process("slime_ray.bench.gpu_child", request, seconds=seconds, environment=environment)
+    work = "slime_ray.bench.gpu_parts:rows_of"
+    result = in_a_process(work, part, case, asdict(sizes), seconds=seconds, environment=environment)
     if result.values is None:
         return [GpuRow(part, case, failure=result.failure)]
     rows = [GpuRow(**values) for values in result.values]
-    if part != "step" or not rows[-1].figures:
-        return rows
-    again = float(result.log.count("Recompiling function"))
-    return [*rows[:-1], replace(rows[-1], figures=rows[-1].figures | {"recompilations": again})]
+    if part == "step" and rows[-1].figures:
+        rows[-1].figures["recompilations"] = float(result.log.count("Recompiling function"))
+    return rows
 
 
-def _with_ratios(rows: Sequence[GpuRow]) -> list[GpuRow]:
-    """Steps with their pairs a second over those of the other recipes."""
-    speeds = {row.case: row.figures.get("pairs/s") for row in rows if row.part == "step"}
-
-    def compared(row: GpuRow) -> GpuRow:
-        mine = row.figures.get("pairs/s")
-        if row.part != "step" or mine is None:
-            return row
-        ratios = {
-            f"x {name}": mine / theirs
-            for name in ("authors", "padded", "chunked", "unshared")
-            if (theirs := speeds.get(name)) and name != row.case
-        }
-        return replace(row, figures=row.figures | ratios)
-
-    return [compared(row) for row in rows]
+def _add_ratios(rows: Sequence[GpuRow]) -> None:
+    """Add a step's pairs a second over those of the other recipes."""
+    speeds = {row.case: row.figures["pairs/s"] for row in rows if row.part == "step" and row.figures}
+    for row in rows:
+        if row.part == "step" and row.figures:
+            others = [name for name in ("authors", "padded", "chunked", "unshared") if name != row.case]
+            row.figures.update({f"x {name}": speeds[row.case] / speeds[name] for name in others if name in speeds})

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from slime_ray.data.packing import Segment
-from slime_ray.errors import SlimeRayError, is_memory_error
+from slime_ray.errors import SlimeRayError
 
+from .child import reason
 from .gpu import GpuRow, GpuSizes
 from .machine import find_device, timed
 
@@ -111,12 +112,6 @@ def continuous(device: torch.device) -> Figures:
         found = continuous_batching(policy, prompts, greedy, seed=0)
         equal = [ids == alone(prompt) for ids, prompt in zip(found, prompts, strict=True)]
     return {"% equal": 100 * sum(equal) / len(equal)}
-
-
-def reason(error: BaseException) -> str:
-    """An error in a line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return "out of memory" if is_memory_error(error) else lines[0][:160]
 
 
 def attend(

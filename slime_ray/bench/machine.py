@@ -61,13 +61,6 @@ def find_device(name: str) -> torch.device:
     return torch.device(name, 0) if name == "cuda" else torch.device(name)
 
 
-def available_bytes(device: torch.device) -> int:
-    """Memory that new tensors may take on this device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
-
-
 def now() -> str:
     """The date and time, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -101,7 +94,7 @@ def threads(count: int | None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ProcessResult:
-    """What a process of its own said. values: None where it did not come to its end, and `failure` says why."""
+    """What a process of its own gave. values: None where it did not come to its end, and `failure` says why."""
 
     values: Any
     failure: str | None
@@ -109,24 +102,31 @@ class ProcessResult:
 
 
 def in_a_process(
-    module: str, request: Mapping[str, Any], *, seconds: float | None = None, environment: Mapping[str, str] = {}
+    work: str, *arguments: Any, seconds: float | None = None, environment: Mapping[str, str] = {}
 ) -> ProcessResult:
-    """Run a module that takes JSON on standard input, and read the last line of its output as JSON."""
+    """Call `module:function` in a process of its own. What it takes and gives travels as JSON."""
     root = str(Path(slime_ray.__file__).resolve().parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
         child = subprocess.run(
-            [sys.executable, "-m", module], input=json.dumps(request), capture_output=True, text=True, check=False,
+            [sys.executable, "-m", "slime_ray.bench.child"],
+            input=json.dumps([work, arguments]), capture_output=True, text=True, check=False,
             env={**os.environ, **environment, "PYTHONPATH": path}, timeout=seconds,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return ProcessResult(None, f"not done after {seconds:.0f} s")
     if child.returncode == 0:
-        return ProcessResult(json.loads(child.stdout.splitlines()[-1]), None, child.stderr)
+        return ProcessResult(**json.loads(child.stdout.splitlines()[-1]), log=child.stderr)
     if child.returncode == -9:
         return ProcessResult(None, "killed, out of memory", child.stderr)
     last = (child.stderr.strip().splitlines() or ["no message"])[-1]
     return ProcessResult(None, f"failed with exit code {child.returncode}: {last[:120]}", child.stderr)
+
+
+def process_bytes(key: str, pid: int | str = "self") -> int:
+    """Memory of a process on Linux, by a line of its status: VmRSS is what it holds, VmHWM the most that it held."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
 
 
 def _processor() -> str:

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,7 +18,7 @@ import torch
 from slime_ray.errors import RunError
 from slime_ray.runs import results
 
-from .machine import Machine, Say, describe_machine, now
+from .machine import Machine, Say, describe_machine, now, process_bytes
 
 EVERY = 0.25
 """Seconds between two looks at the processes of a sweep."""
@@ -82,12 +81,9 @@ budget: {trials: 4}
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One sweep. load, load_after: processes that wanted a core when the probe began and when the sweep was done, means
-    over a minute. planned, ran: by what was planned, see `tables.FIGURES`. probe: what the plan says was measured."""
+    """One sweep. planned, ran: by what was planned, see `tables.FIGURES`. probe: what the plan says was measured."""
 
     case: str
-    load: float
-    load_after: float
     planned: dict[str, float]
     ran: dict[str, float]
     probe: dict[str, Any]
@@ -125,20 +121,18 @@ def measure_plans(*, cases: Sequence[str], rounds: int, say: Say) -> PlanReport:
 def _run_case(case: str, folder: Path, say: Say) -> PlannedRun:
     space, storage = folder / "space.yaml", folder / "runs"
     space.write_text(f"name: planned\n{CASES[case]}", encoding="utf-8")
-    load = os.getloadavg()[0]
     say(f"{case}, a plan with a probe")
-    plan = json.loads(_command(["plan", str(space), "--probe", "--json", "--storage", str(storage)])[0])
+    text, _ = _command(["plan", str(space), "--probe", "--json", "--storage", str(storage)])
+    plan = json.loads(text)
     say(f"{case}, the sweep")
     clock = time.perf_counter()
-    _, watched = _command(["sweep", str(space), "--storage", str(storage)])
+    _, peak = _command(["sweep", str(space), "--storage", str(storage)])
     took = time.perf_counter() - clock
     trials = results.load(storage / "planned").trials
     written = sum(file.stat().st_size for file in storage.rglob("*") if file.is_file())
     mib = 2**20
     return PlannedRun(
         case=case,
-        load=load,
-        load_after=os.getloadavg()[0],
         planned={
             "time": plan["time"]["expected"],
             "trial seconds": plan["trial_seconds"]["expected"],
@@ -150,66 +144,42 @@ def _run_case(case: str, folder: Path, say: Say) -> PlannedRun:
             "time": took,
             "trial seconds": float(trials["total_seconds"].sum()),
             "tokens": float(trials["tokens"].sum()),
-            "peak MiB": watched.peak_bytes / mib,
+            "peak MiB": peak / mib,
             "disk MiB": written / mib,
         },
         probe=plan["measured"],
     )
 
 
-def _command(arguments: list[str]) -> "tuple[str, ProcessWatch]":
-    """Run a command of slime-ray; return what it printed and what its processes took."""
+def _command(arguments: list[str]) -> tuple[str, int]:
+    """Run a command of slime-ray; return what it printed, and the peak of the processes that made stages or trained."""
     command = [sys.executable, "-m", "slime_ray", *arguments]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    # Files, since Ray's processes hold a pipe open after the command has ended.
     with (
         tempfile.TemporaryFile("w+") as printed,
         tempfile.TemporaryFile("w+") as said,
         subprocess.Popen(command, stdout=printed, stderr=said, env=environment) as process,
-        ProcessWatch(process.pid) as watched,
     ):
-        code = process.wait()
+        peak = _watch(process)
         said.seek(0)
-        if code:
+        if process.returncode:
             raise RunError(f"`{' '.join(arguments)}` failed: {said.read().strip()[-500:]}")
         printed.seek(0)
-        return printed.read(), watched
+        return printed.read(), peak
 
 
-class ProcessWatch:
-    """Looks at a process and its descendants, now and then, for as long as it is entered.
-
-    Of those that make stages or train: the highest peak of resident memory.
-    """
-
-    def __init__(self, root: int):
-        self.root = root
-        self.peak_bytes = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._working: set[int] = set()
-
-    def __enter__(self) -> "ProcessWatch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._done.wait(EVERY):
-            with suppress(psutil.Error):
-                for process in psutil.Process(self.root).children(recursive=True):
-                    with suppress(psutil.Error, OSError):
-                        self._note(process)
-
-    def _note(self, process: psutil.Process) -> None:
-        pid = process.pid
-        if " ".join(process.cmdline()).startswith(WORKERS):
-            self._working.add(pid)
-        if pid not in self._working:
-            return
-        # psutil has no peak on Linux.
-        status = Path(f"/proc/{pid}/status").read_text().splitlines()
-        peak = next((int(line.split()[1]) for line in status if line.startswith("VmHWM:")), 0)
-        self.peak_bytes = max(self.peak_bytes, 1024 * peak)
+def _watch(process: "subprocess.Popen[bytes]") -> int:
+    """Wait for a process; return the highest peak of resident memory, in bytes, of those below it that worked."""
+    peak, working = 0, set[int]()
+    while process.poll() is None:
+        with suppress(psutil.Error):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                with suppress(psutil.Error, OSError):
+                    # A worker's title is another one between two trials.
+                    if child.pid in working or " ".join(child.cmdline()).startswith(WORKERS):
+                        working.add(child.pid)
+                        peak = max(peak, process_bytes("VmHWM", child.pid))
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(EVERY)
+    return peak

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from slime_ray.data.packing import Rows, pack
@@ -56,46 +57,50 @@ class Sequences:
 
 
 def lay_out_sequences(pairs: Sequence[BenchPair], device: torch.device, *, prompts_end_together: bool) -> Sequences:
-    """Rows padded on the right; or, with `prompts_end_together`, prompts on the left and completions on the right."""
-    rows = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs] + [
-        (pair.prompt_ids, pair.rejected_ids) for pair in pairs
-    ]
-    longest_prompt = max(len(prompt) for prompt, _ in rows)
+    """Rows padded on the right; or, with `prompts_end_together`, prompts on the left and completions on the right.
+
+    No real token is 0, which is the padding.
+    """
+    prompts = [torch.tensor(pair.prompt_ids) for pair in pairs] * 2
+    completions = [torch.tensor(ids) for ids in [*(p.chosen_ids for p in pairs), *(p.rejected_ids for p in pairs)]]
+    lengths, starts = torch.tensor([*map(len, completions)]), torch.tensor([*map(len, prompts)])
     if prompts_end_together:
-        width = longest_prompt + max(len(completion) for _, completion in rows)
+        parts = pad_sequence(prompts, True, padding_side="left"), pad_sequence(completions, True)
+        input_ids, starts = torch.cat(parts, 1), starts.max().expand(len(starts))
     else:
-        width = max(len(prompt) + len(completion) for prompt, completion in rows)
-    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask, completions = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
-    for row, (prompt, completion) in enumerate(rows):
-        start = longest_prompt - len(prompt) if prompts_end_together else 0
-        middle, end = start + len(prompt), start + len(prompt) + len(completion)
-        input_ids[row, start:end] = torch.tensor([*prompt, *completion])
-        mask[row, start:end] = 1
-        completions[row, middle:end] = 1
-    tokens = completions.flatten().nonzero().squeeze(1)
-    parts = {
+        input_ids = pad_sequence([torch.cat(row) for row in zip(prompts, completions, strict=True)], True)
+    mask = (input_ids != 0).long()
+    completion = mask * (torch.arange(input_ids.shape[1]) >= starts[:, None])
+    tokens = completion.flatten().nonzero().squeeze(1)
+    laid_out = {
         "input_ids": input_ids,
         "attention_mask": mask,
-        "completion": completions,
+        "completion": completion,
         "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
         "predict_at": tokens - 1,
         "targets": input_ids.flatten()[tokens],
-        "chosen_lengths": torch.tensor([len(pair.chosen_ids) for pair in pairs]),
-        "rejected_lengths": torch.tensor([len(pair.rejected_ids) for pair in pairs]),
+        "chosen_lengths": lengths[: len(pairs)],
+        "rejected_lengths": lengths[len(pairs) :],
     }
-    moved = {name: tensor.to(device) for name, tensor in parts.items()}
+    moved = {name: tensor.to(device) for name, tensor in laid_out.items()}
     return Sequences(**moved, chosen_tokens=sum(len(pair.chosen_ids) for pair in pairs))
 
 
 class Authors:
     """The released trainer's step."""
 
-    head = "trained"
     bucketed = False
 
     def __init__(self, lm: Any):
         self.lm = lm
+
+    @staticmethod
+    def layout(lengths: Sequence[Lengths]) -> Layout:
+        """What one forward pass over these pairs computes."""
+        width = max(each.prompt for each in lengths) + max(max(each.chosen, each.rejected) for each in lengths)
+        return Layout.of_rows(
+            rows=2 * len(lengths), width=width, lengths=lengths, logits_everywhere=True, reference=True
+        )
 
     def collate(self, pairs: Sequence[BenchPair], device: torch.device) -> Sequences:
         """Prompts padded on the left beside completions padded on the right."""
@@ -109,10 +114,7 @@ class Authors:
         logps = self._token_logps(micro)
         with torch.no_grad(), self.lm.disable_adapter():
             self._token_logps(micro)
-        once = released_loss(logps, micro.completion[:, 1:], OBJECTIVE)
-        total = once
-        for _ in range(TIMES_SUMMED - 1):
-            total = total + once
+        total = TIMES_SUMMED * released_loss(logps, micro.completion[:, 1:], OBJECTIVE)
         return total * (len(micro.chosen_lengths) / counts["pairs"])
 
     def _token_logps(self, micro: Sequences) -> Tensor:
@@ -155,9 +157,19 @@ class Padded:
 
     bucketed = True
 
-    def __init__(self, lm: Any, *, head: str):
+    def __init__(self, lm: Any):
         self.lm = lm
-        self.head = head
+
+    @staticmethod
+    def layout(lengths: Sequence[Lengths]) -> Layout:
+        """What one forward pass over these pairs computes."""
+        return Layout.of_rows(
+            rows=2 * len(lengths),
+            width=max(each.prompt + max(each.chosen, each.rejected) for each in lengths),
+            lengths=lengths,
+            logits_everywhere=False,
+            reference=False,
+        )
 
     def collate(self, pairs: Sequence[BenchPair], device: torch.device) -> Sequences:
         """Two rows a pair, padded on the right."""
@@ -200,9 +212,13 @@ class Packed:
 
     bucketed = False
 
-    def __init__(self, lm: Any, *, head: str):
+    def __init__(self, lm: Any):
         self.policy = Policy(lm)
-        self.head = head
+
+    @staticmethod
+    def layout(lengths: Sequence[Lengths]) -> Layout:
+        """What one forward pass over these pairs computes."""
+        return Layout.of_packed(lengths)
 
     def collate(self, pairs: Sequence[BenchPair], device: torch.device) -> Rows:
         """One row of all pairs."""
@@ -216,6 +232,12 @@ class Packed:
 
 class Unshared(Packed):
     """Sequences end to end, each with its own prompt: as demonstrations, all chosen before all rejected."""
+
+    @staticmethod
+    def layout(lengths: Sequence[Lengths]) -> Layout:
+        """What one forward pass over these pairs computes."""
+        sequences = [(each.prompt, length) for each in lengths for length in (each.chosen, each.rejected)]
+        return Layout.of_packed([Lengths(prompt, length, 0) for prompt, length in sequences])
 
     def collate(self, pairs: Sequence[BenchPair], device: torch.device) -> Rows:
         """One row of all sequences."""
@@ -232,29 +254,7 @@ class Unshared(Packed):
 
 
 Recipe = Authors | Padded | Packed
-
-
-def make_recipe(name: str, lm: Any) -> Recipe:
-    """The recipe of this name, on its own twin of the model."""
-    if name == "authors":
-        return Authors(lm)
-    kinds: dict[str, Any] = {"padded": Padded, "chunked": Chunked, "packed": Packed, "unshared": Unshared}
-    recipe: Recipe = kinds[name.partition("-")[0]](lm, head="frozen" if name.endswith("-frozen-head") else "trained")
-    return recipe
-
-
-def layout_of(name: str, lengths: Sequence[Lengths]) -> Layout:
-    """What one forward pass of this recipe over these pairs computes."""
-    if name.startswith("packed"):
-        return Layout.of_packed(lengths)
-    if name.startswith("unshared"):
-        completions = [(each.prompt, length) for each in lengths for length in (each.chosen, each.rejected)]
-        return Layout.of_packed([Lengths(prompt, length, 0) for prompt, length in completions])
-    if name == "authors":
-        width = max(each.prompt for each in lengths) + max(max(each.chosen, each.rejected) for each in lengths)
-    else:
-        width = max(each.prompt + max(each.chosen, each.rejected) for each in lengths)
-    everywhere = name == "authors"
-    return Layout.of_rows(
-        rows=2 * len(lengths), width=width, lengths=lengths, logits_everywhere=everywhere, reference=everywhere
-    )
+RECIPES: dict[str, type[Recipe]] = {
+    "authors": Authors, "padded": Padded, "chunked": Chunked, "packed": Packed, "unshared": Unshared,
+}  # fmt: skip
+"""The recipes by name, without what becomes of the head."""

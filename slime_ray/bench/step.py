@@ -3,17 +3,17 @@
 import gc
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import torch
 
 from slime_ray.errors import is_memory_error
+from slime_ray.model.flops import Layout
 from slime_ray.planning.prices import peak_flops
 
-from .lengths import Workload
+from .lengths import Workload, sequence_length
 from .machine import Say, timed
 from .options import Options
-from .stepper import Report, Step, Stepper, build, dtype_of, ratio, report_on, workload_of
+from .stepper import Report, Step, Stepper, build, ratio, report_on, workload_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,7 @@ def _at_vocabulary(options: Options, vocabulary: int, device: torch.device, say:
         pairs=len(workload.pairs),
         real_tokens=workload.real_tokens,
         mean_lengths=workload.mean_lengths,
-        longest_sequence=max(
-            each.prompt + max(each.chosen, each.rejected) for each in (pair.lengths for pair in workload.pairs)
-        ),
+        longest_sequence=max(sequence_length(pair.lengths) for pair in workload.pairs),
         recipes=tuple(_speed(run, runs, workload, options) for run in runs),
     )
 
@@ -105,12 +103,21 @@ class _Run:
         self.stepper = stepper
         self.options = options
         self.device = device
-        self.pairs = stepper.steps_of(workload)
+        self.pairs = workload.bucketed if stepper.recipe.bucketed else workload.drawn
         self.micro = options.micro or options.pairs
         self.steps: list[Step] = []
         self.seconds: list[list[float]] = []
         self.tried: dict[int, float | None] = {}
         self.failure: str | None = None
+
+    @property
+    def totals(self) -> list[float]:
+        """Seconds of each round, none where any step failed."""
+        return [] if self.failure else [sum(taken) for taken in self.seconds]
+
+    def layouts(self) -> list[Layout]:
+        """What a round's forward passes compute."""
+        return [layout for pairs in self.pairs for layout in self.stepper.layouts(pairs, self.micro)]
 
     def prepare(self) -> None:
         """Lay the steps out and warm up, at the best micro-batch if that is to be found."""
@@ -125,20 +132,17 @@ class _Run:
 
     def time(self, number: int) -> None:
         """Time one step."""
-        taken = None if self.failure else self._timed(self.steps[number])
-        if taken is not None:
+        if not self.failure and (taken := self._timed(self.steps[number])) is not None:
             self.seconds[-1].append(taken)
 
     def _find_best(self) -> None:
         sizes = {2**power for power in range(self.options.pairs.bit_length())} | {self.options.pairs}
         for size in sorted(sizes):
-            self.failure = None
-            # Once to warm up, once for the clock.
             steps = [self.stepper.collate(pairs, size) for pairs in self.pairs]
-            first = [self._timed(step) for step in steps]
-            again = [self._timed(step) for step in steps] if None not in first else first
-            taken = [seconds for seconds in again if seconds is not None]
-            self.tried[size] = sum(taken) / len(taken) if len(taken) == len(steps) else None
+            # Once to warm up, once for the clock.
+            _, taken = ([self._timed(step) for step in steps] for _ in range(2))
+            seconds = [each for each in taken if each is not None]
+            self.tried[size] = None if self.failure else sum(seconds) / len(seconds)
             if self.failure:
                 break
         timings = {size: seconds for size, seconds in self.tried.items() if seconds is not None}
@@ -165,39 +169,28 @@ class _Run:
 
 
 def _speed(run: _Run, runs: list[_Run], workload: Workload, options: Options) -> RecipeSpeed:
-    stepper, totals = run.stepper, _round_totals(run)
-    flops = sum(stepper.flops(pairs, run.micro) for pairs in run.pairs)
-    layouts = [layout for pairs in run.pairs for layout in stepper.layouts(pairs, run.micro)]
-    positions = sum(layout.positions for layout in layouts)
+    stepper, totals, layouts = run.stepper, run.totals, run.layouts()
+    flops = stepper.flops(layouts)
     by_name = {other.stepper.name: other for other in runs}
     authors = by_name.get("authors")
     padded = by_name.get("padded" if stepper.trains_head else "padded-frozen-head")
     typical = median(totals) if totals else None
     gpu = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else None
-    peak = peak_flops(gpu, dtype_of(options))
+    peak = peak_flops(gpu, options.precision)
     return RecipeSpeed(
         name=stepper.name,
-        head=stepper.recipe.head,
+        head=stepper.head,
         micro=run.micro,
         seconds=tuple(tuple(taken) for taken in run.seconds),
         seconds_per_step=typical and typical / options.steps,
         tokens_per_second=typical and workload.real_tokens / typical,
         pairs_per_second=typical and len(workload.pairs) / typical,
-        to_authors=ratio(_round_totals(authors), totals),
-        to_padded=ratio(_round_totals(padded), totals),
+        to_authors=ratio(authors.totals if authors else [], totals),
+        to_padded=ratio(padded.totals if padded else [], totals),
         flops=flops,
-        flops_to_authors=_flops_of(authors) / flops if authors else None,
+        flops_to_authors=authors.stepper.flops(authors.layouts()) / flops if authors else None,
         share_of_peak=flops / typical / peak if typical and peak else None,
-        padding=1 - sum(layout.real for layout in layouts) / positions,
+        padding=1 - sum(layout.real for layout in layouts) / sum(layout.positions for layout in layouts),
         tried=run.tried,
         failure=run.failure,
     )
-
-
-def _flops_of(run: Any) -> int:
-    return sum(run.stepper.flops(pairs, run.micro) for pairs in run.pairs)
-
-
-def _round_totals(run: _Run | None) -> list[float]:
-    """Seconds of each round, none without a run or where any step failed."""
-    return [] if run is None or run.failure else [sum(taken) for taken in run.seconds]

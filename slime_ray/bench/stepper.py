@@ -12,11 +12,11 @@ from slime_ray.data.packing import fill_rows
 from slime_ray.errors import InputError
 from slime_ray.model.flops import Layout, sizes_of, step_flops
 
-from .cases import SHAPES, Case, build_case
+from .cases import Case, build_case
 from .lengths import BenchPair, Workload, draw_workload, find_source, sequence_length
 from .machine import Machine, describe_machine, find_device, now, threads
-from .options import Options
-from .recipes import layout_of, make_recipe
+from .options import SHAPES, Options
+from .recipes import RECIPES, Packed
 
 LEARNING_RATE = 1e-6
 ROW_TOKENS = 8192
@@ -48,9 +48,9 @@ def report_on(options: Options, measure: Callable[[int, torch.device], AtVocabul
             date=now(),
             machine=describe_machine(device),
             device=device.type,
-            dtype=dtype_of(options),
+            dtype=options.precision,
             threads=torch.get_num_threads(),
-            shrink=shrink_of(options),
+            shrink=options.divisor,
             options=options,
             vocabularies=tuple(measure(size, device) for size in vocabularies),
         )
@@ -72,43 +72,46 @@ class Step:
     counts: Mapping[str, int]
 
 
+def head_of(name: str) -> str:
+    """What becomes of the output head in a recipe: trained or frozen."""
+    return "frozen" if name.endswith("-frozen-head") else "trained"
+
+
 class Stepper:
     """A recipe with its twin of the model and its own optimizer."""
 
     def __init__(self, name: str, case: Case):
-        self.name = name
-        self.case = case
-        case.train_head(not name.endswith("-frozen-head"))
-        self.recipe = make_recipe(name, case.twin())
+        self.name, self.head, self.case = name, head_of(name), case
+        self.trains_head = self.head == "trained"
+        case.train_head(self.trains_head)
+        self.recipe = RECIPES[name.removesuffix("-frozen-head")](case.twin())
         self.optimizer: torch.optim.Optimizer | None = None
-
-    @property
-    def trains_head(self) -> bool:
-        """Whether the head's weights are trained."""
-        return self.recipe.head == "trained"
-
-    def steps_of(self, workload: Workload) -> tuple[tuple[BenchPair, ...], ...]:
-        """The workload's steps in the order that the recipe takes them."""
-        return workload.bucketed if self.recipe.bucketed else workload.drawn
 
     def collate(self, pairs: Sequence[BenchPair], micro: int | None) -> Step:
         """A step's tensors on the device."""
         counts: Counter[str] = Counter(pairs=len(pairs))
         for pair in pairs:
             counts.update(chosen_tokens=pair.lengths.chosen, rejected_tokens=pair.lengths.rejected)
-        return Step(
-            tuple(self.recipe.collate(part, self.case.device) for part in micros_of(self.name, pairs, micro)),
-            dict(counts),
-        )
+        micros = (self.recipe.collate(part, self.case.device) for part in self._micros(pairs, micro))
+        return Step(tuple(micros), dict(counts))
 
     def layouts(self, pairs: Sequence[BenchPair], micro: int | None) -> list[Layout]:
         """What the step's forward passes compute."""
-        return [layout_of(self.name, [pair.lengths for pair in part]) for part in micros_of(self.name, pairs, micro)]
+        return [self.recipe.layout([pair.lengths for pair in part]) for part in self._micros(pairs, micro)]
 
-    def flops(self, pairs: Sequence[BenchPair], micro: int | None) -> int:
-        """FLOPs of a step by formula."""
+    def _micros(self, pairs: Sequence[BenchPair], micro: int | None) -> list[list[BenchPair]]:
+        """Cut a step into forward passes: `micro` pairs at most, and where packed a row's tokens."""
+        ordered = sorted(pairs, key=lambda pair: -sequence_length(pair.lengths))
+        size = micro or len(ordered)
+        micros = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+        if not isinstance(self.recipe, Packed):
+            return micros
+        return [[part[index] for index in row] for part in micros for row in fill_rows(part, row_tokens=ROW_TOKENS)]
+
+    def flops(self, layouts: Sequence[Layout]) -> int:
+        """FLOPs of forward and backward passes by formula."""
         sizes = sizes_of(self.case.lm)
-        return sum(step_flops(sizes, layout, head_trained=self.trains_head) for layout in self.layouts(pairs, micro))
+        return sum(step_flops(sizes, layout, head_trained=self.trains_head) for layout in layouts)
 
     def gradients(self, step: Step) -> torch.Tensor:
         """Run the step up to its gradients, which add to what is there; returns the loss, 0-d."""
@@ -141,33 +144,13 @@ class Stepper:
             parameter.grad = None
 
 
-def micros_of(name: str, pairs: Sequence[BenchPair], micro: int | None) -> list[list[BenchPair]]:
-    """Cut a step into forward passes: `micro` pairs at most, and where packed a row's tokens."""
-    ordered = sorted(pairs, key=lambda pair: -sequence_length(pair.lengths))
-    size = micro or len(ordered)
-    micros = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-    if not name.startswith(("packed", "unshared")):
-        return micros
-    return [[part[index] for index in row] for part in micros for row in fill_rows(part, row_tokens=ROW_TOKENS)]
-
-
-def shrink_of(options: Options) -> int:
-    """What lengths and windows are divided by."""
-    return SHAPES[options.shape].shrink if options.shrink is None else options.shrink
-
-
-def dtype_of(options: Options) -> Any:
-    """Name of the dtype that runs."""
-    return options.dtype or SHAPES[options.shape].dtype
-
-
 def build(options: Options, vocabulary: int, device: torch.device) -> Case:
     """The model that the options name."""
     return build_case(
         SHAPES[options.shape],
         vocabulary=vocabulary,
-        shrink=shrink_of(options),
-        dtype=getattr(torch, dtype_of(options)),
+        shrink=options.divisor,
+        dtype=getattr(torch, options.precision),
         device=device,
         checkpointing=options.gradient_checkpointing,
         seed=options.seed,
@@ -176,9 +159,9 @@ def build(options: Options, vocabulary: int, device: torch.device) -> Case:
 
 def workload_of(options: Options, vocabulary: int, *, steps: int | None = None) -> Workload:
     """The pairs that the options name. Raises InputError for lengths that cannot be had."""
-    if options.max_tokens // shrink_of(options) < 2:
+    if options.max_tokens // options.divisor < 2:
         raise InputError(
-            f"--max-tokens {options.max_tokens} with --shrink {shrink_of(options)} leaves no room for a prompt and a "
+            f"--max-tokens {options.max_tokens} with --shrink {options.divisor} leaves no room for a prompt and a "
             "completion. Raise the one or lower the other."
         )
     return draw_workload(
@@ -187,7 +170,7 @@ def workload_of(options: Options, vocabulary: int, *, steps: int | None = None) 
         steps=steps or options.steps,
         vocabulary=vocabulary,
         max_tokens=options.max_tokens,
-        shrink=shrink_of(options),
+        shrink=options.divisor,
         seed=options.seed,
         sort_over=options.sort_over,
     )

@@ -83,13 +83,12 @@ def memory_table(report: "MemoryReport") -> str:
                 recipe.name,
                 recipe.head,
                 recipe.failure or f"{_mib(recipe.step_bytes)} MiB",
-                f"{_mib(recipe.estimate)} MiB",
                 _spread(recipe.to_authors),
                 _spread(recipe.to_padded),
             )
             for recipe in at.recipes
         ]
-        titles = ("recipe", "head", "step memory", "estimated", "authors' / this", "padded's / this, same head")
+        titles = ("recipe", "head", "step memory", "authors' / this", "padded's / this, same head")
         blocks.append(table(titles, rows))
     blocks.append(
         "Medians over as many steps as there are rounds, least to most in brackets; each recipe in its own process, "
@@ -102,11 +101,7 @@ def plan_table(report: "PlanReport") -> str:
     """`bench plan` in text."""
     machine = report.machine
     rows = [
-        (
-            run.case,
-            f"{run.load:.1f}, {run.load_after:.1f}",
-            *(_error(run.planned[name], run.ran[name], form) for name, form in FIGURES.items()),
-        )
+        (run.case, *(_error(run.planned[name], run.ran[name], form) for name, form in FIGURES.items()))
         for run in report.runs
     ]
     errors = [
@@ -119,16 +114,15 @@ def plan_table(report: "PlanReport") -> str:
         [
             f"Plans after a probe, and the sweeps that were then run, on {machine.processor}, {machine.cores} cores; "
             f"torch {machine.torch}, transformers {machine.transformers}, {report.date}",
-            table(("sweep", "load before, after", *FIGURES), rows),
+            table(("sweep", *FIGURES), rows),
             table(("planned to run", "median error", "range", "within 25 %"), errors),
             *(
                 [f"{len(report.failed)} sweeps did not come to their end, the first {report.failed[0]}"]
                 if report.failed
                 else []
             ),
-            "Planned / run. Time is that of the whole command, trial seconds those of all trials together. Load: "
-            "processes that wanted a core, over the minute before; with more of them than cores, what a probe saw and "
-            "what a sweep saw differ.",
+            "Planned / run. Time is that of the whole command, trial seconds those of all trials together. With other "
+            "work on the machine, what a probe saw and what a sweep saw differ.",
         ]
     )
 

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from slime_ray.cli.options import add_command
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from slime_ray.bench.options import Options
 
 Report = TypeVar("Report")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 def add_commands(commands: Any) -> None:
@@ -44,7 +45,7 @@ def add_commands(commands: Any) -> None:
 
     gpu = kinds.add_parser("gpu", help="attention, steps, memory, answers and a trial on a GPU, in one table")
     gpu.add_argument("--minutes", type=float, default=20.0, help="time for all of it (default 20)")
-    gpu.add_argument("--device", default="auto", help="auto, cpu or cuda; a CPU runs it with sizes cut (default auto)")
+    gpu.add_argument("--device", choices=DEVICES, default="auto", help="a CPU runs it with sizes cut (default auto)")
     gpu.set_defaults(command=_gpu)
 
     plan = kinds.add_parser("plan", help="plans after a probe against the sweeps that they are of")
@@ -67,10 +68,10 @@ def _measurement_options(parser: argparse.ArgumentParser) -> None:
     add("--pairs", type=int, default=8, help="pairs of a training step (default 8)")
     add("--micro", type=int, help="pairs of a forward pass (default: all of the step's)")
     add("--rounds", type=int, default=3, help="repetitions, of which medians are taken (default 3)")
-    add("--dtype", help="float32 or bfloat16 (default: the shape's, float32 for small)")
+    add("--dtype", choices=("float32", "bfloat16"), help="default: the shape's, float32 for small")
     add("--threads", type=int, help="CPU threads (default: torch's choice)")
-    add("--device", default="auto", help="auto, cpu or cuda (default auto)")
-    add("--shape", default="small", help="small or gemma3-4b (default small)")
+    add("--device", choices=DEVICES, default="auto", help="default auto")
+    add("--shape", choices=("small", "gemma3-4b"), default="small", help="default small")
     add("--recipes", default="", metavar="A,B", help="only these recipes (default all)")
     add("--gradient-checkpointing", action="store_true", help="compute each layer again in the backward pass")
     add("--seed", type=int, default=0, help="of weights, lengths and tokens (default 0)")
@@ -93,8 +94,6 @@ def _memory(options: argparse.Namespace) -> None:
 def _gpu(options: argparse.Namespace) -> None:
     from slime_ray.bench.gpu import GpuReport, measure_gpu
 
-    if options.device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device {options.device}: must be auto, cpu or cuda.")
     _at_least(options, minutes=1)
     _show("gpu", options, GpuReport.text, measure_gpu(minutes=options.minutes, device=options.device, say=_say))
 
@@ -123,6 +122,15 @@ def _at_least(options: argparse.Namespace, **bounds: int) -> None:
             raise InputError(f"--{name} {getattr(options, name)}: must be at least {least}.")
 
 
+def _among(given: str, known: Collection[str], *, option: str) -> list[str]:
+    """The names of a list with commas. Raises InputError for one that is not known."""
+    names = [name.strip() for name in given.split(",")]
+    for name in names:
+        if name not in known:
+            raise InputError(f"{option} {name}: must be among {', '.join(known)}.")
+    return names
+
+
 def _options(given: argparse.Namespace) -> "Options":
     from slime_ray.bench.options import RECIPES, Options
 
@@ -130,7 +138,7 @@ def _options(given: argparse.Namespace) -> "Options":
     return Options(
         **{name: values[name] for name in Options.__dataclass_fields__ if name in values and name != "recipes"},
         vocabularies=_vocabularies(given.vocab),
-        recipes=tuple(name.strip() for name in given.recipes.split(",")) if given.recipes else RECIPES,
+        recipes=_among(given.recipes, RECIPES, option="--recipes") if given.recipes else RECIPES,
     )
 
 

@@ -48,8 +48,13 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     # Here, since it imports Triton, which every command would wait for, and whose exit some versions fill stderr with.
     from torch.utils.flop_counter import flop_registry
 
-    # Kernels of attention add themselves when they are imported, and are counted by a formula of ours.
-    products = {operation: count for operation, count in flop_registry.items() if str(operation).startswith("aten.")}
+    # Attention is counted by a formula of ours. Kernels of others add theirs when they are imported, and torch 2.15 has
+    # those of CPUs.
+    products = {
+        operation: count
+        for operation, count in flop_registry.items()
+        if str(operation).startswith("aten.") and "attention" not in str(operation)
+    }
     return products | {aten.addmm_: products[aten.addmm]}
 
 

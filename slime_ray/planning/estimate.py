@@ -13,7 +13,7 @@ from slime_ray.model.footprint import STEP, Footprint, Memory, footprint, gpu_ro
 from slime_ray.planning.material import DataAssumptions, Material, Sample, find_material, made_up
 from slime_ray.planning.plan import GIB, Cluster, Disk, Plan, PlanRow, refusals, warnings
 from slime_ray.planning.prices import GpuPrices, load_prices
-from slime_ray.planning.rates import End, MeasuredRates, Range, Rates, assumed_rates, measured_rates
+from slime_ray.planning.rates import ZERO, End, MeasuredRates, Range, Rates, assumed_rates, measured_rates, seconds_of
 from slime_ray.planning.trials import WHOLE, Group, Shortened, extremes, groups_of, shortened
 from slime_ray.planning.work import Amounts, TrialWork, plan_judging, requests_an_answer
 
@@ -29,9 +29,8 @@ TRIAL_BYTES = 120_000.0
 class Planner:
     """What is known of an experiment's data and models, read once: for a plan, for a probe, and for the plan after it.
 
-    given: of data that is not here. prices: None is the table that ships. sample: of the data, for a probe; None where
-    it was not read. Nothing is started, and nothing is downloaded. Raises InputError for data or a model of which too
-    little is known here.
+    given: of data that is not here. prices: None is the table that ships. Nothing is started, and nothing is
+    downloaded. Raises InputError for data or a model of which too little is known here.
     """
 
     def __init__(
@@ -42,21 +41,19 @@ class Planner:
         prices: GpuPrices | None = None,
     ):
         self.experiment, self.prices = experiment, prices or load_prices()
-        self.sample: Sample | None = None
         self.materials: dict[str, Material] = {}
         every = [settings for group in groups_of(experiment) for settings in group.settings]
         for settings in [experiment.settings, *every, *extremes(experiment)]:
             footprint(settings.model)
             if (key := material_key(settings)) not in self.materials:
-                self.materials[key], sample = find_material(settings, given)
-                self.sample = self.sample or sample
+                self.materials[key] = find_material(settings, given)
 
     def probed_sample(self) -> Sample:
         """Of the data, or of random tokens where it was not read."""
         settings = self.experiment.settings
-        material, vocabulary = self.materials[material_key(settings)], footprint(settings.model).sizes.vocabulary
+        material = self.materials[material_key(settings)]
         batch = settings.evaluation.decoding.batch_on(gpu=self.experiment.resources.gpu_per_worker > 0)
-        return self.sample or made_up(material, vocabulary, batch)
+        return material.sample or made_up(material, footprint(settings.model).sizes.vocabulary, batch)
 
     def plan(self, cluster: Cluster, measured: MeasuredRates | None = None) -> Plan:
         """The plan on a cluster. What does not fit is in its refusals.
@@ -82,7 +79,7 @@ class _Estimate:
         self.uses_gpu = self.resources.gpu_per_worker > 0
         self.gpu = planner.prices.find(cluster.gpu) if self.uses_gpu and cluster.gpu else None
         self.groups = groups_of(self.experiment)
-        self.works = lru_cache(maxsize=None)(self._work)
+        self.works = {group.name: self._works(group) for group in self.groups}
         self.short = shortened(
             self.experiment.early_stopping,
             trials=sum(group.trials for group in self.groups if group.phase == "search"),
@@ -90,17 +87,13 @@ class _Estimate:
         )
 
     def plan(self) -> Plan:
-        material, measured, unknown = self.amounts(self.base).material, self.measured, []
+        material, measured = self.amounts(self.base).material, self.measured
         rates, basis = None, None
         if measured:
             rates, basis = measured_rates(measured, self.base, material), measured.basis
-        elif self.gpu:
-            share = min(1.0, self.resources.gpu_per_worker)
-            model = footprint(self.base.model)
-            try:
-                rates, basis = assumed_rates(self.gpu, model, self.base, workers=self.resources.workers, share=share)
-            except ValueError as error:
-                unknown = [f"{error}. Set model.dtype: float32, or plan for another GPU."]
+        elif self.gpu and self.gpu.peak(self.base.model.dtype):
+            share, model = min(1.0, self.resources.gpu_per_worker), footprint(self.base.model)
+            rates, basis = assumed_rates(self.gpu, model, self.base, workers=self.resources.workers, share=share)
         memory, limit, row = self._memory(), self._memory_limit(), self._row_budget(self.base)
         sft = self.amounts(self.base).demonstrations
         plan = Plan(
@@ -114,7 +107,7 @@ class _Estimate:
             memory_limit=limit,
             row_that_fits=self._row_that_fits(limit) if limit and memory.peak > limit >= memory.answering else None,
             disk=self._disk(),
-            judging=plan_judging(self.base, Range.of(self._requests), material),
+            judging=plan_judging(self.base, self._requests(), material),
             measured=measured,
             stopping=None if self.short is WHOLE else self.short.updates,
             basis=basis,
@@ -125,32 +118,24 @@ class _Estimate:
         )
         if rates:
             plan = self._timed(plan, rates)
-        return replace(
-            plan,
-            refusals=(*refusals(plan, self.experiment), *unknown),
-            warnings=tuple(warnings(plan, self.experiment)),
-        )
+        return replace(plan, refusals=refusals(plan, self.experiment), warnings=warnings(plan, self.experiment))
 
     def amounts(self, settings: Settings) -> Amounts:
         material = self.planner.materials[material_key(settings)]
         model, workers = footprint(settings.model), self.resources.workers
         return Amounts(settings, material, model, workers=workers, gpu=self.uses_gpu)
 
-    def _work(self, name: str, number: int, seed: int, end: End) -> TrialWork:
+    def _works(self, group: Group) -> list[TrialWork]:
         """Trials of a search are many and alike, so each kind is made once."""
-        group = next(group for group in self.groups if group.name == name)
-        return self.amounts(group.settings[number]).trial(group.prompts, seed=seed, end=end)
-
-    def _works(self, group: Group, end: End = "expected") -> list[TrialWork]:
-        return [
-            self.works(group.name, index % len(group.settings), seed, end) for index, seed in enumerate(group.seeds)
-        ]
+        amounts = [self.amounts(settings) for settings in group.settings]
+        work = lru_cache(maxsize=None)(lambda number, seed: amounts[number].trial(group.prompts, seed=seed))
+        return [work(index % len(amounts), seed) for index, seed in enumerate(group.seeds)]
 
     def _short(self, group: Group) -> Shortened:
         return self.short if group.phase == "search" else WHOLE
 
-    def _row(self, group: Group, rates: dict[End, Rates] | None) -> PlanRow:
-        share, works = self._short(group).updates, self._works(group)
+    def _row(self, group: Group, rates: Rates | None) -> PlanRow:
+        share, works = self._short(group).updates, self.works[group.name]
         tokens = sum(work.training.tokens for work in works)
         return PlanRow(
             name=group.name,
@@ -160,80 +145,67 @@ class _Estimate:
             tokens=share * tokens,
             exact=share.low == share.high and all(work.training.exact for work in works),
             flops=share.expected * sum(work.training.flops for work in works),
-            seconds=Range.of(lambda end: sum(self._trials(group, rates, end)) / group.trials) if rates else None,
+            seconds=sum(self._trials(group, rates), ZERO) / group.trials if rates else None,
         )
 
-    def _trials(self, group: Group, rates: dict[End, Rates], end: End) -> list[float]:
+    def _trials(self, group: Group, rates: Rates) -> list[Range]:
         """Seconds of each trial."""
-        rate, short = rates[end], self._short(group)
-        before = rate.load + rate.setup + (rate.process if self.resources.workers > 1 else 0.0)
+        short, before = self._short(group), rates["load"] + rates["setup"]
+        if self.resources.workers > 1:
+            before += rates["process"]
         return [
-            before + short.updates.at(end) * rate.seconds(work.course) + short.finished.at(end) * rate.seconds(work.end)
-            for work in self._works(group, end)
+            before + short.updates * seconds_of(work.course, rates) + short.finished * seconds_of(work.end, rates)
+            for work in self.works[group.name]
         ]
 
-    def _stages(self, rates: dict[End, Rates]) -> dict[str, Range]:
-        amounts = self.amounts(self.base)
-        works = {end: {"tokens": {"example": amounts.material.examples}, **amounts.stages(end)} for end in rates}
-        if self._references():
-            for each in works.values():
-                each["reference"] = amounts.reference()
+    def _stages(self, rates: Rates) -> dict[str, Range]:
+        amounts, checkpoints = self.amounts(self.base), len(self.experiment.bases)
+        tokens = seconds_of({"example": amounts.material.examples}, rates)
+        works = amounts.stages() | ({"reference": amounts.reference()} if self._references() else {})
         # Each SFT checkpoint has all stages of its own but the tokens.
-        checkpoints = len(self.experiment.bases)
-        seconds_of = {
-            name: Range.of(lambda end, name=name: rates[end].seconds(works[end][name]))  # type: ignore[misc]
-            for name in works["expected"]
-        }
-        return {name: each * (1 if name == "tokens" else checkpoints) for name, each in seconds_of.items()}
+        return {"tokens": tokens} | {name: seconds_of(work, rates) * checkpoints for name, work in works.items()}
 
     def _references(self) -> bool:
         every = [settings for group in self.groups for settings in group.settings]
         return any(settings.objective.build().needs_reference for settings in every)
 
-    def _timed(self, plan: Plan, rates: dict[End, Rates]) -> Plan:
-        slots, one = max(1, self.cluster.trials), self.resources.workers == 1
-
-        def trials(end: End) -> tuple[list[float], list[float]]:
-            """Those of arms and search in the order in which they are handed out, and confirmations."""
-            jobs = [(group.phase, self._trials(group, rates, end)) for group in self.groups]
-            # Arms go seed by seed.
-            arms = zip(*(seconds for phase, seconds in jobs if phase == "arm"), strict=True)
-            first = [trial for seed in arms for trial in seed]
-            first += [trial for phase, seconds in jobs if phase == "search" for trial in seconds]
-            return first, [trial for phase, seconds in jobs if phase == "confirm" for trial in seconds]
-
-        def time(end: End) -> float:
-            rate, (first, last) = rates[end], trials(end)
-            stages = sum(duration.at(end) for duration in plan.stages.values())
-            report = rate.report * (2 if self.experiment.searches else 1)
-            start = rate.around + rate.process * (2 if one else 1)
-            return start + stages + report + schedule(first, slots) + schedule(last, slots)
-
+    def _timed(self, plan: Plan, rates: Rates) -> Plan:
+        slots, alone = max(1, self.cluster.trials), self.resources.workers == 1
+        jobs = [(group.phase, self._trials(group, rates)) for group in self.groups]
+        # Arms go seed by seed.
+        arms = zip(*(trials for phase, trials in jobs if phase == "arm"), strict=True)
+        first = [trial for seed in arms for trial in seed]
+        first += [trial for phase, trials in jobs if phase == "search" for trial in trials]
+        confirmations = [trial for phase, trials in jobs if phase == "confirm" for trial in trials]
+        stages = sum(plan.stages.values(), ZERO)
+        time = rates["around"] + rates["process"] * (2 if alone else 1) + stages
+        time += rates["report"] * (2 if self.experiment.searches else 1)
+        time = time + schedule(first, slots) + schedule(confirmations, slots)
+        busy = sum(first, ZERO) + sum(confirmations, ZERO)
         gpu, held = self.gpu, self.resources.workers * self.resources.gpu_per_worker / HOUR
         price = gpu.usd_per_hour if gpu else 0.0
-        whole, busy = Range.of(time), Range.of(lambda end: sum(map(sum, trials(end))))
         hours = sum(plan.stages.values(), busy) * held
         return replace(
             plan,
-            time=whole,
+            time=time,
             trial_seconds=busy,
             gpu_hours=hours if held else None,
             cost=hours * price if gpu and held else None,
-            cluster_cost=whole * (self.cluster.gpus * price / HOUR) if gpu and self.cluster.gpus else None,
+            cluster_cost=time * (self.cluster.gpus * price / HOUR) if gpu and self.cluster.gpus else None,
         )
 
-    def _requests(self, end: End) -> float:
+    def _requests(self) -> Range:
         """Requests to a language model."""
         first, each = self.base.evaluation.judge_first, requests_an_answer(self.base)
-        asked, rated = 0.0, dict[str, float]()
+        asked, rated = ZERO, dict[str, float]()
         for group in self.groups:
-            short, works = self._short(group), self._works(group)
+            short, works = self._short(group), self.works[group.name]
             during, last = (float(sum(work.requests[part] for work in works)) for part in (0, 1))
-            share = short.finished.at(end)
+            share = short.finished
             if group.phase == "search" and first is not None and last:
                 few = min(1.0, first * each * group.trials / last)
-                share *= {"low": few, "expected": (1 + few) / 2, "high": 1.0}[end]
-            asked += short.updates.at(end) * during + share * last
+                share *= Range(few, (1 + few) / 2, 1.0)
+            asked += short.updates * during + share * last
             each_rated = requests_an_answer(group.settings[0], pairwise=False)
             if last and each_rated:
                 # The baseline's answers are rated once, and found again by all later trials.
@@ -350,9 +322,13 @@ def _mean(lengths: Sequence[Lengths]) -> Lengths:
     return Lengths(*(round(sum(parts) / len(lengths)) for parts in zip(*lengths, strict=True)))
 
 
-def schedule(jobs: Sequence[float], slots: int) -> float:
+def schedule(jobs: Sequence[Range], slots: int) -> Range:
     """Seconds until the last is done when each starts as soon as one of the slots is free."""
-    free = [0.0] * min(slots, max(1, len(jobs)))
-    for length in jobs:
-        heapq.heapreplace(free, free[0] + length)
-    return max(free)
+
+    def last(end: End) -> float:
+        free = [0.0] * min(slots, max(1, len(jobs)))
+        for length in jobs:
+            heapq.heapreplace(free, free[0] + length.at(end))
+        return max(free)
+
+    return Range.of(last)

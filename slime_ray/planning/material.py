@@ -109,15 +109,16 @@ class Sample:
 @dataclass(frozen=True)
 class Material:
     """What trials and stages read. answers: lengths of completions, sorted, or their mean alone. seconds: that
-    reading took here; None where nothing was read. provenance: of the figures."""
+    reading took here; sample: of it; both None where nothing was read. provenance: of the figures."""
 
     sft: DataPart
     train: DataPart
     held_out: DataPart
     prompts: Mapping[str, PromptCounts]
     answers: tuple[int, ...] | float
-    seconds: float | None
     provenance: str
+    seconds: float | None = None
+    sample: Sample | None = None
 
     def longest(self, answers: int) -> float:
         """Tokens of the longest of so many answers, if they are as long as the data's completions."""
@@ -137,11 +138,8 @@ class Material:
         return self.answers if isinstance(self.answers, float) else sum(self.answers) / len(self.answers)
 
 
-def find_material(settings: Settings, given: DataAssumptions) -> tuple[Material, Sample | None]:
-    """Count the data if it is here and nothing else was said of it. Raises InputError where not enough is known.
-
-    The sample is None where nothing was read.
-    """
+def find_material(settings: Settings, given: DataAssumptions) -> Material:
+    """Count the data if it is here and nothing else was said of it. Raises InputError where not enough is known."""
     data = settings.data
     local = data.task is not None or all(Path(one.source).is_absolute() for one in data.sources)
     if local and given == DataAssumptions():
@@ -163,7 +161,7 @@ def find_material(settings: Settings, given: DataAssumptions) -> tuple[Material,
     provenance += " as given" if given.lengths else ", about those of this data"
     provenance += f"; {pairs:,} pairs {'as given' if given.pairs else 'as its card says'}" if pairs else ""
     provenance += "" if pairs else f"; data.pairs {data.pairs} of them"
-    return assumed_material(settings, pairs, lengths, f"{data.label} was not read: {provenance}"), None
+    return assumed_material(settings, pairs, lengths, f"{data.label} was not read: {provenance}")
 
 
 def assumed_material(
@@ -189,7 +187,6 @@ def assumed_material(
         held_out=_alike(held_out, prompt, chosen, rejected),
         prompts={name: PromptCounts(count, turns[name], prompt) for name, count in asked.items()},
         answers=float(chosen + rejected) / 2,
-        seconds=None,
         provenance=provenance,
     )
 
@@ -221,7 +218,7 @@ def _alike(count: int, prompt: float, chosen: float, rejected: float) -> DataPar
     return DataPart(count, (whole,), scale=(prompt + chosen + rejected) / max(1, sum(whole)))
 
 
-def read_material(settings: Settings) -> tuple[Material, Sample]:
+def read_material(settings: Settings) -> Material:
     """Read, split and tokenize the data as the first stage does, all of it or enough to know the lengths.
 
     Raises InputError for data or a tokenizer that cannot be used.
@@ -237,10 +234,7 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
     clock = time.perf_counter()
     corpus = load_corpus(data, settings.evaluation)
     limits: dict[str, Any] = {
-        "max_tokens": data.max_tokens,
-        "row_tokens": data.row_tokens,
-        "max_prompt_tokens": data.max_prompt_tokens,
-        "strict": data.strict,
+        name: getattr(data, name) for name in ("max_tokens", "row_tokens", "max_prompt_tokens", "strict")
     }
 
     def tokenized(part: Any, *, rejected: bool = True) -> tuple[DataPart, list[Ids]]:
@@ -263,7 +257,7 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
     how = "counted" if every else f"from the lengths of {MEASURED:,} examples of each part"
     whose = settings.model.tokenizer or settings.model.source
     provenance = f"{data.label} was read with the tokenizer of {whose}: tokens are {how}"
-    material = Material(
+    return Material(
         sft=sft,
         train=train,
         held_out=held_out,
@@ -276,18 +270,15 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
             for name, some in prompts.items()
         },
         answers=tuple(sorted(n for each in (*train.lengths, *held_out.lengths) for n in each[1:])),
-        seconds=seconds,
         provenance=". ".join([provenance, *(line.removesuffix(".") for line in data_notes(corpus.read))]),
+        seconds=seconds,
+        sample=Sample(
+            sft_ids[:PROBED], train_ids[:PROBED], [list(ids) for ids in asked.token_ids], list(asked.messages)
+        ),
     )
-    sample = Sample(sft_ids[:PROBED], train_ids[:PROBED], [list(ids) for ids in asked.token_ids], list(asked.messages))
-    return material, sample
 
 
-def _check_declared(
-    settings: Settings,
-    parts: Mapping[str, Sequence[Ids]],
-    prompts: Mapping[str, Any],
-) -> None:
+def _check_declared(settings: Settings, parts: Mapping[str, Sequence[Ids]], prompts: Mapping[str, Any]) -> None:
     """Raise InputError for ids and positions that the model's configuration does not have, where it is at hand."""
     from slime_ray.model.limits import declared_limits
     from slime_ray.model.loading import load_config
@@ -298,7 +289,7 @@ def _check_declared(
     limits = declared_limits(config)
     for name, pairs in parts.items():
         for number, (prompt, chosen, rejected) in enumerate(pairs):
-            limits.check_ids(max(map(max, filter(None, (prompt, chosen, rejected)))), f"{name} row {number}")
+            limits.check_ids(max(prompt + chosen + rejected), f"{name} row {number}")
             length = len(prompt) + max(len(chosen), len(rejected))
             limits.check_length(length, f"{name} row {number}", f"Set data.max_tokens to {limits.positions} or less.")
     answer = settings.evaluation.decoding.max_new_tokens

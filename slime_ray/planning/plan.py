@@ -8,7 +8,7 @@ from slime_ray.config.experiment import Experiment, Phase
 from slime_ray.errors import InputError
 from slime_ray.model.footprint import Memory
 from slime_ray.planning.prices import Gpu, GpuPrices
-from slime_ray.planning.rates import MeasuredRates, Range
+from slime_ray.planning.rates import ZERO, MeasuredRates, Range
 from slime_ray.planning.tables import table
 
 GIB = 2**30
@@ -68,9 +68,9 @@ class Judging:
     what a budget that is too small does, as a sentence."""
 
     judge: str
-    requests: Range = Range.exactly(0.0)  # noqa: RUF009
-    input_tokens: Range = Range.exactly(0.0)  # noqa: RUF009
-    output_tokens: Range = Range.exactly(0.0)  # noqa: RUF009
+    requests: Range = ZERO
+    input_tokens: Range = ZERO
+    output_tokens: Range = ZERO
     cost: Range | None = None
     budget: str | None = None
 
@@ -120,7 +120,7 @@ class Plan:
     @property
     def tokens(self) -> Range:
         """Of preference training, in all trials."""
-        return sum((row.tokens for row in self.rows), Range.exactly(0.0))
+        return sum((row.tokens for row in self.rows), ZERO)
 
     @property
     def peak(self) -> float:
@@ -211,7 +211,7 @@ class Plan:
         )
 
 
-def refusals(plan: Plan, experiment: Experiment) -> list[str]:
+def refusals(plan: Plan, experiment: Experiment) -> tuple[str, ...]:
     """What does not fit, each as a sentence with the way out."""
     found = []
     if plan.cluster.never:
@@ -223,7 +223,9 @@ def refusals(plan: Plan, experiment: Experiment) -> list[str]:
             f"The run may take {_size(plan.disk.wanted)} and {_size(plan.disk.free)} are free at the storage. Free "
             "some, give another --storage, or keep fewer models with budget.checkpoints."
         )
-    return found
+    if plan.gpu and not plan.measured and not plan.gpu.peak(dtype := experiment.settings.model.dtype):
+        found.append(f"{plan.gpu.name} does not compute in {dtype}. Set model.dtype: float32, or plan for another GPU.")
+    return tuple(found)
 
 
 def _too_little_memory(plan: Plan, limit: float) -> str:
@@ -238,7 +240,7 @@ def _too_little_memory(plan: Plan, limit: float) -> str:
     )
 
 
-def warnings(plan: Plan, experiment: Experiment) -> list[str]:
+def warnings(plan: Plan, experiment: Experiment) -> tuple[str, ...]:
     """What fits and will yet not go as the experiment says, as sentences."""
     found = [plan.judging.budget] if plan.judging.budget else []
     budget, hours = experiment.budget, plan.gpu_hours
@@ -259,7 +261,7 @@ def warnings(plan: Plan, experiment: Experiment) -> list[str]:
         found.append(f"resources.concurrent_trials is {side_by_side}, but only {plan.cluster.trials} fit at a time.")
     if plan.gpu and plan.gpu.bf16_tflops and (cost := experiment.settings.model.float32_cost(plan.gpu.name)):
         found.append(cost)
-    return found
+    return tuple(found)
 
 
 def _tokens(row: PlanRow) -> str:

@@ -5,10 +5,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
 
 from slime_ray.config.yaml_source import YamlSource, load_yaml
-from slime_ray.errors import InputError
+from slime_ray.errors import InputError, near
 
 SHIPPED = Path(__file__).with_name("prices.yaml")
 
@@ -55,15 +54,15 @@ class GpuPrices:
 
     def get(self, name: str, *, option: str) -> Gpu:
         """The same. Raises InputError, which names the option, where there is none."""
-        found = self.find(name)
-        if found is None:
-            near = difflib.get_close_matches(plain(name), self.gpus, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
+        gpu = self.find(name)
+        if gpu is None:
+            like = difflib.get_close_matches(plain(name), self.gpus, n=1)
+            hint = f" Did you mean {like[0]}?" if like else ""
             raise InputError(
                 f"{option} {name}: {self.place} has no such GPU.{hint} There are: {', '.join(self.gpus)}. Add it in a "
                 "file of your own and give that with --prices."
             )
-        return found
+        return gpu
 
 
 def plain(name: str) -> str:
@@ -73,57 +72,45 @@ def plain(name: str) -> str:
 
 def load_prices(path: Path | None = None) -> GpuPrices:
     """The shipped table, with the entries of `path` laid over it. Raises InputError with file and line."""
-    shipped = load_yaml(SHIPPED)
-    gpus = _read(shipped, {})
-    if path is None:
-        return GpuPrices(gpus, _date(shipped) or "", str(SHIPPED))
-    own = load_yaml(path)
-    return GpuPrices(_read(own, gpus), _date(own) or f"{_date(shipped)} where {path} says no other", str(path))
+    gpus: dict[str, Gpu] = {}
+    dates = []
+    for source in (load_yaml(SHIPPED), *([load_yaml(path)] if path else [])):
+        _add_gpus(source, gpus)
+        dates.append(source.data.get("date"))
+    date = str(dates[-1] or f"{dates[0]} where {path} says no other")
+    return GpuPrices(gpus, date, str(path or SHIPPED))
 
 
-def _read(source: YamlSource, under: Mapping[str, Gpu]) -> dict[str, Gpu]:
+def _add_gpus(source: YamlSource, gpus: dict[str, Gpu]) -> None:
+    """Lay a file's entries over those that are there."""
     for key in source.data:
         if key not in ("date", "gpus"):
-            raise InputError(f"{source.place((key,))}: unknown key {key!r}. A table of prices has `date` and `gpus`.")
+            raise source.error(((key,), f"unknown key {key!r}. A table of prices has `date` and `gpus`"))
     entries = source.data.get("gpus")
     if not isinstance(entries, dict) or not entries:
-        raise InputError(f"{source.place(('gpus',))}: `gpus` has to be a mapping of names to what each is and costs.")
-    found = dict(under)
+        raise source.error((("gpus",), "`gpus` has to be a mapping of names to what each is and costs"))
     for name, entry in entries.items():
-        key = plain(str(name))
+        at, key = ("gpus", name), plain(str(name))
         if not key:
-            raise InputError(f"{source.place(('gpus', name))}: a GPU's name needs letters or digits.")
-        found[key] = _entry(source, str(name), entry, found.get(key))
-    return found
+            raise source.error((at, "a GPU's name needs letters or digits"))
+        if not isinstance(entry, dict):
+            raise source.error((at, f"{name} has to be a mapping with {', '.join(NUMBERS)}"))
+        for number, value in entry.items():
+            if number not in NUMBERS:
+                raise source.error(((*at, number), f"{name}: unknown key {number!r}{near(str(number), NUMBERS)}"))
+            free = number == "usd_per_hour"
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or (not value and not free):
+                way_out = f"Give a number {'from' if free else 'above'} 0"
+                raise source.error(((*at, number), f"{name}: {number} is {value!r}. {way_out}"))
+        values = {number: getattr(gpus[key], number) for number in NUMBERS} if key in gpus else {}
+        values |= {number: float(value) for number, value in entry.items()}
+        lacking = [number for number in NUMBERS if number not in values and number != "bf16_tflops"]
+        if lacking:
+            raise source.error((at, f"{name} is no GPU of the shipped table, so it needs {', '.join(lacking)} as well"))
+        gpus[key] = Gpu(name=key, place=source.place(at), **values)
 
 
-def _entry(source: YamlSource, name: str, entry: Any, under: Gpu | None) -> Gpu:
-    place = source.place(("gpus", name))
-    if not isinstance(entry, dict):
-        raise InputError(f"{place}: {name} has to be a mapping with {', '.join(NUMBERS)}.")
-    for key, value in entry.items():
-        at = source.place(("gpus", name, key))
-        if key not in NUMBERS:
-            near = difflib.get_close_matches(str(key), NUMBERS, n=1)
-            hint = f" Did you mean {near[0]}?" if near else f" Allowed: {', '.join(NUMBERS)}."
-            raise InputError(f"{at}: {name}: unknown key {key!r}.{hint}")
-        free = key == "usd_per_hour"
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or (not value and not free):
-            raise InputError(f"{at}: {name}: {key} is {value!r}. Give a number {'from' if free else 'above'} 0.")
-    values = {number: getattr(under, number) for number in NUMBERS} if under else {}
-    values |= {key: float(value) for key, value in entry.items()}
-    lacking = [number for number in NUMBERS if number not in values and number != "bf16_tflops"]
-    if lacking:
-        raise InputError(f"{place}: {name} is no GPU of the shipped table, so it needs {', '.join(lacking)} as well.")
-    return Gpu(name=plain(name), place=place, **values)
-
-
-def _date(source: YamlSource) -> str | None:
-    date = source.data.get("date")
-    return None if date is None else str(date)
-
-
-def peak_flops(gpu: str | None, dtype: Literal["float32", "bfloat16"]) -> float | None:
+def peak_flops(gpu: str | None, dtype: str) -> float | None:
     """Peak FLOP/s, by the shipped table, of a GPU by its driver's name; None for any other and for a CPU."""
-    found = load_prices().find(gpu) if gpu else None
-    return None if found is None else found.peak(dtype)
+    known = load_prices().find(gpu) if gpu else None
+    return None if known is None else known.peak(dtype)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from slime_ray.model.quantized import refuse_quantized
 from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.objectives import Objective, SftObjective
 from slime_ray.planning.material import Sample
-from slime_ray.planning.rates import MeasuredRates, Rates
+from slime_ray.planning.rates import MeasuredRates, ProbedRates
 from slime_ray.training.policies import row_budget, to_device
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer
 from slime_ray.training.worker import reset_process
@@ -120,7 +121,7 @@ def probe(
     timed["save"] = _took(lambda: _save(policy, scratch / "model"))
     World.current().broadcast(None)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    return MeasuredRates(Rates(**timed), _peak_bytes(), device)
+    return MeasuredRates(ProbedRates(**timed), _peak_bytes(), device)
 
 
 def _updates(
@@ -248,14 +249,10 @@ def _save(policy: Policy, folder: Path) -> None:
         policy.lm.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
 
 
-def _fitting(pairs: Sequence[TokenPair], tokens: int) -> list[TokenPair]:
+def _fitting(pairs: Sequence[TokenPair], tokens: int) -> Sequence[TokenPair]:
     """As many of the pairs as have so many tokens, at least one."""
-    taken: list[TokenPair] = []
-    for pair in pairs:
-        if taken and _tokens([*taken, pair]) > tokens:
-            break
-        taken.append(pair)
-    return taken
+    totals = accumulate(_tokens([pair]) for pair in pairs)
+    return pairs[: max(1, sum(total <= tokens for total in totals))]
 
 
 def _tokens(pairs: Sequence[TokenPair]) -> int:

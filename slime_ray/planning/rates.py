@@ -1,7 +1,7 @@
 """How long work takes: as a probe measured it, or from a GPU's data sheet and shares of it that are assumed."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 from slime_ray.config.judge import Exact, Llm, NoJudge
@@ -11,7 +11,6 @@ from slime_ray.planning.material import Material
 from slime_ray.planning.prices import Gpu
 
 End = Literal["low", "expected", "high"]
-ENDS: tuple[End, ...] = ("low", "expected", "high")
 
 
 @dataclass(frozen=True)
@@ -28,18 +27,25 @@ class Range:
     @classmethod
     def of(cls, figure: Callable[[End], float]) -> "Range":
         """The figure at each end."""
-        return cls(*map(figure, ENDS))
+        return cls(figure("low"), figure("expected"), figure("high"))
 
     @classmethod
     def exactly(cls, value: float) -> "Range":
         """A figure without doubt."""
         return cls(value, value, value)
 
-    def __add__(self, other: "Range") -> "Range":
-        return Range.of(lambda end: self.at(end) + other.at(end))
+    def __add__(self, other: "float | Range") -> "Range":
+        other = other if isinstance(other, Range) else Range.exactly(other)
+        return Range(self.low + other.low, self.expected + other.expected, self.high + other.high)
 
     def __mul__(self, factor: "float | Range") -> "Range":
-        return Range.of(lambda end: self.at(end) * (factor.at(end) if isinstance(factor, Range) else factor))
+        factor = factor if isinstance(factor, Range) else Range.exactly(factor)
+        return Range(self.low * factor.low, self.expected * factor.expected, self.high * factor.high)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __truediv__(self, number: float) -> "Range":
+        return Range(self.low / number, self.expected / number, self.high / number)
 
     def at(self, end: End) -> float:
         """One of the three."""
@@ -47,15 +53,30 @@ class Range:
         return value
 
 
+ZERO = Range.exactly(0.0)
+Work = Mapping[str, float | Range]
+"""Amounts of work by their units."""
+Rates = Mapping[str, Range]
+"""Seconds of each unit of work, on all workers of a trial together; of a unit that is not there, none.
+
+As `ProbedRates` has them, and besides: saved_byte; flop; request: to a language model; example: one of the data,
+tokenized; around: Ray's start and end; report: that of a run.
+"""
+
+
+def seconds_of(work: Work, rates: Rates) -> Range:
+    """How long all of it takes."""
+    return sum((rates[unit] * amount for unit, amount in work.items() if unit in rates), ZERO)
+
+
 @dataclass(frozen=True)
-class Rates:
+class ProbedRates:
     """Seconds of each unit of work, on the workers that were probed.
 
     update, token: of preference training, beside its tokens and for each of them; sft_update, sft_token: of stage 1.
     read_token: of a forward pass with its statistics. compare_token: of the divergence from the reference. decode_step,
     decode_row: of a decoding step, beside its answers and for each of them. load, save, setup: once each. verdict: an
-    answer scored. process: until a worker had imported everything. Not probed: saved_byte, flop; request: to a
-    language model; example: one of the data, tokenized; around: Ray's start and end; report: that of a run.
+    answer scored. process: until a worker had imported everything.
     """
 
     update: float = 0.0
@@ -71,20 +92,6 @@ class Rates:
     setup: float = 0.0
     verdict: float = 0.0
     process: float = 0.0
-    saved_byte: float = 0.0
-    flop: float = 0.0
-    request: float = 0.0
-    example: float = 0.0
-    around: float = 0.0
-    report: float = 0.0
-
-    def seconds(self, work: Mapping[str, float]) -> float:
-        """How long all of it takes, on all workers of a trial together."""
-        return sum(amount * float(getattr(self, name)) for name, amount in work.items())
-
-
-PROBED = tuple(field.name for field in fields(Rates))[:13]
-"""The rates that a probe measures."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class MeasuredRates:
     """What a probe found. peak_bytes: of the GPU, or of the process on a CPU. around: seconds that Ray took to start,
     imports included. side_by_side: probes that ran at a time, as trials will. took: seconds of the whole probe."""
 
-    rates: Rates
+    rates: ProbedRates
     peak_bytes: int
     device: str
     around: float = 0.0
@@ -105,9 +112,10 @@ class MeasuredRates:
         return f"measured in {self.took:.0f} s on {self.device}, {self.side_by_side} trials at a time"
 
 
-def mean_of(rates: "list[Rates]") -> Rates:
+def mean_of(rates: list[ProbedRates]) -> ProbedRates:
     """The mean of several probes."""
-    return Rates(**{name: sum(getattr(each, name) for each in rates) / len(rates) for name in PROBED})
+    names = [field.name for field in fields(ProbedRates)]
+    return ProbedRates(**{name: sum(getattr(each, name) for each in rates) / len(rates) for name in names})
 
 
 SPREAD = Range(0.9, 1.0, 1.2)
@@ -117,23 +125,17 @@ REQUEST = Range(2.0, 6.0, 20.0)
 """Seconds to tokenize an example, and of a request to a language model; both assumed."""
 
 
-def measured_rates(measured: MeasuredRates, settings: Settings, material: Material) -> dict[End, Rates]:
+def measured_rates(measured: MeasuredRates, settings: Settings, material: Material) -> Rates:
     """The rates of a probe of the same settings on the same machine."""
+    rates = {name: SPREAD * value for name, value in asdict(measured.rates).items()}
     read = material.seconds and material.seconds / max(1, material.examples)
-
-    def at(end: End) -> Rates:
-        factor = SPREAD.at(end)
-        values = {name: factor * getattr(measured.rates, name) for name in PROBED}
-        return Rates(
-            **values,
-            request=_request(settings, end),
-            example=EXAMPLE.at(end) if read is None else factor * read,
-            around=factor * measured.around,
-            # What a worker takes to import everything says how fast this machine is at such work, which no GPU does.
-            report=values["process"],
-        )
-
-    return {end: at(end) for end in ENDS}
+    return rates | {
+        "request": _request(settings),
+        "example": EXAMPLE if read is None else SPREAD * read,
+        "around": SPREAD * measured.around,
+        # What a worker takes to import everything says how fast this machine is at such work, which no GPU does.
+        "report": rates["process"],
+    }
 
 
 PEAK_SHARE = Range(0.45, 0.35, 0.25)
@@ -144,54 +146,52 @@ LAUNCH_SECONDS = Range(0.0004, 0.001, 0.002)
 """Of a layer in a decoding step: transformers starts its kernels one by one, adapters apart."""
 DISK_BYTES = Range(2e9, 1e9, 0.3e9)
 """Bytes a second, fastest first."""
-SETUP, AROUND, REPORT = Range(1.0, 5.0, 20.0), Range(5.0, 10.0, 40.0), Range(5.0, 10.0, 20.0)
-PROCESS = Range(15.0, 60.0, 180.0)
-"""Seconds of imports and the device's first use."""
 VERDICT = Range(0.02, 0.1, 0.5)
 EXACT_VERDICT = Range(0.0, 0.001, 0.01)
+ASSUMED = {
+    "example": EXAMPLE,
+    "setup": Range(1.0, 5.0, 20.0),
+    "around": Range(5.0, 10.0, 40.0),
+    "report": Range(5.0, 10.0, 20.0),
+    # Imports and the device's first use.
+    "process": Range(15.0, 60.0, 180.0),
+}
+"""Seconds that nothing of the model or the GPU changes."""
 
 
-def assumed_rates(
-    gpu: Gpu, model: Footprint, settings: Settings, *, workers: int, share: float
-) -> tuple[dict[End, Rates], str]:
+def assumed_rates(gpu: Gpu, model: Footprint, settings: Settings, *, workers: int, share: float) -> tuple[Rates, str]:
     """Rates from a GPU's peak and bandwidth, and where they come from in words. None was measured on a GPU here.
 
-    share: of a GPU that each worker has, at most 1. Raises ValueError where the GPU does not know the dtype.
+    gpu: one that computes in the model's dtype. share: of a GPU that each worker has, at most 1.
     """
     peak = gpu.peak(settings.model.dtype)
-    if peak is None:
-        raise ValueError(f"{gpu.name} does not compute in {settings.model.dtype}")
+    assert peak is not None
     itemsize = 2 if settings.model.dtype == "bfloat16" else 4
-    sizes = model.sizes
-    weights = (sizes.linear + sizes.hidden * sizes.vocabulary) * itemsize
+    weights = (model.sizes.linear + model.sizes.hidden * model.sizes.vocabulary) * itemsize
+    moved = weights / (BANDWIDTH_SHARE * gpu.tb_per_s * 1e12 * share)
     scoring = [judge for judge in settings.evaluation.judge.members if not isinstance(judge, (NoJudge, Llm))]
     verdicts = [EXACT_VERDICT if isinstance(judge, Exact) else VERDICT for judge in scoring]
-
-    def at(end: End) -> Rates:
-        moved = weights / (BANDWIDTH_SHARE * gpu.tb_per_s * 1e12 * share)
-        return Rates(
-            flop=1 / (peak * workers * share * PEAK_SHARE.at(end)),
-            decode_step=max(moved, LAUNCH_SECONDS.at(end) * model.layers),
-            load=model.plain / DISK_BYTES.at(end),
-            saved_byte=1 / DISK_BYTES.at(end),
-            verdict=sum(verdict.at(end) for verdict in verdicts) / max(1, len(verdicts)),
-            request=_request(settings, end),
-            example=EXAMPLE.at(end),
-            setup=SETUP.at(end),
-            process=PROCESS.at(end),
-            around=AROUND.at(end),
-            report=REPORT.at(end),
-        )
-
+    rates = ASSUMED | {
+        "flop": Range.of(lambda end: 1 / (peak * workers * share * PEAK_SHARE.at(end))),
+        "decode_step": Range.of(lambda end: max(moved, LAUNCH_SECONDS.at(end) * model.layers)),
+        "load": Range.of(lambda end: model.plain / DISK_BYTES.at(end)),
+        "saved_byte": Range.of(lambda end: 1 / DISK_BYTES.at(end)),
+        "verdict": Range.of(lambda end: sum(verdict.at(end) for verdict in verdicts) / max(1, len(verdicts))),
+        "request": _request(settings),
+    }
     basis = (
         f"the formula at {PEAK_SHARE.expected:.0%} ({PEAK_SHARE.high:.0%} to {PEAK_SHARE.low:.0%}) of {gpu.name}'s "
         f"peak of {peak / 1e12:g} TFLOP/s, which is an assumption. Use --probe to measure"
     )
-    return {end: at(end) for end in ENDS}, basis
+    return rates, basis
 
 
-def _request(settings: Settings, end: End) -> float:
+def _request(settings: Settings) -> Range:
     """Seconds of one request to a language model, of as many as are under way at a time; judges follow one another."""
     endpoints = settings.evaluation.judge.endpoints
-    seconds = sum(judge.requests_an_answer * REQUEST.at(end) / judge.concurrency for judge in endpoints)
-    return seconds / sum(judge.requests_an_answer for judge in endpoints) if endpoints else 0.0
+    if not endpoints:
+        return ZERO
+    asked = sum(judge.requests_an_answer for judge in endpoints)
+    return Range.of(
+        lambda end: sum(judge.requests_an_answer * REQUEST.at(end) / judge.concurrency for judge in endpoints) / asked
+    )

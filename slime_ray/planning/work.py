@@ -4,24 +4,23 @@ And what judging the answers takes: requests to language models, tokens, cost, a
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
 
 from slime_ray.config.judge import Llm
+from slime_ray.config.model import Model
 from slime_ray.config.settings import Schedule, Settings
 from slime_ray.model.flops import Layout, Lengths, Sizes, forward_flops, step_flops
 from slime_ray.model.footprint import Footprint
 from slime_ray.planning.material import DataPart, Material, PromptCounts
 from slime_ray.planning.plan import Judging
-from slime_ray.planning.rates import End, Range
+from slime_ray.planning.rates import ZERO, Range, Work
 from slime_ray.runs.results import RETENTION
 
 CURVE_PAIRS = 128
 """Held-out pairs of a measurement during training, as `training.loop` has it."""
-Work = Mapping[str, float]
-"""Amounts by the fields of `Rates`."""
 CHARACTERS = 4.0
 """Of a token of a judge's template, about."""
 SHOWN = Range(0.7, 1.0, 1.5)
@@ -30,28 +29,21 @@ SHOWN = Range(0.7, 1.0, 1.5)
 
 def joined(works: Iterable[Work]) -> Work:
     """All of the works together."""
-    found: dict[str, float] = {}
+    total: dict[str, float | Range] = {}
     for work in works:
-        for name, amount in work.items():
-            found[name] = found.get(name, 0.0) + amount
-    return found
+        for unit, amount in work.items():
+            total[unit] = total.get(unit, 0.0) + amount
+    return total
 
 
 @dataclass(frozen=True)
 class TrainingWork:
     """Updates of one optimisation run. tokens: as the column of that name counts them. exact: whether to the token."""
 
-    kind: Literal["sft", "preference"]
     updates: int
     tokens: float
     flops: float
-    exact: bool = False
-
-    @property
-    def work(self) -> Work:
-        """As amounts."""
-        prefix = "sft_" if self.kind == "sft" else ""
-        return {f"{prefix}update": self.updates, f"{prefix}token": self.tokens, "flop": self.flops}
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -80,27 +72,28 @@ class Amounts:
         sentinel = self.settings.sentinel
         return 0 if sentinel.action == "none" else min(sentinel.prompts, self.material.prompts["selection"].count)
 
-    def trial(self, prompts: Literal["selection", "report"], *, seed: int, end: End = "expected") -> TrialWork:
+    def trial(self, prompts: Literal["selection", "report"], *, seed: int) -> TrialWork:
         """A trial that is trained to its end, answers the prompts of a set and is judged on them."""
         settings, material = self.settings, self.material
         schedule, evaluation = settings.training, settings.evaluation
-        training = self.training("preference", material.train, schedule, schedule.pairs_per_update, seed)
+        training = self._training(material.train, schedule, schedule.pairs_per_update, seed, settings.model)
         marks = {round(training.updates * (k + 1) / schedule.evaluations) for k in range(schedule.evaluations)} - {0}
         judged = len(marks) * self.watched if settings.judged_on_the_way else 0
         asked, watched = material.prompts[prompts], self.watched
         one = joined(
             [
                 self.reading(material.held_out, min(CURVE_PAIRS, material.held_out.count)),
-                self.decoding(watched, material.prompts["selection"].tokens, end),
+                self.decoding(watched, material.prompts["selection"].tokens),
             ]
         )
-        course = joined([training.work, *[one] * len(marks), self._verdicts(judged)])
+        updates = {"update": training.updates, "token": training.tokens, "flop": training.flops}
+        course = joined([updates, *[one] * len(marks), self._verdicts(judged)])
         last = joined(
             [
                 self.reading(material.held_out, material.held_out.count),
                 self._divergence(asked, min(evaluation.kl_prompts, asked.turns)),
-                self.answering(asked, end),
-                *(self.answering(material.prompts[name], end) for name in (RETENTION,) if name in material.prompts),
+                self.answering(asked),
+                *(self.answering(material.prompts[name]) for name in (RETENTION,) if name in material.prompts),
                 self._verdicts(asked.turns),
                 # The divergence of a model without adapters is from a second one.
                 {"load": 1 if settings.model.lora else 2, "save": 1, "saved_byte": self.model.saved},
@@ -116,9 +109,7 @@ class Amounts:
         asked = {"request": answers * requests_an_answer(self.settings)} if judge.endpoints else {}
         return asked | ({"verdict": 2 * answers * scored} if scored else {})
 
-    def training(
-        self, kind: Literal["sft", "preference"], part: DataPart, schedule: Schedule, per_update: int, seed: int
-    ) -> TrainingWork:
+    def _training(self, part: DataPart, schedule: Schedule, per_update: int, seed: int, model: Model) -> TrainingWork:
         """The updates of one run over a part of the data; token for token where all lengths are known."""
         from slime_ray.data.order import examples_by_update, updates_of
 
@@ -133,40 +124,40 @@ class Amounts:
             epochs, rest = divmod(updates, max(1, -(-part.count // per_update)))
             seen = epochs * part.count + rest * per_update
             tokens = seen * self._mean_row(part)
-        lora = self.settings.model.lora if kind == "preference" else self.settings.sft_model.lora
-        each = _step_flops(self.model.sizes, part.lengths, lora is None or lora.train_head) if seen else 0.0
-        return TrainingWork(kind, updates, tokens, seen * part.scale * each, exact=part.counted or not updates)
+        head_trained = model.lora is None or model.lora.train_head
+        each = _step_flops(self.model.sizes, part.lengths, head_trained) if seen else 0.0
+        return TrainingWork(updates, tokens, seen * part.scale * each, exact=part.counted or not updates)
 
     def reading(self, part: DataPart, count: int) -> Work:
         """A forward pass over the first `count` examples."""
         flops = count * part.scale * _forward_flops(self.model.sizes, part.lengths) if count else 0.0
         return {"read_token": count * self._mean_row(part), "flop": flops}
 
-    def answering(self, asked: PromptCounts, end: End) -> Work:
+    def answering(self, asked: PromptCounts) -> Work:
         """Answers to a set of prompts; later turns come after the answers to the earlier ones."""
-        later = self.decoding(asked.turns - asked.count, 2 * asked.tokens + self.material.answer, end)
-        return joined([self.decoding(asked.count, asked.tokens, end), later])
+        later = self.decoding(asked.turns - asked.count, 2 * asked.tokens + self.material.answer)
+        return joined([self.decoding(asked.count, asked.tokens), later])
 
-    def decoding(self, answers: int, prompt_tokens: float, end: End) -> Work:
+    def decoding(self, answers: int, prompt_tokens: float) -> Work:
         """Batches of answers: whole ones, and what is left."""
         size = self.batch
         whole, rest = divmod(answers, size)
-        parts = []
+        parts: list[Work] = []
         for batches, batch in ((whole, size), (1, rest)):
             if batches and batch:
                 # Of several workers each draws its share of the batches; the slowest one is waited for.
                 rounds = -(-batches // self.workers)
-                steps, prompts = rounds * self._steps(batch, end), rounds * batch * prompt_tokens
+                steps, prompts = rounds * self._steps(batch), rounds * batch * prompt_tokens
                 # One worker alone reads a batch's prompts.
                 flops = prompts * 2 * self.model.sizes.linear * self.workers
                 parts.append({"decode_step": steps, "decode_row": steps * batch, "read_token": prompts, "flop": flops})
         return joined(parts)
 
-    def _steps(self, batch: int, end: End) -> float:
+    def _steps(self, batch: int) -> Range:
         """Steps of a batch: about the longest of so many of the data's completions; its limit at most."""
         limit = self.settings.evaluation.decoding.max_new_tokens
         longest = min(limit, self.material.longest(batch) + 1)
-        return {"low": 0.8 * longest, "expected": longest, "high": limit}[end]
+        return Range(0.8 * longest, longest, limit)
 
     def _divergence(self, asked: PromptCounts, count: int) -> Work:
         tokens = count * (asked.tokens + self.material.answer)
@@ -180,13 +171,15 @@ class Amounts:
         paired = any(each.rejected for each in part.lengths)
         return part.tokens + (part.prompt if paired and not self.model.packed else 0.0)
 
-    def stages(self, end: End = "expected") -> dict[str, Work]:
+    def stages(self) -> dict[str, Work]:
         """The work of the shared stages but the first, in the order in which they are made."""
         held_out = self.material.held_out
-        answers = joined(self.answering(asked, end) for asked in self.material.prompts.values())
-        save = {"load": 1, "save": 1, "saved_byte": self.model.merged}
+        answers = joined(self.answering(asked) for asked in self.material.prompts.values())
+        sft: dict[str, float] = {"load": 1, "save": 1, "saved_byte": self.model.merged}
+        if made := self.demonstrations:
+            sft |= {"sft_update": made.updates, "sft_token": made.tokens, "flop": made.flops}
         return {
-            "sft": joined([save, self.demonstrations.work if self.demonstrations else {}]),
+            "sft": sft,
             "step0": joined([{"load": 1}, self.reading(held_out, held_out.count)]),
             "baseline": joined([{"load": 1}, answers]),
         }
@@ -195,7 +188,9 @@ class Amounts:
     def demonstrations(self) -> TrainingWork | None:
         """The SFT stage's updates."""
         sft = self.settings.sft
-        return self.training("sft", self.material.sft, sft, sft.examples_per_update, sft.seed) if sft else None
+        if not sft:
+            return None
+        return self._training(self.material.sft, sft, sft.examples_per_update, sft.seed, self.settings.sft_model)
 
     def reference(self) -> Work:
         """The log-probabilities of the training pairs under the SFT checkpoint, for objectives that need them."""
@@ -233,13 +228,13 @@ def plan_judging(settings: Settings, requests: Range, material: Material) -> Jud
     ]
     if not parts:
         return Judging(settings.judge_identity)
-    costs, nothing = [part.cost for part in parts if part.cost], Range.exactly(0.0)
+    costs = [part.cost for part in parts if part.cost]
     return Judging(
         settings.judge_identity,
         requests,
-        sum((part.input_tokens for part in parts), nothing),
-        sum((part.output_tokens for part in parts), nothing),
-        sum(costs, nothing) if len(costs) == len(parts) else None,
+        sum((part.input_tokens for part in parts), ZERO),
+        sum((part.output_tokens for part in parts), ZERO),
+        sum(costs, ZERO) if len(costs) == len(parts) else None,
         next((part.budget for part in parts if part.budget), None),
     )
 

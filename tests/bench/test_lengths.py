@@ -1,6 +1,7 @@
 """Lengths from files and distributions, and the pairs of a round."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -81,30 +82,20 @@ def test_both_orders_hold_the_same_pairs_and_the_sorted_one_pads_less():
     assert all(0 < token < 50 for pair in bucketed for token in pair.prompt_ids)
 
 
-def test_without_sorting_the_same_pairs_come_as_drawn():
-    def draw(sort_over: int):
+def test_a_workload_follows_from_its_seed_and_without_sorting_comes_as_drawn():
+    def draw(seed: int, sort_over: int = 50):
         return draw_workload(
-            find_source("ultrafeedback"), pairs=4, steps=3, vocabulary=50, max_tokens=512, shrink=8, seed=1,
+            find_source("ultrafeedback"), pairs=4, steps=3, vocabulary=50, max_tokens=512, shrink=8, seed=seed,
             sort_over=sort_over,
         )  # fmt: skip
 
-    unsorted = draw(1)
-    assert unsorted.bucketed == unsorted.drawn == draw(50).drawn
-
-
-def test_a_workload_follows_from_its_seed():
-    def draw(seed: int):
-        return draw_workload(
-            find_source("ultrafeedback"), pairs=2, steps=3, vocabulary=50, max_tokens=512, shrink=8, seed=seed
-        )
-
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
+    unsorted = draw(1, sort_over=1)
+    assert unsorted.bucketed == unsorted.drawn == draw(1).drawn
 
 
 def test_a_short_file_is_drawn_from_again_and_a_long_one_once():
-    import random
-
     few = [Lengths(1, 1, 1), Lengths(2, 2, 2)]
     assert len(from_file(few, 10, 100, random.Random(0))) == 10
     many = [Lengths(n, n, n) for n in range(1, 30)]
@@ -112,8 +103,6 @@ def test_a_short_file_is_drawn_from_again_and_a_long_one_once():
 
 
 def test_the_named_distributions_have_their_means():
-    import random
-
     drawn = find_source("ultrafeedback")(20_000, 2048, random.Random(0))
     prompt, chosen, rejected = (sum(part) / len(drawn) for part in zip(*drawn, strict=True))
     assert prompt == pytest.approx(180, rel=0.05)

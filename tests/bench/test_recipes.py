@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from slime_ray.bench.cases import Case, Shape, build_case
+from slime_ray.bench.cases import Case, build_case
 from slime_ray.bench.lengths import BenchPair
-from slime_ray.bench.options import RECIPES
+from slime_ray.bench.options import RECIPES, Shape
 from slime_ray.bench.recipes import OBJECTIVE, lay_out_sequences, released_loss
 from slime_ray.bench.stepper import Stepper
 from tests.model.conftest import make_norms_double

@@ -7,7 +7,7 @@ from typing import Any
 import optuna
 from slime_ray.search_spaces import find_space
 
-from benchmarks.simulate import Forgetful, Recorded, simulate
+from benchmarks.simulate import FixedPoints, Forgetful, Recorded, simulate
 from slime_ray.config.experiment import Search
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.presets import preset_base
@@ -28,18 +28,15 @@ def recorded(name: str, value: float, *, seconds: float = 10.0) -> Recorded:
     )
 
 
-class InOrder:
+class InOrder(FixedPoints):
     """Hands out what it is given, and keeps what it hears."""
 
     def __init__(self, trials: list[Recorded]):
-        self.trials = list(trials)
+        super().__init__({"trial": trial} for trial in trials)
         self.heard: list[tuple[str, str]] = []
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        return {"trial": self.trials.pop(0)} if self.trials else None
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self.heard.append((trial_id, (result or {})["status"]))
+    def complete(self, trial_id: str, row: Mapping[str, Any]) -> None:
+        self.heard.append((trial_id, row["status"]))
 
 
 def play(trials: list[Recorded], rule: Halving | None = None, *, at_most: int = 9, workers: int = 1) -> tuple:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slime_ray.config.evaluation import AnswerServer
 
+LOADING = threading.Lock()
 BASE = "base"
 VARIABLE, KEY = "ANSWER_SERVER_KEY", "sk-answers-0123456789"
 
@@ -61,7 +62,7 @@ class ModelServer(ThreadingHTTPServer):
 
     @cached_property
     def model(self) -> Any:
-        return AutoModelForCausalLM.from_pretrained(self.base(), local_files_only=True).eval().requires_grad_(False)
+        return self._fresh().eval().requires_grad_(False)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -91,9 +92,13 @@ class ModelServer(ThreadingHTTPServer):
             return 400, {"error": {"message": f"The lora adapter {name} has already been loaded."}}
         if not (path / "adapter_config.json").is_file():
             return 400, {"error": {"message": f"No adapter found at {path}"}}
-        fresh = AutoModelForCausalLM.from_pretrained(self.base(), local_files_only=True)
-        self.adapters[name] = PeftModel.from_pretrained(fresh, path).eval().requires_grad_(False)
+        self.adapters[name] = PeftModel.from_pretrained(self._fresh(), path).eval().requires_grad_(False)
         return 200, "Success"
+
+    def _fresh(self) -> Any:
+        # transformers patches its own classes while it loads: two threads at once leave no model tied in this process.
+        with LOADING:
+            return AutoModelForCausalLM.from_pretrained(self.base(), local_files_only=True)
 
     def _complete(self, body: dict[str, Any]) -> Reply:
         base, _, name = body["model"].rpartition(":")

@@ -9,6 +9,7 @@ from slime_ray.errors import InputError
 from slime_ray.model.flops import Layout, Lengths, step_flops
 from slime_ray.model.footprint import footprint
 from slime_ray.planning.material import DataAssumptions, DataPart, Material, PromptCounts, find_material, parse_lengths
+from slime_ray.planning.rates import Range
 from slime_ray.planning.work import Amounts
 
 from .conftest import TINY
@@ -18,18 +19,18 @@ ARMS = "arms: {slime: {}}\n"
 
 def amounts_of(experiment, material=None, *, workers=1):
     settings = experiment.settings
-    found = material or find_material(settings, DataAssumptions())[0]
+    found = material or find_material(settings, DataAssumptions())
     return Amounts(settings, found, footprint(settings.model), workers=workers)
 
 
 def test_embedded_data_is_counted_to_the_token(load):
-    material, sample = find_material(load(TINY + ARMS).settings, DataAssumptions())
+    material = find_material(load(TINY + ARMS).settings, DataAssumptions())
     assert (material.sft.count, material.train.count, material.held_out.count) == (100, 40, 12)
     assert material.sft.counted
     assert material.train.counted
     assert material.prompts["report"].count == material.prompts["report"].turns == 10
-    assert sample is not None
-    assert [tuple(map(len, ids)) for ids in sample.train] == list(material.train.lengths)
+    assert material.sample is not None
+    assert [tuple(map(len, ids)) for ids in material.sample.train] == list(material.train.lengths)
     assert material.train.tokens == sum(map(sum, material.train.lengths)) / 40
     assert "counted" in material.provenance
     assert material.seconds is not None
@@ -38,19 +39,19 @@ def test_embedded_data_is_counted_to_the_token(load):
 def test_data_that_is_not_here_is_planned_from_what_is_known_of_it(load):
     settings = load("name: x\npreset: gemma3-4b/paper\narms: {slime: {}}\n"
                     "goals: {preference_accuracy: maximize, stability: maximize}\n").settings  # fmt: skip
-    material, sample = find_material(settings, DataAssumptions())
-    assert sample is None
+    material = find_material(settings, DataAssumptions())
+    assert material.sample is None
     # Of 61,135 pairs 1,000 are held out, and 34 % of the rest are for SFT.
     assert (material.held_out.count, material.sft.count, material.train.count) == (1000, 20446, 39689)
     assert material.train.tokens == 180 + 250 + 250
     assert material.sft.tokens == 180 + 250
     # There are prompts enough for 256 + 512.
     assert (material.prompts["selection"].count, material.prompts["report"].count) == (256, 512)
-    material, _ = find_material(settings, DataAssumptions(pairs=2001, lengths=(10.5, 20.25, 30.25)))
+    material = find_material(settings, DataAssumptions(pairs=2001, lengths=(10.5, 20.25, 30.25)))
     assert (material.held_out.count, material.sft.count, material.train.count) == (1000, 340, 661)
     assert material.train.tokens == pytest.approx(61)
     assert "2,001 pairs as given" in material.provenance
-    few, _ = find_material(settings.model_copy(update={"data": settings.data.model_copy(update={"held_out_pairs": 96})}),
+    few = find_material(settings.model_copy(update={"data": settings.data.model_copy(update={"held_out_pairs": 96})}),
                            DataAssumptions(pairs=500))  # fmt: skip
     # 96 prompts for 256 + 512 that were asked for: a third of them for selection.
     assert (few.prompts["selection"].count, few.prompts["report"].count) == (32, 64)
@@ -67,7 +68,7 @@ def test_data_of_which_nothing_is_known_has_to_be_told_of(load):
     with pytest.raises(InputError, match=r"--pairs N, or data.pairs"):
         find_material(settings, DataAssumptions(lengths=(100.0, 100.0, 100.0)))
     settings = load(text + goals, data__pairs=660).settings
-    material, _ = find_material(settings, DataAssumptions(lengths=(100.0, 100.0, 100.0)))
+    material = find_material(settings, DataAssumptions(lengths=(100.0, 100.0, 100.0)))
     # 34 % for SFT beside 66 % to train on.
     assert (material.sft.count, material.train.count) == (340, 660)
 
@@ -81,7 +82,7 @@ def test_lengths_are_three_numbers(text):
 
 def test_the_longest_answer_of_a_batch():
     part = DataPart(1, (Lengths(1, 1, 1),))
-    some = Material(part, part, part, {}, tuple(range(1, 101)), None, "")
+    some = Material(part, part, part, {}, tuple(range(1, 101)), "")
     # The largest of 9 lies at 9/10 of all on average, of 1 at the middle.
     assert (some.longest(9), some.longest(1), some.longest(10**6)) == (91, 51, 100)
     about = replace(some, answers=200.0)
@@ -96,7 +97,6 @@ MEAN = Material(
     held_out=DataPart(200, (Lengths(10, 20, 30),)),
     prompts={"selection": PromptCounts(6, 6, 10.0), "report": PromptCounts(10, 14, 10.0)},
     answers=(5, 6, 7),
-    seconds=None,
     provenance="",
 )
 
@@ -114,12 +114,11 @@ def test_a_trial_by_hand(load):
     # fewer than the sentinel's 32, answered in batches of 4: one whole, one of 2. The longest
     # answer has 7 tokens, and its stop token makes 8, which is the limit.
     assert work.course["read_token"] == 3 * (128 * 60 + 6 * 10)
-    assert work.course["decode_step"] == 3 * (8 + 8)
-    assert work.course["decode_row"] == 3 * (4 * 8 + 2 * 8)
+    assert work.course["decode_step"].expected == 3 * (8 + 8)
+    assert work.course["decode_row"].expected == 3 * (4 * 8 + 2 * 8)
     # 10 first turns and 4 second ones, whose prompts hold the first and its answer: 2 * 10 + 6.
-    assert work.end["decode_row"] == 14 * 8
-    assert work.end["decode_step"] == 4 * 8
-    assert amounts.trial("report", seed=0, end="low").end["decode_step"] == 4 * 0.8 * 8
+    assert work.end["decode_row"].expected == 14 * 8
+    assert work.end["decode_step"] == Range(4 * 0.8 * 8, 4 * 8, 4 * 8)
     assert work.end["read_token"] == 200 * 60 + 10 * 10 + 4 * (2 * 10 + 6)
     assert work.end["compare_token"] == 4 * (10 + 6)
     # 14 answers and 14 of the baseline's.
@@ -130,15 +129,15 @@ def test_a_trial_without_updates_answers_and_is_judged(load):
     work = amounts_of(load(TINY + ARMS, training__updates=0), MEAN).trial("selection", seed=0)
     assert (work.training.updates, work.training.tokens, work.training.exact) == (0, 0, True)
     assert work.course == {"update": 0, "token": 0, "flop": 0, "verdict": 0}
-    assert work.end["decode_row"] == 6 * 8
+    assert work.end["decode_row"].expected == 6 * 8
 
 
 def test_workers_share_the_batches_of_answers(load):
     text = TINY.replace("batch: 4", "batch: 1") + ARMS
     alone, of_three = (amounts_of(load(text), MEAN, workers=workers).trial("report", seed=0) for workers in (1, 3))
-    steps = alone.end["decode_step"] / 14
+    steps = alone.end["decode_step"].expected / 14
     # 10 and 4 batches among 3: four rounds, and two.
-    assert of_three.end["decode_step"] == (4 + 2) * steps
+    assert of_three.end["decode_step"].expected == (4 + 2) * steps
 
 
 def test_models_that_share_no_prompts_read_them_twice(load, tmp_path):
@@ -155,7 +154,7 @@ def test_stages_by_hand(load):
     made = amounts.stages()
     assert (made["sft"]["sft_update"], made["sft"]["sft_token"]) == (4, 4 * 8 * 30)
     assert made["step0"]["read_token"] == 200 * 60
-    assert made["baseline"]["decode_row"] == (6 + 14) * 8
+    assert made["baseline"]["decode_row"].expected == (6 + 14) * 8
     assert amounts.reference()["read_token"] == 40 * 60
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from slime_ray.bench.cases import Shape, build_case
+from slime_ray.bench.cases import build_case
 from slime_ray.bench.lengths import draw_workload, find_source
-from slime_ray.bench.options import RECIPES
-from slime_ray.bench.recipes import layout_of
+from slime_ray.bench.options import RECIPES, Shape
+from slime_ray.bench.recipes import Authors, Padded
 from slime_ray.bench.stepper import Stepper
 from slime_ray.config.model import Lora, Model
 from slime_ray.model.flops import Layout, Lengths, attention_flops, forward_flops, linear_flops, sizes_of, step_flops
@@ -50,7 +50,7 @@ def test_products_with_weights_are_those_that_run(case, recipe):
         # Its logits are computed again, which no formula counts.
         ran -= 2 * layout.logits * SHAPE.hidden * 97
     assert by_formula == pytest.approx(ran, rel=0.03 if recipe.startswith(("packed", "unshared")) else 0)
-    assert stepper.flops(pairs, None) > ran
+    assert stepper.flops([layout]) > ran
 
 
 def test_attention_counts_what_masks_leave():
@@ -64,11 +64,9 @@ def test_attention_counts_what_masks_leave():
                 seen += min(position + 1, window or position + 1)
         assert Layout.of_packed(lengths).seen(window) == seen
     # Rows of 3 + 4 and of 5 + 6 tokens, two each, padded to 11.
-    assert layout_of("padded", lengths).seen(None) == 4 * 11 * 12 // 2
+    assert Padded.layout(lengths).seen(None) == 4 * 11 * 12 // 2
     # The longest prompt of 5 beside the longest completion of 6.
-    assert layout_of("authors", lengths) == Layout(
-        positions=44, real=29, logits=44, runs=((0, 11),) * 4, reference=True
-    )
+    assert Authors.layout(lengths) == Layout(positions=44, real=29, logits=44, runs=((0, 11),) * 4, reference=True)
 
 
 def test_attention_flops_by_hand(case):

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from transformers import LlamaConfig
 
 from slime_ray.errors import InputError
 from slime_ray.model.flops import Lengths
@@ -11,7 +12,7 @@ from slime_ray.model.footprint import FRAGMENTS, footprint, peak_memory
 from slime_ray.planning.estimate import Planner
 from slime_ray.planning.material import DataAssumptions
 from slime_ray.planning.plan import Cluster
-from slime_ray.planning.rates import MeasuredRates, Range, Rates
+from slime_ray.planning.rates import MeasuredRates, ProbedRates, Range
 
 from .conftest import ON_H100, TINY
 
@@ -94,8 +95,6 @@ def test_memory_above_the_gpus_is_refused_with_what_would_fit(load):
     fits = small.row_that_fits
     assert f"({fits} would do" in refusal
     assert not Planner(load(PAPER, data__row_tokens=fits)).plan(replace(ONE, gpu="L40S")).refusals
-    more = Planner(load(PAPER, data__row_tokens=fits + 512)).plan(replace(ONE, gpu="L40S"))
-    assert more.refusals
 
 
 def test_a_gpu_without_bfloat16_is_refused(load):
@@ -104,8 +103,11 @@ def test_a_gpu_without_bfloat16_is_refused(load):
     assert any("v100 does not compute in bfloat16" in refusal for refusal in plan.refusals)
 
 
-def test_float32_on_a_gpu_that_knows_bfloat16_is_said_to_cost(load):
-    (warning,) = Planner(load(PAPER, model__dtype="float32")).plan(ONE).warnings
+def test_float32_on_a_gpu_that_knows_bfloat16_is_said_to_cost(load, tmp_path):
+    LlamaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4).save_pretrained(tmp_path)
+    text = TINY + "arms: {slime: {}}\nresources: {gpu_per_worker: 1}\n"
+    planner = Planner(load(text, model__source=str(tmp_path)), given=DataAssumptions(100, (20.0, 30.0, 30.0)))
+    (warning,) = planner.plan(ONE).warnings
     assert "computes several times slower than bfloat16" in warning
 
 
@@ -133,12 +135,6 @@ def test_kept_models_follow_the_budget(load):
     assert one["trained models"] * 10 == every["trained models"] * 2
 
 
-def test_more_workers_than_the_cluster_has_are_refused(load):
-    plan = Planner(load(PAPER)).plan(replace(ONE, trials=0, never="A trial asks for more than there is."))
-    with pytest.raises(InputError, match=r"than there is\. To plan for another cluster"):
-        plan.refuse()
-
-
 def test_the_machines_memory_counts_where_trials_use_no_gpu(load):
     plan = Planner(load(TINY + "arms: {slime: {}}\n")).plan(Cluster(trials=2, where="here", memory=0.5 * GIB))
     assert "more than the 0.5 GiB that a process has here" in plan.refusals[0]
@@ -152,7 +148,7 @@ def test_a_budget_that_ends_it_early_is_said(load):
     assert "Warning: budget.hours" in plan.text()
 
 
-RATES = Rates(
+RATES = ProbedRates(
     update=0.5, token=0.001, sft_update=0.25, sft_token=0.002, read_token=0.0005, compare_token=0.004, decode_step=0.01,
     decode_row=0.001, load=1.0, save=2.0, setup=3.0, verdict=0.1, process=10.0,
 )  # fmt: skip
@@ -200,14 +196,6 @@ def test_the_report_of_a_search_takes_twice_as_long(load):
     stages, trials = (sum(one.expected for one in ones) for ones in (plan.stages.values(), [plan.trial_seconds]))
     # Both trials run at once, each in half of the seconds of both.
     assert plan.time.expected == pytest.approx(20 + 2 * 10 + 10 + 10 + stages + trials / 2, rel=0.05)
-
-
-def test_trials_side_by_side_share_the_time(load):
-    text = TINY + "arms: {slime: {}}\nseeds: [0, 1, 2, 3]\n"
-    planner = Planner(load(text))
-    one, two = (planner.plan(Cluster(trials=trials, where="here"), MEASURED) for trials in (1, 2))
-    assert one.trial_seconds == two.trial_seconds
-    assert one.time.expected - two.time.expected == pytest.approx(one.trial_seconds.expected / 2, rel=1e-3)
 
 
 def test_a_reference_is_made_where_an_objective_needs_one(load):

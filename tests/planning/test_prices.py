@@ -62,7 +62,7 @@ def test_own_prices_are_laid_over_those_that_ship(tmp_path):
         ("gpus: []\n", 1, "`gpus` has to be a mapping"),
         ("gpus:\n  h100: {usd_per_hour: 1}\ncurrency: EUR\n", 3, "unknown key 'currency'"),
         ("gpus:\n  h100: 3\n", 2, "h100 has to be a mapping with fp32_tflops"),
-        ("gpus:\n  h100:\n    usd_an_hour: 3\n", 3, "unknown key 'usd_an_hour'. Did you mean usd_per_hour?"),
+        ("gpus:\n  h100:\n    usd_an_hour: 3\n", 3, "unknown key 'usd_an_hour'. Did you mean 'usd_per_hour'?"),
         ("gpus:\n  h100:\n    memory_gib: 79\n    usd_per_hour: three\n", 4, "usd_per_hour is 'three'"),
         ("gpus:\n  h100: {usd_per_hour: -1}\n", 2, "usd_per_hour is -1. Give a number from 0"),
         ("gpus:\n  h100: {memory_gib: 0}\n", 2, "memory_gib is 0. Give a number above 0"),

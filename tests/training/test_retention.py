@@ -114,8 +114,8 @@ def test_prompts_and_scorer_are_inputs_that_may_not_change(folder):
 
 def test_a_plan_counts_the_answers_to_the_retention_prompts(folder):
     settings = experiment(folder).settings
-    read = read_material(settings)[0]
+    read = read_material(settings)
     assumed = assumed_material(settings, 300, (8.0, 4.0, 4.0), "told")
     assert read.prompts["retention"].turns == assumed.prompts["retention"].turns == len(PROMPTS)
-    assert "retention" not in read_material(experiment(folder, retention=False).settings)[0].prompts
+    assert "retention" not in read_material(experiment(folder, retention=False).settings).prompts
     assert np.isfinite(read.prompts["retention"].tokens)

@@ -1,6 +1,5 @@
-"""The process that `bench gpu` starts for one part: a request on standard input, rows on output."""
+"""The parts of `bench gpu`, each of which runs in a process of its own."""
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -15,13 +14,14 @@ import torch
 from slime_ray.data.packing import Segment
 from slime_ray.model.flops import Lengths
 
-from .cases import SHAPES, Case, build_case
+from .cases import Case, build_case
+from .child import reason
 from .gpu import GpuRow, GpuSizes
-from .gpu_checks import attend, engine, reason
+from .gpu_checks import attend, engine
 from .lengths import BenchPair
 from .machine import find_device, timed
-from .memory_child import weigh
-from .options import Options
+from .memory import weigh
+from .options import SHAPES, Options
 from .step import measure_speed
 from .stepper import Stepper
 
@@ -40,17 +40,9 @@ base:
 """
 
 
-def main() -> None:
-    """Answer one request."""
-    request = json.load(sys.stdin)
-    values = request["sizes"]
-    sizes = GpuSizes(**{**values, "batches": tuple(values["batches"])})
-    part, case = request["part"], request["case"]
-    try:
-        rows = PARTS[part](case, sizes)
-    except (RuntimeError, ImportError) as error:
-        rows = [GpuRow(part, case, failure=reason(error))]
-    print(json.dumps([asdict(row) for row in rows]))
+def rows_of(part: str, case: str, sizes: dict[str, Any]) -> list[dict[str, Any]]:
+    """One part's rows."""
+    return [asdict(row) for row in PARTS[part](case, GpuSizes(**sizes))]
 
 
 def attention(case: str, sizes: GpuSizes) -> list[GpuRow]:
@@ -173,6 +165,3 @@ def trial(case: str, sizes: GpuSizes) -> list[GpuRow]:
 PARTS: dict[str, Callable[[str, GpuSizes], list[GpuRow]]] = {
     function.__name__: function for function in (engine, attention, step, memory, answers, trial)
 }
-
-if __name__ == "__main__":
-    main()
