@@ -96,6 +96,7 @@ def test_the_steps_up_to_one_trial_do_what_they_say(folder, run, name, kept):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_steps_to_the_end_with_an_objective_and_a_table(folder, run):
     *_, sweep = steps("An objective")
     run(sweep)

@@ -6,7 +6,8 @@ from slime_ray.analysis.printing import Table
 
 from tests.api.notebooks import cell_values
 
-pytestmark = pytest.mark.ray
+# README's commands run the same sweep in `make test`.
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_a_sweep_from_a_notebook_ends_in_tables_a_report_and_a_model(tmp_path, monkeypatch, capsys):

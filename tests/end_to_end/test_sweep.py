@@ -108,6 +108,7 @@ def test_a_name_that_is_taken_is_refused_and_nothing_is_touched(finished, small,
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_trains_nothing(finished, small, storage):
     run = finished[0]
     before = {path: path.stat().st_mtime_ns for path in (run / "trials").rglob("*")}
