@@ -255,7 +255,7 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
     sft, sft_ids = tokenized(corpus.sft, rejected=False) if settings.sft else (DataPart(0, ()), [])
     train, train_ids = tokenized(corpus.train)
     held_out, _ = tokenized(corpus.held_out)
-    prompts = prompts_to_answer(settings, corpus.prompts, tokenizer)
+    prompts, _ = prompts_to_answer(settings, corpus.prompts, tokenizer)
     seconds = time.perf_counter() - clock
     _check_declared(settings, {"sft": sft_ids, "train": train_ids}, prompts)
     asked = prompts["selection"]
@@ -269,9 +269,9 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
         held_out=held_out,
         prompts={
             name: PromptCounts(
-                len(some.ids),
-                sum(1 + len(later) for later in some.later),
-                sum(map(len, some.token_ids)) / len(some.token_ids),
+                len(some),
+                sum(1 + len(each.later) for each in some),
+                sum(len(each.token_ids) for each in some) / len(some),
             )
             for name, some in prompts.items()
         },
@@ -279,7 +279,8 @@ def read_material(settings: Settings) -> tuple[Material, Sample]:
         seconds=seconds,
         provenance=". ".join([provenance, *(line.removesuffix(".") for line in data_notes(corpus.read))]),
     )
-    sample = Sample(sft_ids[:PROBED], train_ids[:PROBED], [list(ids) for ids in asked.token_ids], list(asked.messages))
+    ids, messages = [list(each.token_ids) for each in asked], [each.messages for each in asked]
+    sample = Sample(sft_ids[:PROBED], train_ids[:PROBED], ids, messages)
     return material, sample
 
 
@@ -303,9 +304,9 @@ def _check_declared(
             limits.check_length(length, f"{name} row {number}", f"Set data.max_tokens to {limits.positions} or less.")
     answer = settings.evaluation.decoding.max_new_tokens
     for name, asked in prompts.items():
-        for number, ids in enumerate(asked.token_ids):
-            limits.check_ids(max(ids, default=0), f"{name} prompt {number}")
-            limits.check_answer(len(ids), answer, f"{name} prompt {number}")
+        for number, prompt in enumerate(asked):
+            limits.check_ids(max(prompt.token_ids, default=0), f"{name} prompt {number}")
+            limits.check_answer(len(prompt.token_ids), answer, f"{name} prompt {number}")
 
 
 def made_up(material: Material, vocabulary: int, prompts: int) -> Sample:

@@ -20,7 +20,7 @@ from slime_ray.config.strict import LONGEST_LABEL
 from slime_ray.data.places import may_be_hub_id, whereabouts
 from slime_ray.errors import InputError, RunError, is_memory_error
 from slime_ray.evaluation.answers import judge_answers
-from slime_ray.evaluation.conversations import Prompts
+from slime_ray.evaluation.conversations import Prompt
 from slime_ray.evaluation.field_files import ModelAnswer, Question, answers_to, read_answers
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import measure_held_out
@@ -266,20 +266,17 @@ class _AnswerFiles:
         answered = judge_answers(prompts, answers, self.baseline, judge=self.judge, format_check=None, markers=())
         return measure_answers(trial, answered)
 
-    def read(self, one: EvaluationRequest) -> tuple[Prompts, list[Answer]]:
+    def read(self, one: EvaluationRequest) -> tuple[list[Prompt], list[Answer]]:
         """A file's answers, an item a turn, with the conversations that they end."""
         given: list[ModelAnswer] = answers_to(self.questions, read_answers(one.path))
         turns = [
             (question, turn, answer) for question, answer in zip(self.questions, given, strict=True)
             for turn in range(len(question.turns))
         ]  # fmt: skip
-        prompts = Prompts(
-            ids=[question.id for question, _, _ in turns],
-            messages=[question.messages(answer.turns[:turn]) for question, turn, answer in turns],
-            token_ids=[()] * len(turns),
-            categories=[question.category for question, _, _ in turns],
-            turns=[turn + 1 for _, turn, _ in turns],
-        )
+        prompts = [
+            Prompt(question.id, question.messages(answer.turns[:turn]), (), question.category, turn=turn + 1)
+            for question, turn, answer in turns
+        ]
         return prompts, [self.answer(answer.turns[turn]) for _, turn, answer in turns]
 
     def answer(self, text: str) -> Answer:
@@ -299,12 +296,10 @@ class _Models(_AnswerFiles):
         with ending():
             self.stages: Stages = prepare(settings, storage=storage, report=report)
         self.hashes, self.data = self.stages.hashes, self.stages.data
-        asked = self.stages.prompts["report"]
         self.questions = [
-            Question(name, category, (messages[-1]["content"], *later), tuple(messages), "the prompts:0")
-            for name, category, messages, later in zip(
-                asked.ids, asked.categories, asked.messages, asked.later, strict=True
-            )
+            Question(each.id, each.category, (said["content"], *each.later), (*before, said), "the prompts:0")
+            for each in self.stages.prompts["report"]
+            for *before, said in [each.messages]
         ]
 
     def encode(self, text: str) -> list[int]:

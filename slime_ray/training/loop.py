@@ -163,7 +163,7 @@ def curve_pairs(trial: Trial, stages: Stages) -> list[int]:
     every = range(len(stages.held_out))
     if trial.settings.kept_by is None:
         return list(every[:CURVE_PAIRS])
-    reported = {tuple(ids) for ids in stages.prompts["report"].token_ids}
+    reported = {tuple(prompt.token_ids) for prompt in stages.prompts["report"]}
     unseen = (pair for pair in every if tuple(stages.held_out[pair].prompt_ids) not in reported)
     if not (pairs := list(islice(unseen, CURVE_PAIRS))):
         raise InputError(

@@ -13,7 +13,7 @@ from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import RunError, SlimeRayError
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered, judge_answers
-from slime_ray.evaluation.conversations import Prompts
+from slime_ray.evaluation.conversations import Prompt
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import ExactJudge, Judge, Summary, load_scorer
@@ -74,7 +74,7 @@ def measure_activity(objective: Objective, before: HeldOut, now: HeldOut) -> dic
 
 def answer_prompts(
     trial: Trial, stages: Stages, policy: Policy, report: Report, *, adapter: Path, prompt_set: str | None = None
-) -> tuple[Prompts, list[Answer]]:
+) -> tuple[list[Prompt], list[Answer]]:
     """What the policy was asked, turn by turn, and its answers.
 
     adapter: its folder, for a server to load. prompt_set: None is the trial's own. Raises Paused where a server does
@@ -95,7 +95,7 @@ def answer_prompts(
 def judge_prompts(
     trial: Trial,
     stages: Stages,
-    asked: tuple[Prompts, list[Answer]],
+    asked: tuple[list[Prompt], list[Answer]],
     judge: Judge | None,
     *,
     first: int | None = None,
@@ -195,8 +195,8 @@ def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> flo
     """K on the policy's own answers; None if all of them are empty."""
     settings = trial.settings
     samples = [
-        TokenPair(prompt, answer.token_ids)
-        for prompt, answer in zip(answered.prompts.token_ids, answered.answers, strict=True)
+        TokenPair(prompt.token_ids, answer.token_ids)
+        for prompt, answer in zip(answered.prompts, answered.answers, strict=True)
         if answer.token_ids
     ][: settings.evaluation.kl_prompts]
     if not samples:

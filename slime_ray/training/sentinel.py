@@ -19,7 +19,7 @@ from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import broken_reasons
 from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import Judge
+from slime_ray.evaluation.judges import AnswerPair, Judge
 from slime_ray.evaluation.verdicts import win_rate
 from slime_ray.model.logprobs import Policy
 from slime_ray.runs.stability_v1 import TOLERANCES, StabilityParts, spike_flags, stability_score
@@ -153,21 +153,21 @@ class SentinelWatch:
         signs = pair_signs(before, after) | spike_sign(self.series("loss"), self.series("grad_norm"))
         if not watching:
             return {"stability": standing(signs)}
-        prompts, count = self.stages.prompts[WATCHED], self.settings.prompts
-        baseline = self.stages.baseline[WATCHED][:count]
+        prompts = self.stages.prompts[WATCHED][: self.settings.prompts]
+        baseline = self.stages.baseline[WATCHED][: self.settings.prompts]
         answers = baseline
         if step:
             answers = generate_answers(
                 self.policy,
                 self.stages.tokenizer,
-                prompts.token_ids[:count],
+                [prompt.token_ids for prompt in prompts],
                 decoding=self.trial.settings.evaluation.decoding,
                 stop_tokens=self.stages.stop_tokens,
                 seed=1 + self.trial.seed,
             )
         checks = {"format_check": self.stages.format_check, "markers": self.stages.tokenizer.all_special_tokens}
         reasons, baseline_reasons = (
-            broken_reasons(prompts.messages[:count], side, **checks) for side in (answers, baseline)
+            broken_reasons([prompt.messages for prompt in prompts], side, **checks) for side in (answers, baseline)
         )
         signs |= answer_signs(answers, baseline, reasons, baseline_reasons)
         self.alarm = self.alarm or alarm(signs, tolerances=self.settings.tolerances, step=step)
@@ -185,7 +185,7 @@ class SentinelWatch:
         judge = self.judge
         if judge is None:
             return None
-        asked = self.stages.prompts[WATCHED].messages[: len(answers)]
-        texts = [answer.text for answer in answers], [answer.text for answer in baseline]
-        judged = World.current().from_main(lambda: judge.compare(asked, *texts))
+        asked = [prompt.messages for prompt in self.stages.prompts[WATCHED][: len(answers)]]
+        pairs = [AnswerPair(q, a.text, q, b.text) for q, a, b in zip(asked, answers, baseline, strict=True)]
+        judged = World.current().from_main(lambda: judge.compare(pairs))
         return win_rate(judged.comparisons)

@@ -27,7 +27,7 @@ from slime_ray.data.pairs import PairFile
 from slime_ray.errors import InputError, RunError, is_memory_error
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered
-from slime_ray.evaluation.conversations import Prompts
+from slime_ray.evaluation.conversations import Prompt
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import Judge, build_judge
@@ -294,7 +294,7 @@ def _changes_stages(path: str) -> bool:
 def _judged(
     trial: Trial,
     stages: Stages,
-    asked: tuple[Prompts, list[Answer]],
+    asked: tuple[list[Prompt], list[Answer]],
     after: HeldOut,
     judge: Judge | None,
     *,
@@ -317,7 +317,8 @@ def _judged(
 def _rehearse(trial: Trial, stages: Stages, policy: Policy, folder: Path, report: Report, runtime: Runtime) -> None:
     """Have the answer server load the adapter as it is before training, when nothing is lost if it does not."""
     _save(policy, folder, stages, report, runtime)
-    prompts, engine = stages.prompts[trial.prompt_set].token_ids, trial.settings.evaluation.engine
+    prompts = [prompt.token_ids for prompt in stages.prompts[trial.prompt_set]]
+    engine = trial.settings.evaluation.engine
     try:
         with answering(engine, policy, stages.tokenizer, prompts, adapter=folder):
             pass

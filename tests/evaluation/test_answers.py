@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_ray.errors import InputError
-from slime_ray.evaluation.answers import Prompts, judge_answers
+from slime_ray.evaluation.answers import judge_answers
+from slime_ray.evaluation.conversations import Prompt
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.judges import ExactJudge, load_scorer
 from slime_ray.evaluation.stability import broken_reason, sequence_repetition
@@ -20,11 +21,7 @@ def length_score(prompt: str, text: str) -> float:
     return len(text)
 
 
-PROMPTS = Prompts(
-    ids=["p0", "p1", "p2"],
-    messages=[[{"role": "user", "content": f"question {n}"}] for n in range(3)],
-    token_ids=[[1], [2], [3]],
-)
+PROMPTS = [Prompt(f"p{n}", [{"role": "user", "content": f"question {n}"}], [n + 1]) for n in range(3)]
 
 
 def test_outcomes_and_parts_are_those_of_the_answers():
@@ -140,9 +137,7 @@ def test_an_answer_after_a_failed_one_of_its_conversation_is_not_judged():
         {"role": "assistant", "content": "$ERROR$"},
         {"role": "user", "content": "r"},
     ]
-    turns = Prompts(
-        ids=["p", "p"], messages=[talk[:1], talk], token_ids=[[1], [1]], turns=[1, 2], categories=[None, None]
-    )
+    turns = [Prompt("p", talk[:1], [1]), Prompt("p", talk, [1], turn=2)]
     policy = [answer("$ERROR$"), answer("fine")]
     baseline = [answer("a"), answer("b")]
     judged = judge_answers(turns, policy, baseline, judge=ExactJudge(length_score), format_check=None, markers=())

@@ -12,6 +12,7 @@ from slime_ray.config.experiment import Trial, arm_trials
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
+from slime_ray.evaluation.conversations import Prompt
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 from slime_ray.runs.store import RunStore
 from slime_ray.training.loop import TrainingLoop, curve_pairs
@@ -124,7 +125,7 @@ def test_the_choice_is_made_on_pairs_of_no_report_prompt(tmp_path):
     best = keeping(last, "best")
     assert best.settings.kept_by == ("preference_accuracy", "maximize")
     stages = prepare(best.settings, storage=RunStore(tmp_path / "runs"), report=nothing)
-    asked = {tuple(ids) for ids in stages.prompts["report"].token_ids}
+    asked = {tuple(prompt.token_ids) for prompt in stages.prompts["report"]}
     prompts = [tuple(pair.prompt_ids) for pair in stages.held_out[:]]
     # The texts say the same as the ids.
     assert len(asked & set(prompts)) == 9
@@ -137,7 +138,7 @@ def test_the_choice_is_made_on_pairs_of_no_report_prompt(tmp_path):
     curves = computed(tmp_path, best)[1].query("metric == 'chosen_logp' and source == 'held_out' and step == 0")
     assert curves["value"].item() == stages.step0.chosen_means[curve_pairs(best, stages)].mean()
     assert row["pairs"] == 24
-    every = replace(stages, prompts={"report": replace(stages.prompts["report"], token_ids=prompts)})
+    every = replace(stages, prompts={"report": [Prompt("p", [], ids) for ids in prompts]})
     with pytest.raises(InputError, match="every held-out pair is of a report prompt"):
         curve_pairs(best, every)
 

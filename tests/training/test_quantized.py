@@ -243,7 +243,7 @@ def test_what_was_measured_is_what_peft_loads_of_run_and_stage(root, trained):
         assert rejected == pytest.approx(found[1] / len(pair.rejected_ids), abs=1e-5)
     divergences = []
     made = stage_of(root, trial)
-    for asked in made.prompts["report"].token_ids:
+    for asked in (prompt.token_ids for prompt in made.prompts["report"]):
         ids = lm.generate(
             input_ids=torch.tensor([asked]), max_new_tokens=8, do_sample=False, eos_token_id=list(made.stop_tokens)
         )
