@@ -1,7 +1,7 @@
 """What is measured of a policy, trained or given: held-out log-probabilities, answers, verdicts, stability-v1."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,29 @@ class Measurement:
 def about(trial: Trial) -> dict[str, Any]:
     """The columns that name a trial in every file."""
     return {"trial_id": trial.trial_id, "label": trial.label, "phase": trial.phase, "seed": trial.seed}
+
+
+@dataclass
+class Curves:
+    """Rows of curves.parquet as a trial collects them. listener: called with each measurement's source and metrics."""
+
+    trial: Trial
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    seconds_before: float = 0.0
+    listener: Callable[[str, Mapping[str, float]], None] = lambda source, metrics: None
+
+    def add(self, step: int, source: str, metrics: Mapping[str, float]) -> None:
+        """One row per metric."""
+        self.rows += [self.row(step, source, metric, value) for metric, value in metrics.items()]
+        self.listener(source, metrics)
+
+    def row(self, step: int, source: str, metric: str, value: float) -> dict[str, Any]:
+        """One row of curves.parquet."""
+        return {**about(self.trial), "step": step, "source": source, "metric": metric, "value": value}
+
+    def series(self, metric: str, source: str = "train") -> list[float]:
+        """One metric's values in order of step."""
+        return [row["value"] for row in self.rows if row["metric"] == metric and row["source"] == source]
 
 
 def measure_log_probabilities(trial: Trial, before: HeldOut, after: HeldOut) -> Measurement:

@@ -46,8 +46,9 @@ from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
 from slime_ray.training.cache import stage_errors
 from slime_ray.training.export import stopping
-from slime_ray.training.loop import LOCAL, Curves, Measurements, Runtime, TrainingLoop
+from slime_ray.training.loop import LOCAL, Runtime, TrainingLoop
 from slime_ray.training.measuring import (
+    Curves,
     Measurement,
     answer_prompts,
     beaten_by,
@@ -75,6 +76,7 @@ from slime_ray.training.outcome import (
     write_judging,
 )
 from slime_ray.training.policies import gpu_row_budget, to_device
+from slime_ray.training.sentinel import Measurements
 from slime_ray.training.stages import MADE, Stages, prepare, train_pairs
 from slime_ray.training.trackers import Trackers
 from slime_ray.world import World
@@ -240,7 +242,7 @@ def _train_and_measure(
     training = TrainingLoop(trial, folder, pairs, policy, measure, runtime, trackers)
     row = training.run() | {
         "sft_checkpoint": stages.hashes.get("sft_weights", stages.hashes["sft_checkpoint"]),
-        "alarm": measure.sentinel.alarm,
+        "alarm": measure.alarm,
         "status": "stopped" if training.stopped else "completed",
         "reason": training.stopped.reason if training.stopped else None,
     }

@@ -15,9 +15,10 @@ from slime_ray.errors import InputError
 from slime_ray.evaluation.conversations import Prompt
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 from slime_ray.runs.store import RunStore
-from slime_ray.training.loop import TrainingLoop, curve_pairs
+from slime_ray.training.loop import TrainingLoop
 from slime_ray.training.orders import Command, Paused
 from slime_ray.training.outcome import MODEL
+from slime_ray.training.sentinel import curve_pairs
 from slime_ray.training.stages import prepare
 from slime_ray.training.worker import run_trial
 
