@@ -47,9 +47,9 @@ class Answered(Judged):
     def score_change(self) -> float | None:
         """Mean over prompts of a score minus the baseline's to the same turn; None where no turn has both."""
         changes: dict[str, list[float]] = {}
-        for prompt, score, before in zip(self.prompts, self.scores, self.baseline_scores, strict=True):
-            if score is not None and before is not None:
-                changes.setdefault(prompt.id, []).append(score - before)
+        for prompt, each in zip(self.prompts, self.comparisons, strict=True):
+            if each and each.score is not None and each.baseline_score is not None:
+                changes.setdefault(prompt.id, []).append(each.score - each.baseline_score)
         return mean(map(mean, changes.values())) if changes else None
 
     @property
@@ -79,8 +79,8 @@ class Answered(Judged):
                 "verdict_ab": comparison.ab if comparison else None,
                 "verdict_ba": comparison.ba if comparison else None,
                 "outcome": comparison.outcome if comparison else None,
-                "score": self.scores[i],
-                "baseline_score": self.baseline_scores[i],
+                "score": comparison.score if comparison else None,
+                "baseline_score": comparison.baseline_score if comparison else None,
                 "broken": self.broken[i] is not None,
                 "broken_reason": self.broken[i],
                 "baseline_broken": self.baseline_broken[i] is not None,
@@ -100,8 +100,8 @@ class Answered(Judged):
                 "verdict_ab": rating.comparison.ab,
                 "verdict_ba": rating.comparison.ba,
                 "outcome": rating.comparison.outcome,
-                "score": rating.score,
-                "baseline_score": rating.baseline_score,
+                "score": rating.comparison.score,
+                "baseline_score": rating.comparison.baseline_score,
             }
             for prompt, comparison in zip(self.prompts, self.comparisons, strict=True)
             for rating in (comparison.ratings if isinstance(comparison, Pooled) else ())
@@ -130,8 +130,7 @@ def judge_answers(
         return broken_reasons(asked, side, format_check=format_check, markers=markers)
 
     own = _well_formed(asked, answers, format_check)
-    nothing: list[None] = [None] * len(answers)
-    judged = Judged(nothing, nothing, nothing)
+    judged = Judged([None] * len(answers))
     if judge is not None:
         pairs = [
             AnswerPair(prompt, ours.text, other, theirs.text)
@@ -155,17 +154,14 @@ def _compare(judge: Judge, pairs: Sequence[AnswerPair], first: int | None) -> Ju
     sound = [place for place, pair in enumerate(pairs[:first]) if not _failed(*pair[:2]) and not _failed(*pair[2:])]
     found = judge.compare([pairs[place] for place in sound])
     comparisons: list[Comparison | Pooled | None] = [*[Comparison(None, None)] * count, *[None] * (len(pairs) - count)]
-    scores: list[float | None] = [None] * len(pairs)
-    baseline_scores = list(scores)
-    for index, place in enumerate(sound):
-        comparisons[place] = found.comparisons[index]
-        scores[place], baseline_scores[place] = found.scores[index], found.baseline_scores[index]
+    for place, comparison in zip(sound, found.comparisons, strict=True):
+        comparisons[place] = comparison
     summary = found.summary
     if summary is not None:
         empty = sum(not (pairs[place].answer.strip() and pairs[place].baseline.strip()) for place in sound)
         summary = replace(summary, failed=count - len(sound), empty=empty)
         logger.log(logging.INFO if summary.complete else logging.WARNING, "%s: %s", judge.name, summary.sentence)
-    return Judged(comparisons, scores, baseline_scores, summary)
+    return Judged(comparisons, summary)
 
 
 def _failed(messages: Messages, answer: str) -> bool:

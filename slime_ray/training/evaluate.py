@@ -157,13 +157,8 @@ def evaluate(
         files_only = against is not None and against.is_file and all(one.is_file for one in given)
         bench = _AnswerFiles(settings, judge) if files_only else _Models(settings, run_store, judge, progress.report)
         # A mistake in the last one is told before the answers of the first are judged.
-        for one in given:
-            if one.is_file:
-                bench.read(one)
-            else:
-                bench.check(one)
-        if against is not None and not against.is_file:
-            bench.check(against)
+        for one in [*given, *([against] if against else [])]:
+            bench.check(one)
         bench.compare_with(against)
         refuse_other_stages(run, manifest, bench.hashes)
         for line in data_notes(bench.data):
@@ -253,7 +248,8 @@ class _AnswerFiles:
             )
 
     def check(self, one: EvaluationRequest) -> None:
-        """Look at a model's files. Raises InputError for what cannot be loaded."""
+        """Raise InputError for what cannot be read or loaded."""
+        self.read(one)
 
     def compare_with(self, baseline: EvaluationRequest | None) -> None:
         """Take the baseline's answers."""
@@ -331,6 +327,9 @@ class _Models(_AnswerFiles):
         )
 
     def check(self, one: EvaluationRequest) -> None:
+        if one.is_file:
+            self.read(one)
+            return
         if self.settings.evaluation.engine and not _is_on(one.path, self.stages.checkpoint):
             raise InputError(
                 f"{one.path} is no adapter of the SFT checkpoint, and the server of evaluation.engine loads nothing "

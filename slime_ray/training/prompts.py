@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from slime_ray.config.evaluation import Evaluation
 from slime_ray.config.settings import Data, Settings
 from slime_ray.data.forms import Messages
+from slime_ray.data.splits import prompt_hash
 from slime_ray.data.tokenizing import TruncationReport, render_prompts, tokenize_prompts
 from slime_ray.evaluation.conversations import Prompt, ask
 from slime_ray.evaluation.field_files import Question
@@ -47,9 +48,8 @@ def prompts_to_answer(
 
 def _of_the_data(messages: Sequence[Messages], tokenizer: Any, data: Data) -> tuple[list[Prompt], TruncationReport]:
     """Named by their hashes, cut and refused as training's are."""
-    tokenized = tokenize_prompts(messages, tokenizer, max_prompt_tokens=data.max_prompt_tokens, strict=data.strict)
-    whole = zip(tokenized.prompt_hashes, tokenized.kept, tokenized.prompt_ids, strict=True)
-    return [Prompt(name, messages[index], ids) for name, index, ids in whole], tokenized.truncation
+    kept, cut = tokenize_prompts(messages, tokenizer, max_prompt_tokens=data.max_prompt_tokens, strict=data.strict)
+    return [Prompt(prompt_hash(messages[number]), messages[number], ids) for number, ids in kept.items()], cut
 
 
 def _of_questions(questions: Sequence[Question], tokenizer: Any, data: Data) -> tuple[list[Prompt], TruncationReport]:
@@ -62,7 +62,7 @@ def _of_questions(questions: Sequence[Question], tokenizer: Any, data: Data) -> 
         Prompt(question.id, question.messages(), each, question.category, question.turns[1:])
         for question, each in zip(questions, ids, strict=True)
     ]
-    return prompts, tokenize_prompts(talks, tokenizer, what="questions", strict=data.strict).truncation
+    return prompts, tokenize_prompts(talks, tokenizer, what="questions", strict=data.strict)[1]
 
 
 def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:

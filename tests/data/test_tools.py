@@ -182,9 +182,8 @@ def test_pairs_have_the_ids_that_transformers_writes(tmp_path, tokenizer, form):
 def test_prompts_to_answer_have_the_ids_that_transformers_writes(tmp_path, tokenizer):
     rows = list(rows_of(read_preferences(as_lines(tmp_path / "data", ROWS)).dataset))
     messages = [row["prompt"] for row in rows]
-    tokenized = tokenize_prompts(messages, tokenizer, strict=True)
-    asked = zip(tokenized.prompt_hashes, messages, tokenized.prompt_ids, strict=True)
-    write_prompts(tmp_path / "prompts", [Prompt(*each) for each in asked])
+    kept, _ = tokenize_prompts(messages, tokenizer, strict=True)
+    write_prompts(tmp_path / "prompts", [Prompt(str(number), messages[number], ids) for number, ids in kept.items()])
     prompts = read_prompts(tmp_path / "prompts")
     for row, prompt in zip(ROWS, prompts, strict=True):
         assert prompt.token_ids == expected_ids(tokenizer, row["prompt"], row["tools"], add_generation_prompt=True)

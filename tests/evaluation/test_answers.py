@@ -118,7 +118,7 @@ def test_an_answer_that_failed_on_either_side_is_not_judged_and_counted_apart(ma
     with caplog.at_level("INFO", logger="slime_ray"):
         judged = judge_answers(PROMPTS, policy, baseline, judge=ExactJudge(score), format_check=None, markers=())
     nothing = Comparison(None, None)
-    assert judged.comparisons == [nothing, nothing, Comparison("A>B", "B>A")]
+    assert judged.comparisons == [nothing, nothing, Comparison("A>B", "B>A", 4.0, 1.0)]
     assert asked == ["long", "x"]
     assert (judged.win_rate, judged.judged_prompts) == (1.0, 1)
     assert judged.broken == ["failed_generation", None, None]
@@ -168,4 +168,4 @@ def test_a_failed_answer_beyond_those_that_are_judged_counts_nothing():
         PROMPTS, policy, policy, judge=ExactJudge(length_score), format_check=None, markers=(), first=2
     )
     assert judged.summary.failed == 1
-    assert judged.comparisons == [Comparison("A=B", "A=B"), Comparison(None, None), None]
+    assert judged.comparisons == [Comparison("A=B", "A=B", 1.0, 1.0), Comparison(None, None), None]

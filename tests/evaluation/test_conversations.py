@@ -104,7 +104,7 @@ class Watching(Judge):
         self.shown += pairs
         longer = [len(pair.answer) > len(pair.baseline) for pair in pairs]
         comparisons = [Comparison("A>B", "B>A") if won else Comparison("B>A", "A>B") for won in longer]
-        return Judged(comparisons, [None] * len(longer), [None] * len(longer))
+        return Judged(comparisons)
 
 
 def test_each_side_is_judged_on_its_own_conversation():

@@ -76,7 +76,7 @@ def test_an_answer_without_a_score_has_missing_verdicts_that_are_counted(missing
     judge = ExactJudge(lambda prompt, answer: missing if "bad" in answer else len(answer))
     judged = judge.compare(pairs(PROMPTS, ["long one", "bad", "x"], ["bad", "bad as well", "longer"]))
     assert [(one.ab, one.ba) for one in judged.comparisons] == [(None, None), (None, None), ("B>A", "A>B")]
-    assert judged.scores == [8.0, None, 1.0]
+    assert [one.score for one in judged.comparisons] == [8.0, None, 1.0]
     assert (judged.summary.new, sum(judged.summary.missing.values())) == (3, 3)
     assert "3 scores are missing: the scorer gave an answer no score" in judged.summary.sentence
 

@@ -70,13 +70,10 @@ class Summary:
 class Judged:
     """What a judge said of the policy's answers and the baseline's, one item a prompt.
 
-    comparisons: None where nothing was judged. scores, baseline_scores: None where the judge gives none. summary: what
-    it took; None where nothing was judged.
+    comparisons: None where nothing was judged. summary: what it took; None where nothing was judged.
     """
 
     comparisons: Sequence[Comparison | Pooled | None]
-    scores: Sequence[float | None]
-    baseline_scores: Sequence[float | None]
     summary: Summary | None = None
 
 
@@ -125,9 +122,10 @@ class ScoringJudge(Judge):
     def compare(self, pairs: Sequence[AnswerPair]) -> Judged:
         """Both orders follow from the same scores."""
         scores = self.scores([*(pair[:2] for pair in pairs), *(pair[2:] for pair in pairs)])
-        ours, theirs = scores[: len(pairs)], scores[len(pairs) :]
+        sides = zip(scores[: len(pairs)], scores[len(pairs) :], strict=True)
+        band = self.tie_band
         comparisons = [
-            Comparison(*(verdict_of_scores(*order, tie_band=self.tie_band) for order in ((one, other), (other, one))))
-            for one, other in zip(ours, theirs, strict=True)
+            Comparison(verdict_of_scores(a, b, tie_band=band), verdict_of_scores(b, a, tie_band=band), a, b)
+            for a, b in sides
         ]
-        return Judged(comparisons, ours, theirs, self.summary)
+        return Judged(comparisons, self.summary)

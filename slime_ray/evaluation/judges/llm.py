@@ -106,8 +106,7 @@ class PairwiseLlmJudge(Judge):
         labels = iter(found)
         verdicts = ["A=B" if same else cast(Verdict, next(labels)) for same in equal]
         comparisons = [Comparison(*both) for both in zip(verdicts[: len(pairs)], verdicts[len(pairs) :], strict=True)]
-        nothing: list[None] = [None] * len(pairs)
-        return Judged(comparisons, nothing, nothing, summary)
+        return Judged(comparisons, summary)
 
     def _compared(self, prompt: Messages, a: str, other: Messages, b: str) -> JudgeQuestion:
         if list(prompt) != list(other):

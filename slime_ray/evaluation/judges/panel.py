@@ -44,12 +44,10 @@ class Panel(Judge):
             judged = rater.judge.compare([pairs[place] for place in places])
             if judged.summary is not None:
                 summaries[rater.judge.name, rater.repeat] = judged.summary
-            found = zip(places, judged.comparisons, judged.scores, judged.baseline_scores, strict=True)
-            for place, comparison, score, baseline_score in found:
+            for place, comparison in zip(places, judged.comparisons, strict=True):
                 assert isinstance(comparison, Comparison)
-                ratings[place].append(Rating(rater.judge.name, rater.repeat, comparison, score, baseline_score))
-        nothing: list[None] = [None] * len(pairs)
-        return Judged([Pooled(tuple(every)) for every in ratings], nothing, nothing, _total(summaries))
+                ratings[place].append(Rating(rater.judge.name, rater.repeat, comparison))
+        return Judged([Pooled(tuple(every)) for every in ratings], _total(summaries))
 
 
 def _total(summaries: Mapping[tuple[str, int], Summary]) -> Summary:

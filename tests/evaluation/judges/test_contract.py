@@ -41,10 +41,10 @@ def labels(judge, prompts, answers, baseline):
 
 def test_there_is_one_verdict_a_prompt_and_all_are_labels(judge):
     judged = judge.compare(PAIRS)
-    assert len(judged.comparisons) == len(judged.scores) == len(judged.baseline_scores) == len(PROMPTS)
+    assert len(judged.comparisons) == len(PROMPTS)
     assert {label for one in judged.comparisons for label in (one.ab, one.ba)} <= POINTS_OF_A.keys()
     scored = isinstance(judge, ScoringJudge)
-    assert all((score is not None) == scored for score in [*judged.scores, *judged.baseline_scores])
+    assert all((score is not None) == scored for one in judged.comparisons for score in (one.score, one.baseline_score))
     assert labels(judge, [], [], []) == []
     assert judge.name
 

@@ -45,8 +45,7 @@ def test_both_orders_of_all_prompts_are_asked_and_judged(server, llm):
 def test_single_grading_rates_each_answer_once_and_both_orders_follow(server, llm):
     judged = llm(server, template="mt-bench-single").compare(PAIRS)
     assert labels(judged) == (AB, BA)
-    assert judged.scores == [1.0 + n % 3 for n in range(COUNT)]
-    assert judged.baseline_scores == [2.0] * COUNT
+    assert [(one.score, one.baseline_score) for one in judged.comparisons] == [(1.0 + n % 3, 2.0) for n in range(COUNT)]
     assert len(server.requests) == 2 * COUNT
 
 
