@@ -22,13 +22,11 @@ from slime_ray.training.sentinel import curve_pairs
 from slime_ray.training.stages import prepare
 from slime_ray.training.worker import run_trial
 
-from .small_trials import TEXT, Orders, computed, nothing
+from .small_trials import TEXT, Orders, assert_same, changed, computed, nothing
 
 
 def keeping(trial: Trial, keep: object) -> Trial:
-    settings = trial.settings.model_dump()
-    settings["training"]["keep"] = keep
-    return Trial.model_validate(trial.model_dump() | {"settings": settings})
+    return changed(trial, {"training.keep": keep})
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +89,7 @@ def test_a_paused_trial_goes_on_with_the_best_that_its_checkpoint_knows_of(by_nu
     newer = saved.parent / "best" / "model.safetensors"
     newer.write_bytes(b"of a later update")
     run_trial(by_number, run=tmp_path, storage=storage, report=nothing)
-    for one, other in zip(computed(tmp_path, by_number), computed(kept, by_number), strict=True):
-        assert one == other if isinstance(one, dict) else one.equals(other)
+    assert_same(tmp_path, kept, by_number)
 
 
 def test_what_diverged_is_not_passed_off_as_its_best(by_number, storage, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from slime_ray.config.experiment import Faults, Trial, arm_trials
+from slime_ray.config.experiment import Faults, arm_trials
 from slime_ray.errors import InputError, RunError, device_error, is_memory_error
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.runs import results
@@ -22,7 +22,7 @@ from slime_ray.training.outcome import DeviceFailure, OutOfMemory
 from slime_ray.training.stages import prepare
 from slime_ray.training.worker import run_trial
 
-from .small_trials import Orders, computed, nothing
+from .small_trials import Orders, changed, computed, nothing
 
 
 def fails(error: Exception) -> Callable[..., None]:
@@ -142,12 +142,11 @@ def test_only_a_checkpoint_that_was_written_counts_as_one(experiment, storage, t
 
 def test_a_loss_that_is_not_a_number_ends_a_trial_as_diverged(experiment, storage, tmp_path):
     trial = arm_trials(experiment)[0]
-    settings = trial.settings.model_dump()
-    settings["training"] |= {"learning_rate": 0.99, "max_grad_norm": None, "updates": 200, "evaluations": 1}
+    training = {"learning_rate": 0.99, "max_grad_norm": None, "updates": 200, "evaluations": 1}
+    values: dict[str, Any] = {f"training.{name}": value for name, value in training.items()}
     # The checkpoint that it starts from is a sound one.
-    settings["sft"]["lora"] = dict(settings["model"]["lora"])
-    settings["model"]["lora"]["alpha"] = 1e30
-    wild = Trial.model_validate(trial.model_dump() | {"settings": settings})
+    sft = {"sft.lora": trial.settings.model_dump()["model"]["lora"]}
+    wild = changed(trial, values | sft | {"model.lora.alpha": 1e30})
     row = run_trial(wild, run=tmp_path, storage=storage, report=nothing)
     assert row["status"] == "diverged"
     assert "became" in row["reason"]
