@@ -221,7 +221,8 @@ url, folder, concurrency, budget, twice = sys.argv[1:]
 other = os.fork() if twice == "True" else None
 chosen = settings(url, concurrency=int(concurrency), budget={"requests": int(budget)}, on_failure="go_on", retries=0)
 asker = Asker(chosen, verdicts=Verdicts(Path(folder), run="first"), endpoint=Endpoint(chosen))
-print(labels(PairwiseLlmJudge(chosen, asker).compare(PAIRS)), flush=True)
+# In one write, so that the lines of two processes stay apart.
+print(f"{labels(PairwiseLlmJudge(chosen, asker).compare(PAIRS))}\\n", end="", flush=True)
 if other:
     sys.exit(os.waitpid(other, 0)[1])
 """
