@@ -32,19 +32,19 @@ class Runtime:
     """How the processes that run a trial are set up. None of it changes what the trial computes.
 
     gpu: GPUs that each was given; 0 where it takes what there is. sharded: the ranks hold parts of the model (FSDP2).
-    heartbeat_seconds: how often rank 0 reports between evaluations. trackers: what shows its curves, beside the result
-    files. inputs: digests of what it reads.
+    trackers: what shows its curves, beside the result files. inputs: digests of what it reads.
     """
 
     threads: int = 1
     gpu: float = 0.0
     sharded: bool = False
     faults: Faults = field(default_factory=Faults)
-    heartbeat_seconds: float = 5.0
     trackers: tuple[Tracker, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
 
 
+HEARTBEAT_SECONDS = 5.0
+"""How often rank 0 reports between evaluations."""
 LOCAL = Runtime()
 """One process, with what holds if nothing else is said."""
 
@@ -212,9 +212,7 @@ class TrainingLoop:
 
     def urgent(self) -> bool:
         """Whether rank 0 wants the ranks to listen to it after this update: to report, or to write a checkpoint."""
-        return self.world.main and (
-            time.monotonic() - self.reported > self.runtime.heartbeat_seconds or self.checkpoint_due(1.0)
-        )
+        return self.world.main and (time.monotonic() - self.reported > HEARTBEAT_SECONDS or self.checkpoint_due(1.0))
 
     def checkpoint_due(self, share: float) -> bool:
         """Whether the last checkpoint is so old, as a share of the time between two."""

@@ -66,9 +66,9 @@ class Curves:
         """One row of curves.parquet."""
         return {**about(self.trial), "step": step, "source": source, "metric": metric, "value": value}
 
-    def series(self, metric: str, source: str = "train") -> list[float]:
-        """One metric's values in order of step."""
-        return [row["value"] for row in self.rows if row["metric"] == metric and row["source"] == source]
+    def series(self, metric: str) -> list[float]:
+        """One metric of training, in order of step."""
+        return [row["value"] for row in self.rows if row["metric"] == metric and row["source"] == "train"]
 
 
 def measure_log_probabilities(trial: Trial, before: HeldOut, after: HeldOut) -> Measurement:
