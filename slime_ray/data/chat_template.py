@@ -19,7 +19,7 @@ from slime_ray.data.template_text import resolve_chat_template, shipped_template
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -27,17 +27,13 @@ PROMPT_REWRITTEN = "prompts that the chat template writes otherwise once an answ
 END_REWRITTEN = "answers that the chat template ends otherwise than others"
 
 
-def stop_token_ids(
-    tokenizer: "PreTrainedTokenizerBase", generation_config: "GenerationConfig | None" = None
-) -> tuple[int, ...]:
-    """Tokens that end an answer: the tokenizer's, the generation config's and the one that closes a template's turn.
+def stop_token_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """Tokens that end an answer: the tokenizer's, and the one that closes a template's turn.
 
     The last one matters for a pretrained model under the template of its instruction-tuned version, whose own
     end-of-sequence token that template never writes. In ascending order.
     """
-    stops: set[int] = set()
-    for ids in (tokenizer.eos_token_id, getattr(generation_config, "eos_token_id", None)):
-        stops.update([ids] if isinstance(ids, int) else ids or ())
+    stops: set[int] = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
     if tokenizer.chat_template is not None:
         stops.add(ChatRenderer(tokenizer).end_of_turn_id)
     if not stops:

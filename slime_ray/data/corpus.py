@@ -52,12 +52,11 @@ def _embedded(data: Data, evaluation: Evaluation) -> Corpus:
 
 def _preferences(data: Data, evaluation: Evaluation) -> Corpus:
     pairs, read = read_mixture(data)
-    splits = split_pairs(pairs, sft_fraction=data.sft_fraction, held_out_pairs=data.held_out_pairs, seed=data.seed)
-    prompts = split_prompts(
-        splits.held_out, selection=evaluation.selection_prompts, report=evaluation.prompts, seed=data.seed
+    sft, train, held_out = split_pairs(
+        pairs, sft_fraction=data.sft_fraction, held_out_pairs=data.held_out_pairs, seed=data.seed
     )
-    sft, train = _at_most(splits.sft, data.sft_examples), _at_most(splits.train, data.pairs)
-    return Corpus(sft, train, splits.held_out, prompts, read)
+    prompts = split_prompts(held_out, selection=evaluation.selection_prompts, report=evaluation.prompts, seed=data.seed)
+    return Corpus(_at_most(sft, data.sft_examples), _at_most(train, data.pairs), held_out, prompts, read)
 
 
 def _at_most(dataset: Dataset, rows: int | None) -> Dataset:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
@@ -18,21 +17,17 @@ logger = logging.getLogger(__name__)
 _BATCH = 1000
 
 
-@dataclass(frozen=True)
-class PreferenceSplits:
-    """Three data sets with the columns of the one they come from; no prompt is in two of them."""
-
-    sft: Dataset
-    train: Dataset
-    held_out: Dataset
-
-
-def split_pairs(dataset: Dataset, *, sft_fraction: float, held_out_pairs: int, seed: int) -> PreferenceSplits:
-    """Splits pairs by prompt: `held_out_pairs` first, then `sft_fraction` of the others, then the rest.
+def split_pairs(
+    dataset: Dataset, *, sft_fraction: float, held_out_pairs: int, seed: int
+) -> tuple[Dataset, Dataset, Dataset]:
+    """Split pairs by prompt: `held_out_pairs` first, then `sft_fraction` of the others, then the rest.
 
     All pairs of one prompt go to the same split, so sizes are as near to those asked for as the groups allow.
     Groups are dealt in the order of a seeded hash of their prompt, and rows stand in that order too: neither
     the assignment nor the order of a split's rows depends on the order of `dataset`.
+
+    Returns:
+        Pairs for SFT, for preference training, and held out.
 
     Raises:
         InputError: too few pairs or too few different prompts for every split to have one.
@@ -64,8 +59,8 @@ def split_pairs(dataset: Dataset, *, sft_fraction: float, held_out_pairs: int, s
             f"prompt stay together. Change data.sft_fraction ({sft_fraction}) or data.held_out_pairs "
             f"({held_out_pairs}), or give data with more prompts."
         )
-    parts = (dataset.select([row for group in part for row in group]) for part in (sft, train, held_out))
-    return PreferenceSplits(*parts)
+    parts = [dataset.select([row for group in part for row in group]) for part in (sft, train, held_out)]
+    return parts[0], parts[1], parts[2]
 
 
 def split_prompts(held_out: Dataset, *, selection: int, report: int, seed: int) -> dict[str, Sequence[Messages]]:

@@ -20,7 +20,7 @@ from slime_ray.data.forms import COLUMNS, Messages
 from slime_ray.data.lost_text import TURN, LostText, one_line
 from slime_ray.data.pairs import ID_COLUMNS
 from slime_ray.data.preferences import RowTally, SkippedRows
-from slime_ray.data.splits import prompt_hash, rows_in
+from slime_ray.data.splits import rows_in
 from slime_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,16 +78,6 @@ class TokenizedPairs:
     """`table` has the columns of ID_COLUMNS, and a row for each pair that was kept, in their order."""
 
     table: pa.Table
-    truncation: TruncationReport
-
-
-@dataclass(frozen=True)
-class TokenizedPrompts:
-    """Prompts to generate from; `kept` holds for each the index of the prompt it came from."""
-
-    prompt_ids: tuple[list[int], ...]
-    prompt_hashes: tuple[str, ...]
-    kept: tuple[int, ...]
     truncation: TruncationReport
 
 
@@ -209,15 +199,17 @@ def tokenize_prompts(
     max_prompt_tokens: int | None = None,
     strict: bool = False,
     what: str = "prompts",
-) -> TokenizedPrompts:
-    """Token ids of prompts to generate from, cut and refused exactly as in `tokenize_pairs`. what: their name."""
+) -> tuple[dict[int, list[int]], TruncationReport]:
+    """Token ids of prompts to generate from, by number, cut and refused exactly as in `tokenize_pairs`.
+
+    what: their name.
+    """
     renderer = ChatRenderer(tokenizer)
     changed, dropped = RowTally(), RowTally()
     lossy = 0
     texts = renderer.prompt_texts(prompts)
     encoded = iter(renderer.encode([text for text in texts if isinstance(text, str)]))
-    ids: list[list[int]] = []
-    kept: list[int] = []
+    kept: dict[int, list[int]] = {}
     for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         if isinstance(text, Refusal):
             dropped.add(text.reason, f"row {number}", one_line(prompt[-1]["content"]))
@@ -226,15 +218,12 @@ def tokenize_prompts(
             changed.add(SPECIAL_TEXT, f"row {number}")
         lossy += _count_lost(changed, f"row {number}", [("prompt", each) for each in renderer.lost_texts(prompt, text)])
         full = next(encoded)
-        cut = _end_of(full, max_prompt_tokens)
-        if len(cut) < len(full):
+        kept[number] = _end_of(full, max_prompt_tokens)
+        if len(kept[number]) < len(full):
             changed.add(PROMPT_CUT, f"row {number}")
-        ids.append(cut)
-        kept.append(number)
     report = TruncationReport(len(prompts), changed.result(), dropped.result(), lossy)
     _say(report, what, strict=strict)
-    hashes = tuple(prompt_hash(prompts[number]) for number in kept)
-    return TokenizedPrompts(tuple(ids), hashes, tuple(kept), report)
+    return kept, report
 
 
 def tokenized_hash(table: pa.Table) -> str:

@@ -7,9 +7,9 @@ from statistics import mean
 from typing import Any
 
 from slime_ray.evaluation import stability
-from slime_ray.evaluation.conversations import Prompts, as_asked
+from slime_ray.evaluation.conversations import Prompt, as_asked
 from slime_ray.evaluation.generate import Answer
-from slime_ray.evaluation.judges import Judge, Judged, Messages, question
+from slime_ray.evaluation.judges import AnswerPair, Judge, Judged, Messages, question
 from slime_ray.evaluation.verdicts import FAILED, Comparison, Pooled, win_rate
 from slime_ray.world import World
 
@@ -25,7 +25,7 @@ class Answered(Judged):
     broken: the reason, or None.
     """
 
-    prompts: Prompts
+    prompts: Sequence[Prompt]
     answers: Sequence[Answer]
     baseline: Sequence[Answer]
     broken: Sequence[str | None]
@@ -35,21 +35,21 @@ class Answered(Judged):
     @property
     def win_rate(self) -> float | None:
         """Mean outcome over the judged prompts."""
-        return win_rate(self.comparisons, self.prompts.ids)
+        return win_rate(self.comparisons, [prompt.id for prompt in self.prompts])
 
     @property
     def judged_prompts(self) -> int:
         """Prompts with at least one valid verdict."""
-        valid = zip(self.prompts.ids, self.comparisons, strict=True)
-        return len({name for name, comparison in valid if comparison and comparison.outcome is not None})
+        judged = zip(self.prompts, self.comparisons, strict=True)
+        return len({prompt.id for prompt, each in judged if each and each.outcome is not None})
 
     @property
     def score_change(self) -> float | None:
         """Mean over prompts of a score minus the baseline's to the same turn; None where no turn has both."""
         changes: dict[str, list[float]] = {}
-        for name, score, before in zip(self.prompts.ids, self.scores, self.baseline_scores, strict=True):
-            if score is not None and before is not None:
-                changes.setdefault(name, []).append(score - before)
+        for prompt, each in zip(self.prompts, self.comparisons, strict=True):
+            if each and each.score is not None and each.baseline_score is not None:
+                changes.setdefault(prompt.id, []).append(each.score - each.baseline_score)
         return mean(map(mean, changes.values())) if changes else None
 
     @property
@@ -64,55 +64,52 @@ class Answered(Judged):
 
     def rows(self, about: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Rows of answers.parquet; `about` holds the trial's columns."""
-        rows = []
-        for i, (answer, baseline, comparison) in enumerate(
-            zip(self.answers, self.baseline, self.comparisons, strict=True)
-        ):
-            rows.append(
-                {
-                    **about,
-                    "prompt_id": self.prompts.ids[i],
-                    "turn": self.prompts.turns[i],
-                    "category": self.prompts.categories[i],
-                    "prompt": self.prompts.messages[i],
-                    "answer": answer.text,
-                    "answer_tokens": len(answer.token_ids),
-                    "baseline_answer": baseline.text,
-                    "baseline_tokens": len(baseline.token_ids),
-                    "verdict_ab": comparison.ab if comparison else None,
-                    "verdict_ba": comparison.ba if comparison else None,
-                    "outcome": comparison.outcome if comparison else None,
-                    "score": self.scores[i],
-                    "baseline_score": self.baseline_scores[i],
-                    "broken": self.broken[i] is not None,
-                    "broken_reason": self.broken[i],
-                    "baseline_broken": self.baseline_broken[i] is not None,
-                }
-            )
-        return rows
+        rows = zip(self.prompts, self.answers, self.baseline, self.comparisons, strict=True)
+        return [
+            {
+                **about,
+                "prompt_id": prompt.id,
+                "turn": prompt.turn,
+                "category": prompt.category,
+                "prompt": prompt.messages,
+                "answer": answer.text,
+                "answer_tokens": len(answer.token_ids),
+                "baseline_answer": baseline.text,
+                "baseline_tokens": len(baseline.token_ids),
+                "verdict_ab": comparison.ab if comparison else None,
+                "verdict_ba": comparison.ba if comparison else None,
+                "outcome": comparison.outcome if comparison else None,
+                "score": comparison.score if comparison else None,
+                "baseline_score": comparison.baseline_score if comparison else None,
+                "broken": self.broken[i] is not None,
+                "broken_reason": self.broken[i],
+                "baseline_broken": self.baseline_broken[i] is not None,
+            }
+            for i, (prompt, answer, baseline, comparison) in enumerate(rows)
+        ]
 
     def verdict_rows(self, about: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Rows of verdicts.parquet, where a panel judged; `about` holds the trial's columns."""
         return [
             {
                 **about,
-                "prompt_id": self.prompts.ids[i],
-                "turn": self.prompts.turns[i],
+                "prompt_id": prompt.id,
+                "turn": prompt.turn,
                 "judge": rating.judge,
                 "repeat": rating.repeat,
                 "verdict_ab": rating.comparison.ab,
                 "verdict_ba": rating.comparison.ba,
                 "outcome": rating.comparison.outcome,
-                "score": rating.score,
-                "baseline_score": rating.baseline_score,
+                "score": rating.comparison.score,
+                "baseline_score": rating.comparison.baseline_score,
             }
-            for i, comparison in enumerate(self.comparisons)
+            for prompt, comparison in zip(self.prompts, self.comparisons, strict=True)
             for rating in (comparison.ratings if isinstance(comparison, Pooled) else ())
         ]
 
 
 def judge_answers(
-    prompts: Prompts,
+    prompts: Sequence[Prompt],
     answers: Sequence[Answer],
     baseline: Sequence[Answer],
     *,
@@ -127,18 +124,19 @@ def judge_answers(
     before it in its conversation, nothing is judged and both verdicts are missing.
     Of the ranks of a process group the first one judges, for all of them. Raises RunError where the judge cannot go on.
     """
-    several = any(turn > 1 for turn in prompts.turns)
-    baseline_prompts = as_asked(prompts, baseline) if several else prompts.messages
+    asked = [prompt.messages for prompt in prompts]
 
     def reasons(side: Sequence[Answer]) -> list[str | None]:
-        return broken_reasons(prompts.messages, side, format_check=format_check, markers=markers)
+        return broken_reasons(asked, side, format_check=format_check, markers=markers)
 
-    own = _well_formed(prompts.messages, answers, format_check)
-    nothing: list[None] = [None] * len(answers)
-    judged = Judged(nothing, nothing, nothing)
+    own = _well_formed(asked, answers, format_check)
+    judged = Judged([None] * len(answers))
     if judge is not None:
-        sides = list(zip(prompts.messages, answers, baseline_prompts, baseline, strict=True))
-        judged = World.current().from_main(lambda: _compare(judge, sides, first))
+        pairs = [
+            AnswerPair(prompt, ours.text, other, theirs.text)
+            for prompt, ours, other, theirs in zip(asked, answers, as_asked(prompts, baseline), baseline, strict=True)
+        ]
+        judged = World.current().from_main(lambda: _compare(judge, pairs, first))
     return Answered(
         **vars(judged),
         prompts=prompts,
@@ -150,34 +148,25 @@ def judge_answers(
     )
 
 
-_Sides = Sequence[tuple[Messages, Answer, Messages, Answer]]
-"""The policy's conversation and answer with the baseline's."""
-
-
-def _compare(judge: Judge, sides: _Sides, first: int | None) -> Judged:
+def _compare(judge: Judge, pairs: Sequence[AnswerPair], first: int | None) -> Judged:
     """Judge the first of them, as far as they did not fail, and log what a reader of the verdicts has to know."""
-    count = len(sides[:first])
-    sound = [place for place, side in enumerate(sides[:first]) if not _failed(*side[:2]) and not _failed(*side[2:])]
-    chosen = [sides[place] for place in sound]
-    texts = [side[1].text for side in chosen], [side[3].text for side in chosen]
-    found = judge.compare([side[0] for side in chosen], *texts, [side[2] for side in chosen])
-    comparisons: list[Comparison | Pooled | None] = [*[Comparison(None, None)] * count, *[None] * (len(sides) - count)]
-    scores: list[float | None] = [None] * len(sides)
-    baseline_scores = list(scores)
-    for index, place in enumerate(sound):
-        comparisons[place] = found.comparisons[index]
-        scores[place], baseline_scores[place] = found.scores[index], found.baseline_scores[index]
+    count = len(pairs[:first])
+    sound = [place for place, pair in enumerate(pairs[:first]) if not _failed(*pair[:2]) and not _failed(*pair[2:])]
+    found = judge.compare([pairs[place] for place in sound])
+    comparisons: list[Comparison | Pooled | None] = [*[Comparison(None, None)] * count, *[None] * (len(pairs) - count)]
+    for place, comparison in zip(sound, found.comparisons, strict=True):
+        comparisons[place] = comparison
     summary = found.summary
     if summary is not None:
-        empty = sum(not (a.strip() and b.strip()) for a, b in zip(*texts, strict=True))
+        empty = sum(not (pairs[place].answer.strip() and pairs[place].baseline.strip()) for place in sound)
         summary = replace(summary, failed=count - len(sound), empty=empty)
         logger.log(logging.INFO if summary.complete else logging.WARNING, "%s: %s", judge.name, summary.sentence)
-    return Judged(comparisons, scores, baseline_scores, summary)
+    return Judged(comparisons, summary)
 
 
-def _failed(messages: Messages, answer: Answer) -> bool:
-    own = [message["content"] for message in messages if message["role"] == "assistant"]
-    return any(str(text).strip() == FAILED for text in (*own, answer.text))
+def _failed(messages: Messages, answer: str) -> bool:
+    earlier = [str(message["content"]) for message in messages if message["role"] == "assistant"]
+    return any(text.strip() == FAILED for text in (*earlier, answer))
 
 
 def broken_reasons(

@@ -94,7 +94,8 @@ def measure_held_out(policy: Policy, pairs: Sequence[TokenPair], *, row_tokens: 
     Rows are halved where memory runs out. The ranks of a process group divide the rows among themselves, and all get
     the whole result.
     """
-    chosen, rejected = (np.array([len(ids) for ids in side]) for side in _completions(pairs))
+    chosen = np.array([len(pair.chosen_ids) for pair in pairs])
+    rejected = np.array([len(pair.rejected_ids) for pair in pairs])
     sides = (chosen, rejected, chosen, chosen)
     columns = [np.empty(int(lengths.sum())) for lengths in sides]
     starts = [np.cumsum(lengths) - lengths for lengths in sides]
@@ -129,10 +130,6 @@ def sum_logps(policy: Policy, pairs: Sequence[TokenPair], *, row_tokens: int) ->
 
     _over_rows(policy, pairs, measure, store, row_tokens=row_tokens)
     return sums[0], sums[1]
-
-
-def _completions(pairs: Sequence[TokenPair]) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
-    return [pair.chosen_ids for pair in pairs], [pair.rejected_ids for pair in pairs]
 
 
 def _over_rows(

@@ -91,9 +91,9 @@ def _reference_of(policy: Policy, reference: Policy | None) -> Iterator[Policy]:
         yield policy
 
 
-def sequence_repetition(token_ids: Sequence[int], n: int = 4) -> float:
-    """seq-rep-n (Welleck et al. 2020): 1 - unique n-grams / n-grams, so 0 without any repetition."""
-    grams = [tuple(token_ids[start : start + n]) for start in range(len(token_ids) - n + 1)]
+def sequence_repetition(token_ids: Sequence[int]) -> float:
+    """seq-rep-4 (Welleck et al. 2020): 1 - unique 4-grams / 4-grams, so 0 without any repetition."""
+    grams = [tuple(token_ids[start : start + 4]) for start in range(len(token_ids) - 3)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 

@@ -18,7 +18,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import add
 from pathlib import Path
 from typing import TypeVar
 
@@ -86,11 +87,7 @@ class Spending:
     output_tokens: int = 0
 
     def __add__(self, other: "Spending") -> "Spending":
-        return Spending(
-            self.requests + other.requests,
-            self.input_tokens + other.input_tokens,
-            self.output_tokens + other.output_tokens,
-        )
+        return Spending(*map(add, astuple(self), astuple(other)))
 
     def cost(self, prices: Prices | None) -> float | None:
         """In the prices' currency; None without prices."""

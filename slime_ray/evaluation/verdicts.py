@@ -52,10 +52,15 @@ def verdict_of_scores(score_a: float | None, score_b: float | None, *, tie_band:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One prompt's verdicts. ab: the policy's answer was shown as A; ba: as B."""
+    """One prompt's verdicts. ab: the policy's answer was shown as A; ba: as B.
+
+    score, baseline_score: of the two answers, None where the judge gives none.
+    """
 
     ab: Verdict
     ba: Verdict
+    score: float | None = None
+    baseline_score: float | None = None
 
     @property
     def outcome(self) -> float | None:
@@ -72,17 +77,17 @@ class Rating:
     judge: str
     repeat: int
     comparison: Comparison
-    score: float | None
-    baseline_score: float | None
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """A panel's verdicts on one prompt."""
+    """A panel's verdicts on one prompt. Labels and scores are those of its ratings."""
 
     ratings: Sequence[Rating]
     ab: Verdict = None
     ba: Verdict = None
+    score: float | None = None
+    baseline_score: float | None = None
 
     @property
     def outcome(self) -> float | None:

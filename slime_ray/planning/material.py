@@ -249,7 +249,7 @@ def read_material(settings: Settings) -> Material:
     sft, sft_ids = tokenized(corpus.sft, rejected=False) if settings.sft else (DataPart(0, ()), [])
     train, train_ids = tokenized(corpus.train)
     held_out, _ = tokenized(corpus.held_out)
-    prompts = prompts_to_answer(settings, corpus.prompts, tokenizer)
+    prompts, _ = prompts_to_answer(settings, corpus.prompts, tokenizer)
     seconds = time.perf_counter() - clock
     _check_declared(settings, {"sft": sft_ids, "train": train_ids}, prompts)
     asked = prompts["selection"]
@@ -263,9 +263,9 @@ def read_material(settings: Settings) -> Material:
         held_out=held_out,
         prompts={
             name: PromptCounts(
-                len(some.ids),
-                sum(1 + len(later) for later in some.later),
-                sum(map(len, some.token_ids)) / len(some.token_ids),
+                len(some),
+                sum(1 + len(each.later) for each in some),
+                sum(len(each.token_ids) for each in some) / len(some),
             )
             for name, some in prompts.items()
         },
@@ -273,7 +273,10 @@ def read_material(settings: Settings) -> Material:
         provenance=". ".join([provenance, *(line.removesuffix(".") for line in data_notes(corpus.read))]),
         seconds=seconds,
         sample=Sample(
-            sft_ids[:PROBED], train_ids[:PROBED], [list(ids) for ids in asked.token_ids], list(asked.messages)
+            sft_ids[:PROBED],
+            train_ids[:PROBED],
+            [list(each.token_ids) for each in asked],
+            [each.messages for each in asked],
         ),
     )
 
@@ -294,9 +297,9 @@ def _check_declared(settings: Settings, parts: Mapping[str, Sequence[Ids]], prom
             limits.check_length(length, f"{name} row {number}", f"Set data.max_tokens to {limits.positions} or less.")
     answer = settings.evaluation.decoding.max_new_tokens
     for name, asked in prompts.items():
-        for number, ids in enumerate(asked.token_ids):
-            limits.check_ids(max(ids, default=0), f"{name} prompt {number}")
-            limits.check_answer(len(ids), answer, f"{name} prompt {number}")
+        for number, prompt in enumerate(asked):
+            limits.check_ids(max(prompt.token_ids, default=0), f"{name} prompt {number}")
+            limits.check_answer(len(prompt.token_ids), answer, f"{name} prompt {number}")
 
 
 def made_up(material: Material, vocabulary: int, prompts: int) -> Sample:

@@ -226,7 +226,8 @@ def _scoring(settings: Settings, judge: JudgeSettings, sample: Sample, answers: 
     if not isinstance(built, ScoringJudge):
         return 0.0
     count = min(len(answers), len(sample.messages), SCORED if isinstance(judge, RewardModel) else len(answers))
-    return _took(lambda: built.scores(sample.messages[:count], answers[:count])) / max(1, count)
+    answered = list(zip(sample.messages[:count], answers[:count], strict=True))
+    return _took(lambda: built.scores(answered)) / max(1, count)
 
 
 def _copied(lm: Any, settings: Settings, scratch: Path) -> tuple[Any, float | None]:

@@ -50,8 +50,6 @@ def read(folder: Path) -> list[Attempt]:
     """All attempts at the trial whose folder this is, the last one last."""
     try:
         return [Attempt(**entry) for entry in json.loads((folder / FILE).read_text(encoding="utf-8"))]
-    except FileNotFoundError:
-        return []
     except (OSError, ValueError, TypeError):
         # What is unknown is not held against the trial.
         return []

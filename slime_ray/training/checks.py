@@ -1,7 +1,7 @@
 """Checks of stages: tokens that the model takes, finite numbers, and a saved model that is the trained one."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from slime_ray.config.settings import Settings
 from slime_ray.data.pairs import ID_COLUMNS, map_pairs
 from slime_ray.data.tokenizing import render_prompts
 from slime_ray.errors import InputError
-from slime_ray.evaluation.conversations import Prompts
+from slime_ray.evaluation.conversations import Prompt
 from slime_ray.model.limits import Limits
 from slime_ray.runs.results import RETENTION
 from slime_ray.training.prompts import PROMPT_SETS, read_prompts
@@ -102,8 +102,8 @@ def check_reach(limits: Limits, tokens: Path, *, max_new_tokens: int) -> None:
     retention = (RETENTION,) if (tokens / f"prompts-{RETENTION}.parquet").is_file() else ()
     for name in (*PROMPT_SETS, *retention):
         prompts = read_prompts(tokens / f"prompts-{name}.parquet")
-        for number, ids in enumerate(prompts.token_ids):
-            _check_id(limits, max(ids, default=0), f"{name} prompt {number}", tokens)
+        for number, prompt in enumerate(prompts):
+            _check_id(limits, max(prompt.token_ids, default=0), f"{name} prompt {number}", tokens)
         if limits.positions is not None:
             for number, length in enumerate(_longest_prompts(prompts, max_new_tokens, tokens)):
                 limits.check_answer(length, max_new_tokens, f"{name} prompt {number}")
@@ -136,16 +136,16 @@ def _check_id(limits: Limits, largest: int, place: str, tokens: Path) -> None:
     limits.check_ids(largest, place, tokenizer.convert_ids_to_tokens(largest))
 
 
-def _longest_prompts(prompts: Prompts, max_new_tokens: int, tokens: Path) -> Iterator[int]:
+def _longest_prompts(prompts: Sequence[Prompt], max_new_tokens: int, tokens: Path) -> Iterator[int]:
     """Tokens that each prompt may come to: a later turn follows on the answers to those before."""
     tokenizer: Any = None
-    for ids, messages, later in zip(prompts.token_ids, prompts.messages, prompts.later, strict=True):
-        if not later:
-            yield len(ids)
+    for prompt in prompts:
+        if not prompt.later:
+            yield len(prompt.token_ids)
             continue
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True)
-        conversation = list(messages)
-        for question in later:
+        conversation = list(prompt.messages)
+        for question in prompt.later:
             conversation += [{"role": "assistant", "content": "?"}, {"role": "user", "content": question}]
         (whole,) = render_prompts(tokenizer, [conversation])
-        yield len(whole) + len(later) * max_new_tokens
+        yield len(whole) + len(prompt.later) * max_new_tokens

@@ -20,7 +20,7 @@ from slime_ray.config.strict import LONGEST_LABEL
 from slime_ray.data.places import may_be_hub_id, whereabouts
 from slime_ray.errors import InputError, RunError, is_memory_error
 from slime_ray.evaluation.answers import judge_answers
-from slime_ray.evaluation.conversations import Prompts
+from slime_ray.evaluation.conversations import Prompt
 from slime_ray.evaluation.field_files import ModelAnswer, Question, answers_to, read_answers
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import measure_held_out
@@ -157,13 +157,8 @@ def evaluate(
         files_only = against is not None and against.is_file and all(one.is_file for one in given)
         bench = _AnswerFiles(settings, judge) if files_only else _Models(settings, run_store, judge, progress.report)
         # A mistake in the last one is told before the answers of the first are judged.
-        for one in given:
-            if one.is_file:
-                bench.read(one)
-            else:
-                bench.check(one)
-        if against is not None and not against.is_file:
-            bench.check(against)
+        for one in [*given, *([against] if against else [])]:
+            bench.check(one)
         bench.compare_with(against)
         refuse_other_stages(run, manifest, bench.hashes)
         for line in data_notes(bench.data):
@@ -253,7 +248,8 @@ class _AnswerFiles:
             )
 
     def check(self, one: EvaluationRequest) -> None:
-        """Look at a model's files. Raises InputError for what cannot be loaded."""
+        """Raise InputError for what cannot be read or loaded."""
+        self.read(one)
 
     def compare_with(self, baseline: EvaluationRequest | None) -> None:
         """Take the baseline's answers."""
@@ -266,20 +262,17 @@ class _AnswerFiles:
         answered = judge_answers(prompts, answers, self.baseline, judge=self.judge, format_check=None, markers=())
         return measure_answers(trial, answered)
 
-    def read(self, one: EvaluationRequest) -> tuple[Prompts, list[Answer]]:
+    def read(self, one: EvaluationRequest) -> tuple[list[Prompt], list[Answer]]:
         """A file's answers, an item a turn, with the conversations that they end."""
         given: list[ModelAnswer] = answers_to(self.questions, read_answers(one.path))
         turns = [
             (question, turn, answer) for question, answer in zip(self.questions, given, strict=True)
             for turn in range(len(question.turns))
         ]  # fmt: skip
-        prompts = Prompts(
-            ids=[question.id for question, _, _ in turns],
-            messages=[question.messages(answer.turns[:turn]) for question, turn, answer in turns],
-            token_ids=[()] * len(turns),
-            categories=[question.category for question, _, _ in turns],
-            turns=[turn + 1 for _, turn, _ in turns],
-        )
+        prompts = [
+            Prompt(question.id, question.messages(answer.turns[:turn]), (), question.category, turn=turn + 1)
+            for question, turn, answer in turns
+        ]
         return prompts, [self.answer(answer.turns[turn]) for _, turn, answer in turns]
 
     def answer(self, text: str) -> Answer:
@@ -299,12 +292,10 @@ class _Models(_AnswerFiles):
         with ending():
             self.stages: Stages = prepare(settings, storage=storage, report=report)
         self.hashes, self.data = self.stages.hashes, self.stages.data
-        asked = self.stages.prompts["report"]
         self.questions = [
-            Question(name, category, (messages[-1]["content"], *later), tuple(messages), "the prompts:0")
-            for name, category, messages, later in zip(
-                asked.ids, asked.categories, asked.messages, asked.later, strict=True
-            )
+            Question(each.id, each.category, (said["content"], *each.later), (*before, said), "the prompts:0")
+            for each in self.stages.prompts["report"]
+            for *before, said in [each.messages]
         ]
 
     def encode(self, text: str) -> list[int]:
@@ -336,6 +327,9 @@ class _Models(_AnswerFiles):
         )
 
     def check(self, one: EvaluationRequest) -> None:
+        if one.is_file:
+            self.read(one)
+            return
         if self.settings.evaluation.engine and not _is_on(one.path, self.stages.checkpoint):
             raise InputError(
                 f"{one.path} is no adapter of the SFT checkpoint, and the server of evaluation.engine loads nothing "

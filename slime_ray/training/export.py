@@ -1,8 +1,7 @@
 """Export a trained policy as a folder that transformers and peft load without this package, and push it to the Hub."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,30 +88,30 @@ def export_model(
         raise InputError(f"{trial_id} was trained on 4-bit weights: {lack}")
     if push_to:
         check_push(push_to)
-    with _without_bars():
-        lm = _load(settings, checkpoint, stage)
-        tokenizer = _tokenizer(checkpoint, settings)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        if to.is_dir():
-            to.rmdir()
-        with files.replacing(to) as partial:
-            partial.mkdir()
-            generation = stopping(tokenizer, stop_token_ids(tokenizer))
-            if adapter:
-                write_adapter(settings, checkpoint, stage, partial)
-                generation.save_pretrained(partial)
-                again = load_adapted(settings, partial)
-            else:
-                for parameter in lm.parameters():
-                    # Not the whole module: frequencies of rotary embeddings stay in float32, as when it is loaded.
-                    parameter.data = parameter.data.to(getattr(torch, dtype or "float32"))
-                lm.generation_config = generation
-                lm.save_pretrained(partial)
-                again = AutoModelForCausalLM.from_pretrained(partial, dtype=lm.dtype, local_files_only=True)
-            tokenizer.save_pretrained(partial)
-            name = push_to or to.name
-            model_card(settings, row, run=run.name, name=name, adapter=adapter, facts=facts).save(partial / "README.md")
-            _compare(lm, again, adapter=adapter)
+    transformers_logging.disable_progress_bar()
+    lm = _load(settings, checkpoint, stage)
+    tokenizer = _tokenizer(checkpoint, settings)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if to.is_dir():
+        to.rmdir()
+    with files.replacing(to) as partial:
+        partial.mkdir()
+        generation = stopping(tokenizer, stop_token_ids(tokenizer))
+        if adapter:
+            write_adapter(settings, checkpoint, stage, partial)
+            generation.save_pretrained(partial)
+            again = load_adapted(settings, partial)
+        else:
+            for parameter in lm.parameters():
+                # Not the whole module: frequencies of rotary embeddings stay in float32, as when it is loaded.
+                parameter.data = parameter.data.to(getattr(torch, dtype or "float32"))
+            lm.generation_config = generation
+            lm.save_pretrained(partial)
+            again = AutoModelForCausalLM.from_pretrained(partial, dtype=lm.dtype, local_files_only=True)
+        tokenizer.save_pretrained(partial)
+        name = push_to or to.name
+        model_card(settings, row, run=run.name, name=name, adapter=adapter, facts=facts).save(partial / "README.md")
+        _compare(lm, again, adapter=adapter)
     if push_to:
         push(to, push_to, private=private)
     return to
@@ -185,18 +184,6 @@ def _refuse(
             f"--push-to-hub: the adapter's base {settings.model.source} is a folder of this machine, which nobody else "
             f"has. {way}"
         )
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keep transformers from drawing progress bars for a while."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _settings(row: Mapping[str, Any], run: Path) -> Settings:

@@ -3,9 +3,9 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby, islice
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -15,45 +15,16 @@ from transformers import TrainerCallback
 from slime_ray.config.experiment import Faults, Trial
 from slime_ray.config.trackers import Tracker
 from slime_ray.data.pairs import TokenPair
-from slime_ray.errors import InputError, SlimeRayError
-from slime_ray.evaluation.held_out import HeldOut, measure_held_out
-from slime_ray.evaluation.judges import Judge
 from slime_ray.model.logprobs import Policy
-from slime_ray.objectives import objective_at
 from slime_ray.training import attempts
 from slime_ray.training.checkpoint import BEST, Saved, latest, load_weights, save_best, take_up_best
-from slime_ray.training.measuring import about, measure_activity
-from slime_ray.training.orders import ESTIMATED, Command, Paused, Report, evaluations, pause_for
+from slime_ray.training.orders import Command, Paused, evaluations
 from slime_ray.training.outcome import CHECKPOINTS
 from slime_ray.training.policies import row_budget
-from slime_ray.training.sentinel import SentinelWatch
-from slime_ray.training.stages import Stages
+from slime_ray.training.sentinel import Measurements
 from slime_ray.training.trackers import Trackers, named
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, load_callbacks
 from slime_ray.world import World
-
-
-@dataclass
-class Curves:
-    """Rows of curves.parquet as a trial collects them. listener: called with each measurement's source and metrics."""
-
-    trial: Trial
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    seconds_before: float = 0.0
-    listener: Callable[[str, Mapping[str, float]], None] = lambda source, metrics: None
-
-    def add(self, step: int, source: str, metrics: Mapping[str, float]) -> None:
-        """One row per metric."""
-        self.rows += [self.row(step, source, metric, value) for metric, value in metrics.items()]
-        self.listener(source, metrics)
-
-    def row(self, step: int, source: str, metric: str, value: float) -> dict[str, Any]:
-        """One row of curves.parquet."""
-        return {**about(self.trial), "step": step, "source": source, "metric": metric, "value": value}
-
-    def series(self, metric: str, source: str = "train") -> list[float]:
-        """One metric's values in order of step."""
-        return [row["value"] for row in self.rows if row["metric"] == metric and row["source"] == source]
 
 
 @dataclass(frozen=True)
@@ -61,116 +32,21 @@ class Runtime:
     """How the processes that run a trial are set up. None of it changes what the trial computes.
 
     gpu: GPUs that each was given; 0 where it takes what there is. sharded: the ranks hold parts of the model (FSDP2).
-    heartbeat_seconds: how often rank 0 reports between evaluations. trackers: what shows its curves, beside the result
-    files. inputs: digests of what it reads.
+    trackers: what shows its curves, beside the result files. inputs: digests of what it reads.
     """
 
     threads: int = 1
     gpu: float = 0.0
     sharded: bool = False
     faults: Faults = field(default_factory=Faults)
-    heartbeat_seconds: float = 5.0
     trackers: tuple[Tracker, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
 
 
-CURVE_PAIRS = 128
-"""Held-out pairs that are measured during training, at most."""
-FEWEST_PAIRS = 30
-"""With fewer pairs it is said that they say little."""
+HEARTBEAT_SECONDS = 5.0
+"""How often rank 0 reports between evaluations."""
 LOCAL = Runtime()
 """One process, with what holds if nothing else is said."""
-
-
-class Measurements:
-    """The held-out measurements during training; they run inside the training clock and keep their own."""
-
-    def __init__(
-        self,
-        trial: Trial,
-        stages: Stages,
-        policy: Policy,
-        curves: Curves,
-        report: Report,
-        judge: Judge | None = None,
-    ):
-        self.trial, self.stages, self.policy = trial, stages, policy
-        self.objective = trial.settings.objective.build()
-        self.curves, self.report = curves, report
-        self.seconds = 0.0
-        self.last: dict[str, Any] = {}
-        self.estimates: dict[str, float] = {}
-        self.finite = True
-        self.pairs = curve_pairs(trial, stages)
-        if trial.settings.kept_by and len(self.pairs) < FEWEST_PAIRS:
-            sentence = (
-                f"training.keep chooses weights by {len(self.pairs)} held-out pairs, which say little: the others are "
-                "of report prompts. Raise data.held_out_pairs, or lower evaluation.prompts."
-            )
-            self.report({"notice": sentence})
-        self.sentinel = SentinelWatch(trial, stages, policy, curves.series, judge)
-
-    def held_out(self, pairs: Sequence[int] | None = None) -> HeldOut:
-        """The policy's log-probabilities on the held-out pairs, or on some of them by their numbers."""
-        held_out = self.stages.held_out
-        return measure_held_out(
-            self.policy,
-            held_out[:] if pairs is None else [held_out[pair] for pair in pairs],
-            row_tokens=row_budget(self.trial.settings, self.policy),
-        )
-
-    def at(self, step: int, updates: int) -> Command | None:
-        """Measure, record and report; returns the order that this was answered with, or the sentinel's, to rank 0."""
-        clock = time.perf_counter()
-        before = self.stages.step0.of(self.pairs)
-        now = before if step == 0 else self.held_out(self.pairs)
-        self.finite = now.finite
-        if not now.finite:
-            # The next loss would be the same. Answers of such a policy cannot be drawn.
-            return Command("stop", f"log-probabilities were not finite at update {step}")
-        metrics = {
-            "chosen_logp": float(now.chosen_means.mean()),
-            "rejected_logp": float(now.rejected_means.mean()),
-            "chosen_drift": float((now.chosen_means - before.chosen_means).mean()),
-            "preference_accuracy": now.accuracy,
-            "mean_margin": float(now.margins.mean()),
-            "entropy": float(now.entropy.mean()),
-            "top_probability": float(now.top_probability.mean()),
-        }
-        current = objective_at(self.objective, step / max(1, updates))
-        self.curves.add(step, "held_out", metrics | measure_activity(current, before, now))
-        try:
-            seen = self.sentinel.look(step, before, now)
-        except SlimeRayError as error:
-            raise pause_for(error) from None
-        self.curves.add(step, "sentinel", seen)
-        self.seconds += time.perf_counter() - clock
-        state = {"doing": "training", "step": step, "updates": updates, "alarm": self.sentinel.alarm}
-        estimates = {name: seen[name] for name in ESTIMATED if name in seen}
-        self.estimates = metrics | estimates
-        order = self.report({**state, **self.estimates, **self.last})
-        if order is None and self.sentinel.alarm and self.trial.settings.sentinel.action == "stop":
-            return Command("stop", self.sentinel.alarm, measure=True)
-        return order
-
-
-def curve_pairs(trial: Trial, stages: Stages) -> list[int]:
-    """Numbers of the held-out pairs that are measured during training: the first ones.
-
-    Where weights are kept by them, those of report prompts are left out: what a trial is reported on chooses nothing.
-    Raises InputError where none is left then.
-    """
-    every = range(len(stages.held_out))
-    if trial.settings.kept_by is None:
-        return list(every[:CURVE_PAIRS])
-    reported = {tuple(ids) for ids in stages.prompts["report"].token_ids}
-    unseen = (pair for pair in every if tuple(stages.held_out[pair].prompt_ids) not in reported)
-    if not (pairs := list(islice(unseen, CURVE_PAIRS))):
-        raise InputError(
-            "training.keep: every held-out pair is of a report prompt, so none is left to choose weights by. Raise "
-            "data.held_out_pairs, or lower evaluation.prompts."
-        )
-    return pairs
 
 
 class TrainingLoop:
@@ -310,7 +186,7 @@ class TrainingLoop:
         curves.seconds_before = counters["total_seconds"]
         self.seconds_before, self.measured_before = counters["train_seconds"], counters["measure_seconds"]
         self.measure.seconds = counters["measure_seconds"]
-        self.measure.sentinel.alarm = counters["alarm"]
+        self.measure.alarm = counters["alarm"]
         self.best = tuple(counters["best"]) if counters.get("best") else None
         self.row_tokens = self.trainer.loader.row_tokens = counters.get("row_tokens", self.row_tokens)
         self.show_again()
@@ -328,7 +204,7 @@ class TrainingLoop:
             "curves": [[row["step"], row["source"], row["metric"], row["value"]] for row in curves.rows],
             "train_seconds": self.seconds,
             "measure_seconds": self.measure.seconds,
-            "alarm": self.measure.sentinel.alarm,
+            "alarm": self.measure.alarm,
             "row_tokens": self.trainer.loader.row_tokens,
             "best": self.best,
             "total_seconds": curves.seconds_before + time.monotonic() - self.clock,
@@ -336,9 +212,7 @@ class TrainingLoop:
 
     def urgent(self) -> bool:
         """Whether rank 0 wants the ranks to listen to it after this update: to report, or to write a checkpoint."""
-        return self.world.main and (
-            time.monotonic() - self.reported > self.runtime.heartbeat_seconds or self.checkpoint_due(1.0)
-        )
+        return self.world.main and (time.monotonic() - self.reported > HEARTBEAT_SECONDS or self.checkpoint_due(1.0))
 
     def checkpoint_due(self, share: float) -> bool:
         """Whether the last checkpoint is so old, as a share of the time between two."""

@@ -1,7 +1,7 @@
 """What is measured of a policy, trained or given: held-out log-probabilities, answers, verdicts, stability-v1."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import RunError, SlimeRayError
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered, judge_answers
-from slime_ray.evaluation.conversations import Prompts
+from slime_ray.evaluation.conversations import Prompt
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import ExactJudge, Judge, Summary, load_scorer
@@ -48,6 +48,29 @@ def about(trial: Trial) -> dict[str, Any]:
     return {"trial_id": trial.trial_id, "label": trial.label, "phase": trial.phase, "seed": trial.seed}
 
 
+@dataclass
+class Curves:
+    """Rows of curves.parquet as a trial collects them. listener: called with each measurement's source and metrics."""
+
+    trial: Trial
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    seconds_before: float = 0.0
+    listener: Callable[[str, Mapping[str, float]], None] = lambda source, metrics: None
+
+    def add(self, step: int, source: str, metrics: Mapping[str, float]) -> None:
+        """One row per metric."""
+        self.rows += [self.row(step, source, metric, value) for metric, value in metrics.items()]
+        self.listener(source, metrics)
+
+    def row(self, step: int, source: str, metric: str, value: float) -> dict[str, Any]:
+        """One row of curves.parquet."""
+        return {**about(self.trial), "step": step, "source": source, "metric": metric, "value": value}
+
+    def series(self, metric: str) -> list[float]:
+        """One metric of training, in order of step."""
+        return [row["value"] for row in self.rows if row["metric"] == metric and row["source"] == "train"]
+
+
 def measure_log_probabilities(trial: Trial, before: HeldOut, after: HeldOut) -> Measurement:
     """What the held-out pairs alone tell."""
     row = {
@@ -74,7 +97,7 @@ def measure_activity(objective: Objective, before: HeldOut, now: HeldOut) -> dic
 
 def answer_prompts(
     trial: Trial, stages: Stages, policy: Policy, report: Report, *, adapter: Path, prompt_set: str | None = None
-) -> tuple[Prompts, list[Answer]]:
+) -> tuple[list[Prompt], list[Answer]]:
     """What the policy was asked, turn by turn, and its answers.
 
     adapter: its folder, for a server to load. prompt_set: None is the trial's own. Raises Paused where a server does
@@ -95,7 +118,7 @@ def answer_prompts(
 def judge_prompts(
     trial: Trial,
     stages: Stages,
-    asked: tuple[Prompts, list[Answer]],
+    asked: tuple[list[Prompt], list[Answer]],
     judge: Judge | None,
     *,
     first: int | None = None,
@@ -195,8 +218,8 @@ def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> flo
     """K on the policy's own answers; None if all of them are empty."""
     settings = trial.settings
     samples = [
-        TokenPair(prompt, answer.token_ids)
-        for prompt, answer in zip(answered.prompts.token_ids, answered.answers, strict=True)
+        TokenPair(prompt.token_ids, answer.token_ids)
+        for prompt, answer in zip(answered.prompts, answered.answers, strict=True)
         if answer.token_ids
     ][: settings.evaluation.kl_prompts]
     if not samples:

@@ -1,4 +1,4 @@
-"""Policies on this process's device: placed, read from a checkpoint, and asked for a few log-probabilities."""
+"""Policies on this process's device: placed and asked for a few log-probabilities."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +8,11 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from slime_ray.config.model import Model
 from slime_ray.config.settings import Settings
 from slime_ray.data.packing import pack
 from slime_ray.data.pairs import TokenPair
 from slime_ray.errors import InputError
 from slime_ray.model.footprint import gpu_row
-from slime_ray.model.loading import load_start, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import find_adapted
 from slime_ray.model.memory import free_memory
@@ -64,11 +62,6 @@ def gpu_row_budget(settings: Settings, *, sharded: bool, longest: int = 0) -> in
             f"estimate. {SMALLER}"
         )
     return row
-
-
-def checkpoint_policy(checkpoint: Path, model: Model, sharded: bool) -> Policy:
-    """The policy of a saved checkpoint, to be evaluated."""
-    return to_device(make_policy(load_start(checkpoint, model), model), sharded=sharded).eval()
 
 
 @torch.no_grad()

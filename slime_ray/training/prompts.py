@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from slime_ray.config.evaluation import Evaluation
 from slime_ray.config.settings import Data, Settings
 from slime_ray.data.forms import Messages
-from slime_ray.data.tokenizing import render_prompts, tokenize_prompts
-from slime_ray.evaluation.conversations import Prompts, ask
+from slime_ray.data.splits import prompt_hash
+from slime_ray.data.tokenizing import TruncationReport, render_prompts, tokenize_prompts
+from slime_ray.evaluation.conversations import Prompt, ask
 from slime_ray.evaluation.field_files import Question
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.questions import load_questions, load_retention
@@ -22,75 +23,66 @@ from slime_ray.runs.results import RETENTION
 from slime_ray.training.orders import Report
 from slime_ray.world import World
 
+Sets = dict[str, list[Prompt]]
 PROMPT_SETS = ("selection", "report")
 """Sets that are always there; RETENTION is a third where the settings have `evaluation.retention`."""
 
 
 def prompts_to_answer(
     settings: Settings, of_the_data: Mapping[str, Sequence[Messages]], tokenizer: Any
-) -> dict[str, Prompts]:
-    """The sets by name. A file of questions makes the report's. Raises InputError for what cannot be rendered."""
-    questions, retention = load_questions(settings), load_retention(settings)
-    sets = {
-        name: _of_questions(questions, tokenizer, settings.data)
-        if questions and name == "report"
+) -> tuple[Sets, dict[str, TruncationReport]]:
+    """The sets by name, and what limits and template did to each. A file of questions makes the report's.
+
+    Raises InputError for what cannot be rendered.
+    """
+    questions = {"report": load_questions(settings), RETENTION: load_retention(settings)}
+    names = [*PROMPT_SETS, *([RETENTION] if questions[RETENTION] else [])]
+    made = {
+        name: _of_questions(asked, tokenizer, settings.data)
+        if (asked := questions.get(name))
         else _of_the_data(of_the_data[name], tokenizer, settings.data)
-        for name in PROMPT_SETS
+        for name in names
     }
-    return sets | ({RETENTION: _of_questions(retention, tokenizer, settings.data)} if retention else {})
+    return {name: prompts for name, (prompts, _) in made.items()}, {name: cut for name, (_, cut) in made.items()}
 
 
-def _of_the_data(prompts: Sequence[Messages], tokenizer: Any, data: Data) -> Prompts:
+def _of_the_data(messages: Sequence[Messages], tokenizer: Any, data: Data) -> tuple[list[Prompt], TruncationReport]:
     """Named by their hashes, cut and refused as training's are."""
-    tokenized = tokenize_prompts(prompts, tokenizer, max_prompt_tokens=data.max_prompt_tokens, strict=data.strict)
-    messages = [prompts[index] for index in tokenized.kept]
-    return Prompts(tokenized.prompt_hashes, messages, tokenized.prompt_ids, truncation=tokenized.truncation)
+    kept, cut = tokenize_prompts(messages, tokenizer, max_prompt_tokens=data.max_prompt_tokens, strict=data.strict)
+    return [Prompt(prompt_hash(messages[number]), messages[number], ids) for number, ids in kept.items()], cut
 
 
-def _of_questions(questions: Sequence[Question], tokenizer: Any, data: Data) -> Prompts:
+def _of_questions(questions: Sequence[Question], tokenizer: Any, data: Data) -> tuple[list[Prompt], TruncationReport]:
     """Whole, for a benchmark without some of its questions, or with parts of them, is another one."""
     # All turns with answers in between, so that the template refuses none of them once trials have been trained.
     talks = [question.messages(["?"] * (len(question.turns) - 1)) for question in questions]
     render_prompts(tokenizer, talks)
-    first = [question.messages() for question in questions]
-    return Prompts(
-        ids=[question.id for question in questions],
-        messages=first,
-        token_ids=render_prompts(tokenizer, first),
-        categories=[question.category for question in questions],
-        later=[question.turns[1:] for question in questions],
-        truncation=tokenize_prompts(talks, tokenizer, what="questions", strict=data.strict).truncation,
-    )
+    ids = render_prompts(tokenizer, [question.messages() for question in questions])
+    prompts = [
+        Prompt(question.id, question.messages(), each, question.category, question.turns[1:])
+        for question, each in zip(questions, ids, strict=True)
+    ]
+    return prompts, tokenize_prompts(talks, tokenizer, what="questions", strict=data.strict)[1]
 
 
-def write_prompts(path: Path, prompts: Prompts) -> None:
+def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
     """Write prompts that have not been asked yet."""
-    columns = {
-        "id": prompts.ids,
-        "messages": [json.dumps(messages, ensure_ascii=False) for messages in prompts.messages],
-        "token_ids": prompts.token_ids,
-        "category": prompts.categories,
-        "later": prompts.later,
-    }
-    pq.write_table(pa.table({name: list(column) for name, column in columns.items()}), path)
+    names = ("id", "messages", "token_ids", "category", "later")
+    columns = {name: [getattr(each, name) for each in prompts] for name in names}
+    columns["messages"] = [json.dumps(each.messages, ensure_ascii=False) for each in prompts]
+    pq.write_table(pa.table(columns), path)
 
 
-def read_prompts(path: Path) -> Prompts:
+def read_prompts(path: Path) -> list[Prompt]:
     """What `write_prompts` wrote."""
-    columns = pq.read_table(path).to_pydict()
-    return Prompts(
-        ids=columns["id"],
-        messages=[json.loads(text) for text in columns["messages"]],
-        token_ids=columns["token_ids"],
-        categories=columns["category"],
-        later=columns["later"],
-    )
+    rows = pq.read_table(path).to_pylist()
+    return [Prompt(**(row | {"messages": json.loads(row["messages"])})) for row in rows]
 
 
 def draw_answers(
     policy: Policy,
     tokenizer: Any,
-    prompts: Prompts,
+    prompts: Sequence[Prompt],
     evaluation: Evaluation,
     report: Report,
     *,
@@ -98,7 +90,7 @@ def draw_answers(
     seed: int,
     doing: str,
     adapter: Path | None = None,
-) -> tuple[Prompts, list[Answer]]:
+) -> tuple[list[Prompt], list[Answer]]:
     """Have a policy, or the server of `evaluation.engine` for it, answer prompts; returns what was asked, turn by turn.
 
     report: hears of the batches, or answers of a server, that rank 0 has. doing: what it is told. adapter: the policy's
@@ -109,7 +101,8 @@ def draw_answers(
         if World.current().main and of > 1:
             report({"doing": doing, "step": done, "updates": of})
 
-    with answering(evaluation.engine, policy, tokenizer, prompts.token_ids, adapter=adapter) as source:
+    ids = [prompt.token_ids for prompt in prompts]
+    with answering(evaluation.engine, policy, tokenizer, ids, adapter=adapter) as source:
         return ask(
             source, tokenizer, prompts, decoding=evaluation.decoding, stop_tokens=stop_tokens, seed=seed,
             progress=progress,

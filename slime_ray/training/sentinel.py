@@ -8,25 +8,37 @@ What it has seen by then also estimates both goals, S and the win rate, for earl
 """
 
 import math
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from slime_ray.config.experiment import Trial
+from slime_ray.errors import InputError, SlimeRayError
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import broken_reasons
 from slime_ray.evaluation.generate import Answer, generate_answers
-from slime_ray.evaluation.held_out import HeldOut
-from slime_ray.evaluation.judges import Judge
+from slime_ray.evaluation.held_out import HeldOut, measure_held_out
+from slime_ray.evaluation.judges import AnswerPair, Judge
 from slime_ray.evaluation.verdicts import win_rate
 from slime_ray.model.logprobs import Policy
+from slime_ray.objectives import objective_at
 from slime_ray.runs.stability_v1 import TOLERANCES, StabilityParts, spike_flags, stability_score
+from slime_ray.training.measuring import Curves, measure_activity
+from slime_ray.training.orders import ESTIMATED, Command, Report, pause_for
+from slime_ray.training.policies import row_budget
 from slime_ray.training.stages import Stages
 from slime_ray.world import World
 
 STANDARD_ERRORS = 2.0
+CURVE_PAIRS = 128
+"""Held-out pairs that are measured during training, at most."""
+FEWEST_PAIRS = 30
+"""With fewer pairs it is said that they say little."""
 WATCHED = "selection"
 """The prompt set that is answered: what a trial is reported on stays unseen until its end."""
 
@@ -118,10 +130,11 @@ def standing(signs: Mapping[str, Sign]) -> float:
     return stability_score(StabilityParts(**unseen | {name: sign.value for name, sign in signs.items()}), healthy=True)
 
 
-class SentinelWatch:
-    """Watches one trial. alarm: the first one, with its step; None as long as all is well.
+class Measurements:
+    """What is measured of one trial during training; it runs inside the training clock and keeps its own.
 
-    judge: says how often the answers it draws win; None where they are not judged on the way.
+    alarm: the sentinel's first one, with its step; None as long as all is well. judge: says how often the answers that
+    the sentinel draws win; None where they are not judged on the way.
     """
 
     def __init__(
@@ -129,13 +142,69 @@ class SentinelWatch:
         trial: Trial,
         stages: Stages,
         policy: Policy,
-        series: Callable[[str], list[float]],
+        curves: Curves,
+        report: Report,
         judge: Judge | None = None,
     ):
-        self.settings = trial.settings.sentinel
-        self.trial, self.stages, self.policy, self.series = trial, stages, policy, series
+        self.trial, self.stages, self.policy = trial, stages, policy
+        self.settings, self.objective = trial.settings.sentinel, trial.settings.objective.build()
+        self.curves, self.report = curves, report
         self.judge = judge if trial.settings.judged_on_the_way else None
         self.alarm: str | None = None
+        self.seconds = 0.0
+        self.last: dict[str, Any] = {}
+        self.estimates: dict[str, float] = {}
+        self.finite = True
+        self.pairs = curve_pairs(trial, stages)
+        if trial.settings.kept_by and len(self.pairs) < FEWEST_PAIRS:
+            sentence = (
+                f"training.keep chooses weights by {len(self.pairs)} held-out pairs, which say little: the others are "
+                "of report prompts. Raise data.held_out_pairs, or lower evaluation.prompts."
+            )
+            self.report({"notice": sentence})
+
+    def held_out(self, pairs: Sequence[int] | None = None) -> HeldOut:
+        """The policy's log-probabilities on the held-out pairs, or on some of them by their numbers."""
+        held_out = self.stages.held_out
+        return measure_held_out(
+            self.policy,
+            held_out[:] if pairs is None else [held_out[pair] for pair in pairs],
+            row_tokens=row_budget(self.trial.settings, self.policy),
+        )
+
+    def at(self, step: int, updates: int) -> Command | None:
+        """Measure, record and report; returns the order that this was answered with, or the sentinel's, to rank 0."""
+        clock = time.perf_counter()
+        before = self.stages.step0.of(self.pairs)
+        now = before if step == 0 else self.held_out(self.pairs)
+        self.finite = now.finite
+        if not now.finite:
+            # The next loss would be the same. Answers of such a policy cannot be drawn.
+            return Command("stop", f"log-probabilities were not finite at update {step}")
+        metrics = {
+            "chosen_logp": float(now.chosen_means.mean()),
+            "rejected_logp": float(now.rejected_means.mean()),
+            "chosen_drift": float((now.chosen_means - before.chosen_means).mean()),
+            "preference_accuracy": now.accuracy,
+            "mean_margin": float(now.margins.mean()),
+            "entropy": float(now.entropy.mean()),
+            "top_probability": float(now.top_probability.mean()),
+        }
+        current = objective_at(self.objective, step / max(1, updates))
+        self.curves.add(step, "held_out", metrics | measure_activity(current, before, now))
+        try:
+            seen = self.look(step, before, now)
+        except SlimeRayError as error:
+            raise pause_for(error) from None
+        self.curves.add(step, "sentinel", seen)
+        self.seconds += time.perf_counter() - clock
+        state = {"doing": "training", "step": step, "updates": updates, "alarm": self.alarm}
+        estimates = {name: seen[name] for name in ESTIMATED if name in seen}
+        self.estimates = metrics | estimates
+        order = self.report({**state, **self.estimates, **self.last})
+        if order is None and self.alarm and self.settings.action == "stop":
+            return Command("stop", self.alarm, measure=True)
+        return order
 
     def look(self, step: int, before: HeldOut, after: HeldOut) -> dict[str, float]:
         """Look at the policy as it is and return what belongs into the curves. Every rank takes part.
@@ -144,30 +213,24 @@ class SentinelWatch:
         and `win_rate` among what it returns are estimates of the goals. Without watching there is only the former, over
         the parts that need no answers. Raises RunError where the judge cannot go on.
         """
-        watching = self.settings.action != "none"
-        if not after.finite:
-            # Nothing can be drawn from such a policy.
-            if watching:
-                self.alarm = self.alarm or f"log-probabilities that are not finite at step {step}"
-            return {"stability": 0.0} | ({"win_rate": math.nan} if self.judge else {})
-        signs = pair_signs(before, after) | spike_sign(self.series("loss"), self.series("grad_norm"))
-        if not watching:
+        signs = pair_signs(before, after) | spike_sign(self.curves.series("loss"), self.curves.series("grad_norm"))
+        if self.settings.action == "none":
             return {"stability": standing(signs)}
-        prompts, count = self.stages.prompts[WATCHED], self.settings.prompts
-        baseline = self.stages.baseline[WATCHED][:count]
+        prompts = self.stages.prompts[WATCHED][: self.settings.prompts]
+        baseline = self.stages.baseline[WATCHED][: self.settings.prompts]
         answers = baseline
         if step:
             answers = generate_answers(
                 self.policy,
                 self.stages.tokenizer,
-                prompts.token_ids[:count],
+                [prompt.token_ids for prompt in prompts],
                 decoding=self.trial.settings.evaluation.decoding,
                 stop_tokens=self.stages.stop_tokens,
                 seed=1 + self.trial.seed,
             )
         checks = {"format_check": self.stages.format_check, "markers": self.stages.tokenizer.all_special_tokens}
         reasons, baseline_reasons = (
-            broken_reasons(prompts.messages[:count], side, **checks) for side in (answers, baseline)
+            broken_reasons([prompt.messages for prompt in prompts], side, **checks) for side in (answers, baseline)
         )
         signs |= answer_signs(answers, baseline, reasons, baseline_reasons)
         self.alarm = self.alarm or alarm(signs, tolerances=self.settings.tolerances, step=step)
@@ -185,7 +248,26 @@ class SentinelWatch:
         judge = self.judge
         if judge is None:
             return None
-        asked = self.stages.prompts[WATCHED].messages[: len(answers)]
-        texts = [answer.text for answer in answers], [answer.text for answer in baseline]
-        judged = World.current().from_main(lambda: judge.compare(asked, *texts))
+        asked = [prompt.messages for prompt in self.stages.prompts[WATCHED][: len(answers)]]
+        pairs = [AnswerPair(q, a.text, q, b.text) for q, a, b in zip(asked, answers, baseline, strict=True)]
+        judged = World.current().from_main(lambda: judge.compare(pairs))
         return win_rate(judged.comparisons)
+
+
+def curve_pairs(trial: Trial, stages: Stages) -> list[int]:
+    """Numbers of the held-out pairs that are measured during training: the first ones.
+
+    Where weights are kept by them, those of report prompts are left out: what a trial is reported on chooses nothing.
+    Raises InputError where none is left then.
+    """
+    every = range(len(stages.held_out))
+    if trial.settings.kept_by is None:
+        return list(every[:CURVE_PAIRS])
+    reported = {tuple(prompt.token_ids) for prompt in stages.prompts["report"]}
+    unseen = (pair for pair in every if tuple(stages.held_out[pair].prompt_ids) not in reported)
+    if not (pairs := list(islice(unseen, CURVE_PAIRS))):
+        raise InputError(
+            "training.keep: every held-out pair is of a report prompt, so none is left to choose weights by. Raise "
+            "data.held_out_pairs, or lower evaluation.prompts."
+        )
+    return pairs

@@ -5,7 +5,7 @@ instead of all of it each; what is made is the same.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,11 +28,11 @@ from slime_ray.data.template_text import template_hash
 from slime_ray.data.tokenizing import tokenize_pairs, tokenized_hash
 from slime_ray.errors import RunError
 from slime_ray.evaluation.answers import FormatCheck
-from slime_ray.evaluation.conversations import Prompts
+from slime_ray.evaluation.conversations import Prompt
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out, sum_logps
 from slime_ray.model import tiny
-from slime_ray.model.loading import load_tokenizer, weight_sources
+from slime_ray.model.loading import load_start, load_tokenizer, make_policy, weight_sources
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.quantized import refuse_quantized
 from slime_ray.runs.results import RETENTION
@@ -40,7 +40,7 @@ from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import cached, content_of, stage_errors
 from slime_ray.training.checks import check_finite, check_reach, no_answers
 from slime_ray.training.orders import Report
-from slime_ray.training.policies import checkpoint_policy, model_facts, row_budget
+from slime_ray.training.policies import model_facts, row_budget, to_device
 from slime_ray.training.prompts import PROMPT_SETS, draw_answers, prompts_to_answer, read_prompts, write_prompts
 from slime_ray.training.sft import make_sft
 from slime_ray.world import World
@@ -64,7 +64,7 @@ class Stages:
     tokenizer: Any
     stop_tokens: tuple[int, ...]
     held_out: PairFile
-    prompts: dict[str, Prompts]
+    prompts: dict[str, list[Prompt]]
     step0: HeldOut
     baseline: dict[str, list[Answer]]
     tokens: Path
@@ -80,48 +80,7 @@ def prepare(settings: Settings, *, storage: RunStore, report: Report, sharded: b
     """
     refuse_quantized(settings.model)
     with stage_errors("used", storage):
-        return _prepare(settings, storage, report, sharded)
-
-
-def _prepare(settings: Settings, storage: RunStore, report: Report, sharded: bool) -> Stages:
-    tokens = cached(storage, "tokens", _tokens_key(settings), lambda folder: _make_tokens(settings, folder), report)
-    content = json.loads((tokens / "info.json").read_text(encoding="utf-8"))["content"]
-    model = settings.sft_model.model_dump(exclude={"chat_template"})
-    schedule = settings.sft and settings.sft.model_dump(exclude={"lora"})
-    sft_key = fingerprint([FORMAT, content.get("sft"), model, _weights(settings.model), schedule])
-    checkpoint = cached(
-        storage, "sft", sft_key, lambda folder: _make_sft(settings, tokens, folder, report, sharded), report
-    )
-    # Made again elsewhere, the same recipe gives other weights, and what follows from them is another stage.
-    weights = _read(checkpoint / MADE)
-    # An adapter that is kept is not merged, which rounds otherwise.
-    kept = ["kept"] if settings.model.kept else []
-    step0_key = fingerprint([FORMAT, sft_key, weights, content["held_out"], *kept])
-    step0 = cached(
-        storage,
-        "step0",
-        step0_key,
-        lambda folder: _make_step0(settings, tokens, checkpoint, folder, report, sharded),
-        report,
-    )
-    drawn = [settings.evaluation.decoding, *([engine.identity] if (engine := settings.evaluation.engine) else [])]
-
-    def answers_to(kind: str, names: Sequence[str]) -> Path:
-        asked = [content[f"prompts-{name}"] for name in names]
-        key = fingerprint([FORMAT, sft_key, weights, content["stop_tokens"], asked, *drawn, *kept])
-        return cached(
-            storage,
-            kind,
-            key,
-            lambda folder: _make_baseline(settings, tokens, checkpoint, folder, report, sharded, names),
-            report,
-        )
-
-    answers = answers_to("baseline", PROMPT_SETS)
-    # Apart, so that other retention prompts leave the baseline's other answers as they are.
-    retention = answers_to(RETENTION, [RETENTION]) if settings.evaluation.retention else None
-    stages = _load(tokens, checkpoint, step0, answers, retention, settings.data.task)
-    return replace(stages, data=stages.data | model_facts(settings, checkpoint))
+        return _Maker(settings, storage, report, sharded).prepare()
 
 
 def train_pairs(
@@ -132,32 +91,140 @@ def train_pairs(
     The reference is computed once for an SFT checkpoint and shared by all trials that need one.
     """
     path = stages.tokens / "train.arrow"
-    pairs = PairFile(path)
     if not settings.objective.build().needs_reference:
-        return pairs
+        return PairFile(path)
+    maker = _Maker(settings, storage, report, sharded)
+    maker.tokens, maker.checkpoint = stages.tokens, stages.checkpoint
     of = [stages.hashes.get(name) for name in ("sft_checkpoint", "sft_weights", "train_ids")]
-    key = fingerprint([FORMAT, *of, *(["kept"] if settings.model.kept else [])])
-    folder = cached(
-        storage, "reference", key, lambda folder: _make_reference(settings, stages, pairs, folder, sharded), report
-    )
+    folder = maker.made("reference", [FORMAT, *of, *maker.kept], maker.make_reference)
     return PairFile(path, folder / "reference.npz")
 
 
-def _tokens_key(settings: Settings) -> str:
+class _Maker:
+    """Makes the stages of one experiment, each from those before it."""
+
+    tokens: Path
+    checkpoint: Path
+
+    def __init__(self, settings: Settings, storage: RunStore, report: Report, sharded: bool):
+        self.settings, self.storage, self.report, self.sharded = settings, storage, report, sharded
+        # An adapter that is kept is not merged, which rounds otherwise.
+        self.kept = ["kept"] if settings.model.kept else []
+
+    def made(self, kind: str, key: Sequence[Any], make: Callable[[Path], None]) -> Path:
+        """The folder of a stage."""
+        return cached(self.storage, kind, fingerprint(key), make, self.report)
+
+    def prepare(self) -> Stages:
+        """Make what is missing, and load everything."""
+        settings = self.settings
+        self.tokens = self.made("tokens", _tokens_key(settings), lambda folder: _make_tokens(settings, folder))
+        self.info = json.loads((self.tokens / "info.json").read_text(encoding="utf-8"))
+        content = self.info["content"]
+        model = settings.sft_model.model_dump(exclude={"chat_template"})
+        schedule = settings.sft and settings.sft.model_dump(exclude={"lora"})
+        sft = [FORMAT, content.get("sft"), model, _weights(settings.model), schedule]
+        self.checkpoint = self.made("sft", sft, self.make_sft)
+        # Made again elsewhere, the same recipe gives other weights, and what follows from them is another stage.
+        start = [FORMAT, fingerprint(sft), _read(self.checkpoint / MADE)]
+        step0 = self.made("step0", [*start, content["held_out"], *self.kept], self.make_step0)
+        engine = settings.evaluation.engine
+        drawn = [settings.evaluation.decoding, *([engine.identity] if engine else []), *self.kept]
+
+        def answers_to(kind: str, names: Sequence[str]) -> Path:
+            key = [*start, content["stop_tokens"], [content[f"prompts-{name}"] for name in names], *drawn]
+            return self.made(kind, key, lambda folder: self.make_baseline(names, folder))
+
+        answers = answers_to("baseline", PROMPT_SETS)
+        # Apart, so that other retention prompts leave the baseline's other answers as they are.
+        retention = answers_to(RETENTION, [RETENTION]) if settings.evaluation.retention else None
+        stages = _load(self.tokens, self.checkpoint, step0, answers, retention, settings.data.task)
+        return replace(stages, data=stages.data | model_facts(settings, self.checkpoint))
+
+    def make_sft(self, folder: Path) -> None:
+        notes: list[str] = []
+        settings = self.settings
+        pairs = PairFile(self.tokens / ("sft.arrow" if settings.sft else "train.arrow"))
+        make_sft(settings, pairs, folder, self.report, sharded=self.sharded, check=self.check_reach, note=notes.append)
+        if World.current().main:
+            # Of a 4-bit base it is the adapter alone, which its own folder holds.
+            written = folder.rglob if settings.model.quantization else folder.glob
+            weights = fingerprint([content_of(str(file)) for file in sorted(written("*.safetensors"))])
+            (folder / MADE).write_text(json.dumps({"sft_weights": weights}), encoding="utf-8")
+            (folder / NOTES).write_text(json.dumps({"model_notes": notes}), encoding="utf-8")
+
+    def make_step0(self, folder: Path) -> None:
+        policy, main = self.policy(), World.current().main
+        self.check_reach(policy)
+        rows = "packed"
+        if policy.why_not_packed is not None:
+            rows = f"one sequence each: {policy.why_not_packed}"
+            if main:
+                self.report({"doing": f"giving every sequence a row of its own ({policy.why_not_packed})"})
+        pairs = PairFile(self.tokens / "held_out.arrow")
+        measured = measure_held_out(policy, pairs, row_tokens=row_budget(self.settings, policy))
+        check_finite(measured.chosen_means, measured.rejected_means, "held-out", self.settings)
+        if main:
+            (folder / "info.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
+            measured.save(folder / "held_out.npz")
+
+    def make_baseline(self, names: Sequence[str], folder: Path) -> None:
+        settings, policy = self.settings, self.policy()
+        self.check_reach(policy)
+        tokenizer = AutoTokenizer.from_pretrained(self.tokens / "tokenizer", local_files_only=True)
+        for name in names:
+            prompts = read_prompts(self.tokens / f"prompts-{name}.parquet")
+            try:
+                _, answers = draw_answers(
+                    policy, tokenizer, prompts, settings.evaluation, self.report,
+                    stop_tokens=self.info["stop_tokens"], seed=BASELINE_SEED, doing="making baseline",
+                )  # fmt: skip
+            except FloatingPointError:
+                raise no_answers(settings) from None
+            except RunError as error:
+                if settings.evaluation.engine is None:
+                    raise
+                raise RunError(f"{error} The checkpoint that it has to serve is {self.checkpoint}.") from None
+            if World.current().main:
+                _write_answers(folder / f"{name}.parquet", answers)
+
+    def make_reference(self, folder: Path) -> None:
+        policy, pairs = self.policy(), PairFile(self.tokens / "train.arrow")
+        row_tokens, chosen, rejected = row_budget(self.settings, policy), list[np.ndarray](), list[np.ndarray]()
+        # As objects all pairs together would be gigabytes.
+        for start in range(0, len(pairs), REFERENCE_PAIRS):
+            part = pairs[start : start + REFERENCE_PAIRS]
+            sums = sum_logps(policy, part, row_tokens=row_tokens)
+            check_finite(*sums, "training", self.settings)
+            chosen.append(sums[0])
+            rejected.append(sums[1])
+        if World.current().main:
+            np.savez(folder / "reference.npz", chosen=np.concatenate(chosen), rejected=np.concatenate(rejected))
+
+    def policy(self) -> Policy:
+        """The SFT checkpoint's, to be evaluated."""
+        model = self.settings.model
+        return to_device(make_policy(load_start(self.checkpoint, model), model), sharded=self.sharded).eval()
+
+    def check_reach(self, policy: Policy) -> None:
+        """Raise InputError where the tokens, or answers, go beyond the policy's ids or positions."""
+        max_new_tokens = self.settings.evaluation.decoding.max_new_tokens
+        check_reach(policy.limits, self.tokens, max_new_tokens=max_new_tokens)
+
+
+def _tokens_key(settings: Settings) -> list[Any]:
     model, evaluation = settings.model, settings.evaluation
-    return fingerprint(
-        [
-            [FORMAT, PAIRS_FORMAT],
-            [model.source if not model.tokenizer else None, model.tokenizer, model.revision, model.gguf_file],
-            _weights(model),
-            content_of(model.tokenizer, by_time=True),
-            [model.chat_template, content_of(model.chat_template)],
-            [settings.data, _source_content(settings.data)],
-            [evaluation.prompts, evaluation.selection_prompts, settings.sft is not None],
-            [evaluation.questions, content_of(evaluation.questions)],
-            *([["retention", content_of(kept.prompts)]] if (kept := evaluation.retention) else []),
-        ]
-    )
+    return [
+        [FORMAT, PAIRS_FORMAT],
+        [model.source if not model.tokenizer else None, model.tokenizer, model.revision, model.gguf_file],
+        _weights(model),
+        content_of(model.tokenizer, by_time=True),
+        [model.chat_template, content_of(model.chat_template)],
+        [settings.data, _source_content(settings.data)],
+        [evaluation.prompts, evaluation.selection_prompts, settings.sft is not None],
+        [evaluation.questions, content_of(evaluation.questions)],
+        *([["retention", content_of(kept.prompts)]] if (kept := evaluation.retention) else []),
+    ]
 
 
 def _source_content(data: Data) -> list[str | None]:
@@ -223,11 +290,11 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
         write_pairs(folder / f"{name}.arrow", tokenized.table)
         truncated[name] = tokenized.truncation.as_dict()
         content[name] = tokenized_hash(tokenized.table)
-    prompts = prompts_to_answer(settings, corpus.prompts, tokenizer)
+    prompts, cuts = prompts_to_answer(settings, corpus.prompts, tokenizer)
     for name, asked in prompts.items():
-        if asked.truncation is not None:
-            truncated[f"{name}_prompts"] = asked.truncation.as_dict()
-        content[f"prompts-{name}"] = fingerprint([asked.token_ids, asked.categories, asked.later])
+        truncated[f"{name}_prompts"] = cuts[name].as_dict()
+        columns = [[getattr(each, column) for each in asked] for column in ("token_ids", "category", "later")]
+        content[f"prompts-{name}"] = fingerprint(columns)
         write_prompts(folder / f"prompts-{name}.parquet", asked)
     stop_tokens = list(stop_token_ids(tokenizer))
     content["stop_tokens"] = fingerprint(stop_tokens)
@@ -238,7 +305,10 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
         "hashes": {
             "train_data": content_hash(corpus.train),
             "held_out": content_hash(corpus.held_out),
-            **{f"prompts_{name}": fingerprint([*asked.messages, *asked.later]) for name, asked in prompts.items()},
+            **{
+                f"prompts_{name}": fingerprint([*(each.messages for each in asked), *(each.later for each in asked)])
+                for name, asked in prompts.items()
+            },
             "chat_template": template_hash(tokenizer),
         },
         "data": {
@@ -250,83 +320,6 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
         },
     }
     (folder / "info.json").write_text(json.dumps(info), encoding="utf-8")
-
-
-def _make_sft(settings: Settings, tokens: Path, folder: Path, report: Report, sharded: bool) -> None:
-    notes: list[str] = []
-    pairs = PairFile(tokens / ("sft.arrow" if settings.sft else "train.arrow"))
-    max_new_tokens = settings.evaluation.decoding.max_new_tokens
-
-    def check(policy: Policy) -> None:
-        check_reach(policy.limits, tokens, max_new_tokens=max_new_tokens)
-
-    make_sft(settings, pairs, folder, report, sharded=sharded, check=check, note=notes.append)
-    if World.current().main:
-        # Of a 4-bit base it is the adapter alone, which its own folder holds.
-        written = folder.rglob if settings.model.quantization else folder.glob
-        weights = fingerprint([content_of(str(file)) for file in sorted(written("*.safetensors"))])
-        (folder / MADE).write_text(json.dumps({"sft_weights": weights}), encoding="utf-8")
-        (folder / NOTES).write_text(json.dumps({"model_notes": notes}), encoding="utf-8")
-
-
-def _make_step0(
-    settings: Settings, tokens: Path, checkpoint: Path, folder: Path, report: Report, sharded: bool
-) -> None:
-    policy, world = checkpoint_policy(checkpoint, settings.model, sharded), World.current()
-    check_reach(policy.limits, tokens, max_new_tokens=settings.evaluation.decoding.max_new_tokens)
-    if world.main and policy.why_not_packed is not None:
-        report({"doing": f"giving every sequence a row of its own ({policy.why_not_packed})"})
-    rows = "packed" if policy.why_not_packed is None else f"one sequence each: {policy.why_not_packed}"
-    pairs = PairFile(tokens / "held_out.arrow")
-    measured = measure_held_out(policy, pairs, row_tokens=row_budget(settings, policy))
-    check_finite(measured.chosen_means, measured.rejected_means, "held-out", settings)
-    if world.main:
-        (folder / "info.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
-        measured.save(folder / "held_out.npz")
-
-
-def _make_baseline(
-    settings: Settings,
-    tokens: Path,
-    checkpoint: Path,
-    folder: Path,
-    report: Report,
-    sharded: bool,
-    names: Sequence[str],
-) -> None:
-    policy, world = checkpoint_policy(checkpoint, settings.model, sharded), World.current()
-    check_reach(policy.limits, tokens, max_new_tokens=settings.evaluation.decoding.max_new_tokens)
-    tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer", local_files_only=True)
-    info = json.loads((tokens / "info.json").read_text(encoding="utf-8"))
-    for name in names:
-        prompts = read_prompts(tokens / f"prompts-{name}.parquet")
-        try:
-            _, answers = draw_answers(
-                policy, tokenizer, prompts, settings.evaluation, report, stop_tokens=info["stop_tokens"],
-                seed=BASELINE_SEED, doing="making baseline",
-            )  # fmt: skip
-        except FloatingPointError:
-            raise no_answers(settings) from None
-        except RunError as error:
-            if settings.evaluation.engine is None:
-                raise
-            raise RunError(f"{error} The checkpoint that it has to serve is {checkpoint}.") from None
-        if world.main:
-            _write_answers(folder / f"{name}.parquet", answers)
-
-
-def _make_reference(settings: Settings, stages: Stages, pairs: PairFile, folder: Path, sharded: bool) -> None:
-    policy = checkpoint_policy(stages.checkpoint, settings.model, sharded)
-    row_tokens, chosen, rejected = row_budget(settings, policy), list[np.ndarray](), list[np.ndarray]()
-    # As objects all pairs together would be gigabytes.
-    for start in range(0, len(pairs), REFERENCE_PAIRS):
-        part = pairs[start : start + REFERENCE_PAIRS]
-        sums = sum_logps(policy, part, row_tokens=row_tokens)
-        check_finite(*sums, "training", settings)
-        chosen.append(sums[0])
-        rejected.append(sums[1])
-    if World.current().main:
-        np.savez(folder / "reference.npz", chosen=np.concatenate(chosen), rejected=np.concatenate(rejected))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from slime_ray.data.pairs import PairFile
 from slime_ray.errors import InputError, RunError, is_memory_error
 from slime_ray.evaluation import stability
 from slime_ray.evaluation.answers import Answered
-from slime_ray.evaluation.conversations import Prompts
+from slime_ray.evaluation.conversations import Prompt
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import Judge, build_judge
@@ -46,8 +46,9 @@ from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
 from slime_ray.training.cache import stage_errors
 from slime_ray.training.export import stopping
-from slime_ray.training.loop import LOCAL, Curves, Measurements, Runtime, TrainingLoop
+from slime_ray.training.loop import LOCAL, Runtime, TrainingLoop
 from slime_ray.training.measuring import (
+    Curves,
     Measurement,
     answer_prompts,
     beaten_by,
@@ -75,6 +76,7 @@ from slime_ray.training.outcome import (
     write_judging,
 )
 from slime_ray.training.policies import gpu_row_budget, to_device
+from slime_ray.training.sentinel import Measurements
 from slime_ray.training.stages import MADE, Stages, prepare, train_pairs
 from slime_ray.training.trackers import Trackers
 from slime_ray.world import World
@@ -240,7 +242,7 @@ def _train_and_measure(
     training = TrainingLoop(trial, folder, pairs, policy, measure, runtime, trackers)
     row = training.run() | {
         "sft_checkpoint": stages.hashes.get("sft_weights", stages.hashes["sft_checkpoint"]),
-        "alarm": measure.sentinel.alarm,
+        "alarm": measure.alarm,
         "status": "stopped" if training.stopped else "completed",
         "reason": training.stopped.reason if training.stopped else None,
     }
@@ -294,7 +296,7 @@ def _changes_stages(path: str) -> bool:
 def _judged(
     trial: Trial,
     stages: Stages,
-    asked: tuple[Prompts, list[Answer]],
+    asked: tuple[list[Prompt], list[Answer]],
     after: HeldOut,
     judge: Judge | None,
     *,
@@ -317,7 +319,8 @@ def _judged(
 def _rehearse(trial: Trial, stages: Stages, policy: Policy, folder: Path, report: Report, runtime: Runtime) -> None:
     """Have the answer server load the adapter as it is before training, when nothing is lost if it does not."""
     _save(policy, folder, stages, report, runtime)
-    prompts, engine = stages.prompts[trial.prompt_set].token_ids, trial.settings.evaluation.engine
+    prompts = [prompt.token_ids for prompt in stages.prompts[trial.prompt_set]]
+    engine = trial.settings.evaluation.engine
     try:
         with answering(engine, policy, stages.tokenizer, prompts, adapter=folder):
             pass

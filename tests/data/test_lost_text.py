@@ -22,8 +22,8 @@ def templated(turn, *, before="", prompt=""):
     return tokenizer
 
 
-def changed(tokenized):
-    return {group.reason: (group.rows, group.example) for group in tokenized.truncation.changed}
+def changed(report):
+    return {group.reason: (group.rows, group.example) for group in report.changed}
 
 
 CUT_THOUGHT = "m.content.split('</think>')[-1]"
@@ -46,7 +46,7 @@ NO_SYSTEM = "'' if m.role == 'system' else m.content"
 def test_text_that_a_template_does_not_write_is_counted_and_refused_by_strict(turn, row, reason, example, caplog):
     rows = Dataset.from_list([pair(), row])
     tokenized = tokenize_pairs(rows, templated(turn), max_tokens=500)
-    assert changed(tokenized) == {reason: (("row 1",), example)}
+    assert changed(tokenized.truncation) == {reason: (("row 1",), example)}
     assert tokenized.truncation.as_dict()["rows_with_lost_text"] == 1
     assert reason in caplog.text
     with pytest.raises(InputError) as caught:
@@ -58,15 +58,15 @@ def test_text_that_a_template_does_not_write_is_counted_and_refused_by_strict(tu
 
 def test_prompts_to_answer_are_looked_at_as_those_of_pairs_are():
     prompts = [SHORT, TALK]
-    tokenized = tokenize_prompts(prompts, templated(NO_SYSTEM))
-    assert changed(tokenized) == {f"system turns of prompts {LOST}": (("row 1",), "Be kind.")}
+    _, report = tokenize_prompts(prompts, templated(NO_SYSTEM))
+    assert changed(report) == {f"system turns of prompts {LOST}": (("row 1",), "Be kind.")}
     with pytest.raises(InputError, match=r"Of 2 questions some .*row 1; the first: 'Be kind\.'"):
         tokenize_prompts(prompts, templated(NO_SYSTEM), what="questions", strict=True)
 
 
 def test_sft_examples_are_looked_at_in_their_chosen_completion_alone():
     rows = Dataset.from_list([pair("Hi", THOUGHT, "no"), pair("Hi", "yes", THOUGHT)])
-    assert changed(tokenize_pairs(rows, templated(CUT_THOUGHT), max_tokens=500, rejected=False)) == {
+    assert changed(tokenize_pairs(rows, templated(CUT_THOUGHT), max_tokens=500, rejected=False).truncation) == {
         f"chosen completions {LOST}": (("row 0",), THOUGHT)
     }
 
@@ -83,7 +83,7 @@ def test_templates_that_write_everything_lose_nothing(family):
 def test_qwen3_keeps_the_thought_of_the_answer_and_drops_that_of_an_earlier_turn():
     earlier = [say("user", "Hi"), say("assistant", THOUGHT), say("user", "And?")]
     rows = Dataset.from_list([pair("Hi", THOUGHT, "no"), pair(earlier)])
-    assert changed(tokenize_pairs(rows, make("qwen3"), max_tokens=500)) == {
+    assert changed(tokenize_pairs(rows, make("qwen3"), max_tokens=500).truncation) == {
         f"assistant turns of prompts {LOST}": (("row 1",), THOUGHT)
     }
 

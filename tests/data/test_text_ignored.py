@@ -17,6 +17,13 @@ def ignored(source, **options):
     return {group.reason: group.count for group in report.text_ignored}
 
 
+def written(folder, suffix, rows):
+    """Rows as a file of either kind."""
+    source = folder / f"data.{suffix}"
+    write_lines(source, rows) if suffix == "jsonl" else Dataset.from_list(rows).to_parquet(source)
+    return source
+
+
 def with_fields(number, **fields):
     row = as_pair(number)
     return row | {"chosen": [row["chosen"][0] | fields]}
@@ -33,11 +40,7 @@ def with_fields(number, **fields):
     ],
 )
 def test_a_column_with_text_of_its_own_is_named_and_refused_by_strict(tmp_path, suffix, more, reason):
-    source = tmp_path / f"data.{suffix}"
-    if suffix == "parquet":
-        Dataset.from_list([plain(number) | more for number in range(3)]).to_parquet(source)
-    else:
-        write_lines(source, [plain(number) | more for number in range(3)])
+    source = written(tmp_path, suffix, [plain(number) | more for number in range(3)])
     assert ignored(source) == {reason: 3}
     with pytest.raises(InputError, match=f"text that nothing is trained on.* {reason} .*data.metadata"):
         read_preferences(source, strict=True)
@@ -57,9 +60,7 @@ def test_a_column_of_bytes_is_named_without_being_loaded(tmp_path):
 )
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_a_field_of_a_message_is_named_and_refused_by_strict(tmp_path, suffix, fields):
-    rows = Dataset.from_list([as_pair(0), with_fields(1, **fields)])
-    source = tmp_path / f"data.{suffix}"
-    rows.to_json(source) if suffix == "jsonl" else rows.to_parquet(source)
+    source = written(tmp_path, suffix, [as_pair(0), with_fields(1, **fields)])
     expected = {f"with a field {name} of messages": 1 for name in fields if not name.endswith("_id")}
     assert ignored(source) == expected
     with pytest.raises(InputError, match=r"with a field .* of messages"):
@@ -70,9 +71,7 @@ def test_a_field_of_a_message_is_named_and_refused_by_strict(tmp_path, suffix, f
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_metadata_numbers_empty_cells_and_repetitions_are_no_text(tmp_path, suffix):
     row = ultrafeedback(0) | {"source": "flan", "turns_left": 3, "system": None, "tools": [], "question": "question 0"}
-    source = tmp_path / f"data.{suffix}"
-    write_lines(source, [row]) if suffix == "jsonl" else Dataset.from_list([row]).to_parquet(source)
-    loaded = read_preferences(source, strict=True)
+    loaded = read_preferences(written(tmp_path, suffix, [row]), strict=True)
     assert loaded.report.text_ignored == ()
     assert {"messages", "prompt_id", "source", "system", "turns_left"} <= set(loaded.report.columns_ignored)
 
@@ -147,9 +146,7 @@ def test_what_is_probably_not_meant_is_noted(tmp_path, row, words):
 )  # fmt: skip
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_columns_by_other_names_are_listed_with_the_ones_to_rename(tmp_path, suffix, columns, way_out):
-    rows = Dataset.from_list([dict.fromkeys(columns, "a")])
-    source = tmp_path / f"data.{suffix}"
-    rows.to_json(source) if suffix == "jsonl" else rows.to_parquet(source)
+    source = written(tmp_path, suffix, [dict.fromkeys(columns, "a")])
     with pytest.raises(InputError, match=f"the columns are {', '.join(sorted(columns))}, .*{way_out}"):
         read_preferences(source)
 
@@ -186,9 +183,7 @@ def in_parts(message, count):
 def test_text_parts_of_a_content_are_read_as_one_text(tmp_path, suffix, count, noted):
     pairs = [as_pair(number) for number in range(3)]
     rows = [{name: [in_parts(one, count) for one in side] for name, side in pair.items()} for pair in pairs]
-    source = tmp_path / f"data.{suffix}"
-    write_lines(source, rows) if suffix == "jsonl" else Dataset.from_list(rows).to_parquet(source)
-    loaded = read_preferences(source)
+    loaded = read_preferences(written(tmp_path, suffix, rows))
     assert loaded.dataset.to_list() == pairs
     assert [(group.reason, group.count) for group in loaded.report.noted] == noted
 

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slime_ray.data.pairs import ID_COLUMNS
-from slime_ray.data.splits import prompt_hash
 from slime_ray.data.tokenizing import tokenize_pairs, tokenize_prompts, tokenized_hash
 from slime_ray.errors import InputError
 from tests.rendered import render_pair, render_prompt
@@ -198,10 +197,9 @@ def test_no_kept_pair_is_longer_than_allowed_and_every_pair_is_accounted_for(let
 
 def test_prompts_are_cut_as_those_of_pairs_are(letters):
     prompts = [[say("user", "pq")], [say("user", "ppppq")]]
-    tokenized = tokenize_prompts(prompts, letters, max_prompt_tokens=4)
-    assert [spell(letters, ids) for ids in tokenized.prompt_ids] == ["pq<a>", "ppq<a>"]
-    assert tokenized.prompt_hashes == tuple(map(prompt_hash, prompts))
-    assert tokenized.truncation.as_dict()["prompts_truncated"] == 1
+    kept, report = tokenize_prompts(prompts, letters, max_prompt_tokens=4)
+    assert [spell(letters, ids) for ids in kept.values()] == ["pq<a>", "ppq<a>"]
+    assert report.as_dict()["prompts_truncated"] == 1
     with pytest.raises(InputError, match=r"1 prompts cut at their start \(row 1\)"):
         tokenize_prompts(prompts, letters, max_prompt_tokens=4, strict=True)
 
@@ -210,17 +208,16 @@ def test_prompts_are_cut_as_those_of_pairs_are(letters):
 def test_prompts_have_the_ids_they_have_in_pairs(tokenizers, family):
     tokenizer, rows = tokenizers[family], [pair(SHORT), pair(TALK), pair("<|im_end|><end_of_turn>")]
     pairs = tokenize_pairs(Dataset.from_list(rows), tokenizer, max_tokens=1000).table["prompt_ids"].to_pylist()
-    prompts = tokenize_prompts([row["prompt"] for row in rows], tokenizer)
-    assert list(prompts.prompt_ids) == pairs
+    prompts, _ = tokenize_prompts([row["prompt"] for row in rows], tokenizer)
+    assert list(prompts.values()) == pairs
     assert [render_prompt(tokenizer, row["prompt"]) for row in rows] == pairs
 
 
 def test_a_prompt_that_the_template_refuses_is_left_out_and_said(tokenizers):
     odd = [say("user", "a"), say("user", "b")]
-    tokenized = tokenize_prompts([odd, SHORT], tokenizers["gemma3"])
-    assert tokenized.kept == (1,)
-    assert tokenized.prompt_hashes == (prompt_hash(SHORT),)
-    assert tokenized.truncation.rows_dropped == 1
+    kept, report = tokenize_prompts([odd, SHORT], tokenizers["gemma3"])
+    assert list(kept) == [1]
+    assert report.rows_dropped == 1
     with pytest.raises(InputError, match="roles must alternate"):
         render_prompt(tokenizers["gemma3"], odd)
 

@@ -17,7 +17,7 @@ from slime_ray.data.splits import content_hash, prompt_hash, rows_of
 from slime_ray.data.template_text import resolve_chat_template
 from slime_ray.data.tokenizing import LOST, SPECIAL_TEXT, render_prompts, tokenize_pairs, tokenize_prompts
 from slime_ray.errors import InputError
-from slime_ray.evaluation.conversations import Prompts
+from slime_ray.evaluation.conversations import Prompt
 from slime_ray.evaluation.field_files import read_questions
 from slime_ray.evaluation.judges.llm import render
 from slime_ray.training.prompts import read_prompts, write_prompts
@@ -182,14 +182,14 @@ def test_pairs_have_the_ids_that_transformers_writes(tmp_path, tokenizer, form):
 def test_prompts_to_answer_have_the_ids_that_transformers_writes(tmp_path, tokenizer):
     rows = list(rows_of(read_preferences(as_lines(tmp_path / "data", ROWS)).dataset))
     messages = [row["prompt"] for row in rows]
-    tokenized = tokenize_prompts(messages, tokenizer, strict=True)
-    write_prompts(tmp_path / "prompts", Prompts(tokenized.prompt_hashes, messages, tokenized.prompt_ids))
+    kept, _ = tokenize_prompts(messages, tokenizer, strict=True)
+    write_prompts(tmp_path / "prompts", [Prompt(str(number), messages[number], ids) for number, ids in kept.items()])
     prompts = read_prompts(tmp_path / "prompts")
-    for row, ids in zip(ROWS, prompts.token_ids, strict=True):
-        assert ids == expected_ids(tokenizer, row["prompt"], row["tools"], add_generation_prompt=True)
+    for row, prompt in zip(ROWS, prompts, strict=True):
+        assert prompt.token_ids == expected_ids(tokenizer, row["prompt"], row["tools"], add_generation_prompt=True)
     # A later turn is asked after the policy's own answer.
     later = [say("assistant", "Mild."), say("user", "And tomorrow?")]
-    again = render_prompts(tokenizer, [[*each, *later] for each in prompts.messages])
+    again = render_prompts(tokenizer, [[*each.messages, *later] for each in prompts])
     for row, ids in zip(ROWS, again, strict=True):
         assert ids == expected_ids(tokenizer, row["prompt"] + later, row["tools"], add_generation_prompt=True)
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_ray.errors import InputError
-from slime_ray.evaluation.answers import Prompts, judge_answers
+from slime_ray.evaluation.answers import judge_answers
+from slime_ray.evaluation.conversations import Prompt
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.judges import ExactJudge, load_scorer
 from slime_ray.evaluation.stability import broken_reason, sequence_repetition
@@ -20,11 +21,7 @@ def length_score(prompt: str, text: str) -> float:
     return len(text)
 
 
-PROMPTS = Prompts(
-    ids=["p0", "p1", "p2"],
-    messages=[[{"role": "user", "content": f"question {n}"}] for n in range(3)],
-    token_ids=[[1], [2], [3]],
-)
+PROMPTS = [Prompt(f"p{n}", [{"role": "user", "content": f"question {n}"}], [n + 1]) for n in range(3)]
 
 
 def test_outcomes_and_parts_are_those_of_the_answers():
@@ -121,7 +118,7 @@ def test_an_answer_that_failed_on_either_side_is_not_judged_and_counted_apart(ma
     with caplog.at_level("INFO", logger="slime_ray"):
         judged = judge_answers(PROMPTS, policy, baseline, judge=ExactJudge(score), format_check=None, markers=())
     nothing = Comparison(None, None)
-    assert judged.comparisons == [nothing, nothing, Comparison("A>B", "B>A")]
+    assert judged.comparisons == [nothing, nothing, Comparison("A>B", "B>A", 4.0, 1.0)]
     assert asked == ["long", "x"]
     assert (judged.win_rate, judged.judged_prompts) == (1.0, 1)
     assert judged.broken == ["failed_generation", None, None]
@@ -140,9 +137,7 @@ def test_an_answer_after_a_failed_one_of_its_conversation_is_not_judged():
         {"role": "assistant", "content": "$ERROR$"},
         {"role": "user", "content": "r"},
     ]
-    turns = Prompts(
-        ids=["p", "p"], messages=[talk[:1], talk], token_ids=[[1], [1]], turns=[1, 2], categories=[None, None]
-    )
+    turns = [Prompt("p", talk[:1], [1]), Prompt("p", talk, [1], turn=2)]
     policy = [answer("$ERROR$"), answer("fine")]
     baseline = [answer("a"), answer("b")]
     judged = judge_answers(turns, policy, baseline, judge=ExactJudge(length_score), format_check=None, markers=())
@@ -173,4 +168,4 @@ def test_a_failed_answer_beyond_those_that_are_judged_counts_nothing():
         PROMPTS, policy, policy, judge=ExactJudge(length_score), format_check=None, markers=(), first=2
     )
     assert judged.summary.failed == 1
-    assert judged.comparisons == [Comparison("A=B", "A=B"), Comparison(None, None), None]
+    assert judged.comparisons == [Comparison("A=B", "A=B", 1.0, 1.0), Comparison(None, None), None]

@@ -8,7 +8,7 @@ import torch
 from slime_ray.config.evaluation import Decoding
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.answers import judge_answers
-from slime_ray.evaluation.conversations import Prompts, as_asked, ask
+from slime_ray.evaluation.conversations import Prompt, as_asked, ask
 from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.judges import Judge, Judged
 from slime_ray.evaluation.verdicts import Comparison, win_rate
@@ -26,15 +26,11 @@ def said(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def prompts(*later: tuple[str, ...]) -> Prompts:
-    messages = [said(text) for text in ASKED[: len(later)]]
-    return Prompts(
-        ids=[f"q{n}" for n in range(len(later))],
-        messages=messages,
-        token_ids=[render_prompt(TOKENIZER, each) for each in messages],
-        categories=[None, "math", None][: len(later)],
-        later=list(later),
-    )
+def prompts(*later: tuple[str, ...]) -> list[Prompt]:
+    return [
+        Prompt(f"q{n}", said(text), render_prompt(TOKENIZER, said(text)), "math" if n == 1 else None, after)
+        for n, (text, after) in enumerate(zip(ASKED, later, strict=False))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -42,24 +38,23 @@ def lm():
     return tiny_model(TASK, seed=0)
 
 
-def asked(lm: Any, given: Prompts, *, seed: int = 0) -> tuple[Prompts, list[Answer]]:
+def asked(lm: Any, given: list[Prompt], *, seed: int = 0) -> tuple[list[Prompt], list[Answer]]:
     return ask(lm, TOKENIZER, given, decoding=DECODING, stop_tokens=STOP, seed=seed)
 
 
 def test_a_later_turn_holds_the_policys_own_answers_to_those_before(lm):
     given = prompts((), (ASKED[3], ASKED[4]), (ASKED[5],))
     found, answers = asked(lm, given)
-    assert list(zip(found.ids, found.turns, strict=True)) == [
-        ("q0", 1), ("q1", 1), ("q1", 2), ("q1", 3), ("q2", 1), ("q2", 2)
+    assert [(each.id, each.turn, each.category) for each in found] == [
+        ("q0", 1, None), ("q1", 1, "math"), ("q1", 2, "math"), ("q1", 3, "math"), ("q2", 1, None), ("q2", 2, None)
     ]  # fmt: skip
-    assert found.categories == [None, "math", "math", "math", None, None]
-    one, two, three = found.messages[1:4]
+    one, two, three = (each.messages for each in found[1:4])
     assert one == said(ASKED[1])
     assert two == [*one, {"role": "assistant", "content": answers[1].text}, *said(ASKED[3])]
     assert three == [*two, {"role": "assistant", "content": answers[2].text}, *said(ASKED[4])]
     assert answers[1].text != answers[2].text
-    for messages, ids in zip(found.messages, found.token_ids, strict=True):
-        assert ids == render_prompt(TOKENIZER, messages)
+    for each in found:
+        assert each.token_ids == render_prompt(TOKENIZER, each.messages)
 
 
 def test_single_turns_are_answered_as_without_conversations(lm):
@@ -67,7 +62,13 @@ def test_single_turns_are_answered_as_without_conversations(lm):
     found, answers = asked(lm, given)
     assert found == given
     assert answers == generate_answers(
-        lm, TOKENIZER, given.token_ids, decoding=DECODING, categories=given.categories, stop_tokens=STOP, seed=0
+        lm,
+        TOKENIZER,
+        [each.token_ids for each in given],
+        decoding=DECODING,
+        categories=[each.category for each in given],
+        stop_tokens=STOP,
+        seed=0,
     )
 
 
@@ -99,17 +100,17 @@ class Watching(Judge):
     def __init__(self) -> None:
         self.shown: list[tuple[Any, ...]] = []
 
-    def compare(self, prompts: Any, answers: Any, baseline: Any, baseline_prompts: Any = None) -> Judged:
-        self.shown += zip(prompts, answers, baseline_prompts, baseline, strict=True)
-        longer = [len(ours) > len(theirs) for ours, theirs in zip(answers, baseline, strict=True)]
+    def compare(self, pairs: Any) -> Judged:
+        self.shown += pairs
+        longer = [len(pair.answer) > len(pair.baseline) for pair in pairs]
         comparisons = [Comparison("A>B", "B>A") if won else Comparison("B>A", "A>B") for won in longer]
-        return Judged(comparisons, [None] * len(longer), [None] * len(longer))
+        return Judged(comparisons)
 
 
 def test_each_side_is_judged_on_its_own_conversation():
     own = [said("a?"), [*said("a?"), {"role": "assistant", "content": "mine"}, *said("b?")]]
     theirs = [said("a?"), [*said("a?"), {"role": "assistant", "content": "theirs"}, *said("b?")]]
-    turns = Prompts(["q", "q"], own, [[1], [1]], turns=[1, 2])
+    turns = [Prompt("q", own[0], [1]), Prompt("q", own[1], [1], turn=2)]
     answers, baseline = [words("mine"), words("longer one")], [words("theirs"), words("short")]
     assert as_asked(turns, baseline) == theirs
     assert as_asked(turns, answers) == own

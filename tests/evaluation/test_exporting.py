@@ -17,6 +17,8 @@ from slime_ray.evaluation.field_files.exporting import GENERAL, HARD_PROMPT, For
 from slime_ray.evaluation.verdicts import POINTS_OF_A, Comparison
 from slime_ray.runs import results, schema
 
+from .test_judgments import BATTLES
+
 CONTEXT = [{"role": "user", "content": "What is 3 * 7?"}]
 LATER = [*CONTEXT, {"role": "assistant", "content": "21"}, {"role": "user", "content": "And twice that?"}]
 
@@ -186,16 +188,8 @@ def arena_hard_score(path: Path) -> float:
     return sum(votes) / len(votes)
 
 
-# Arena-Hard's data/arena_hard_battles.jsonl of 2024, claude-3-haiku-20240307 as baseline against claude-3-opus-20240229:
-# verdicts of both games as they stand in judgments, of which 23 of 34 votes were published as won, ties as half a vote.
-BATTLES = [
-    ("A>B", "A>>B"), ("A=B", "B>A"), ("B>>A", "A>>B"), ("B>>A", "B>>A"), ("B>>A", "B>A"), ("B>A", "A>B"),
-    ("A>>B", "A>>B"), ("B>A", "B>A"), ("B>A", "A=B"),
-]  # fmt: skip
-
-
 def test_published_judgments_give_arena_hards_published_votes(tmp_path):
-    add_trial(tmp_path / "run", "arm-x-s0", [(second, first) for first, second in BATTLES])
+    add_trial(tmp_path / "run", "arm-x-s0", [(second, first) for (first, second), _ in BATTLES.values()])
     export(tmp_path)
     file = tmp_path / "out" / "model_judgment" / "exact" / "arm-x-s0.jsonl"
     assert arena_hard_score(file) == pytest.approx(23 / 34)

@@ -117,3 +117,56 @@ def test_a_file_of_another_kind_is_told_what_is_wanted():
         read_judgments, FILES / "mt_bench_ratings.jsonl", r":1: the keys are question_id, model, .* has the keys uid"
     )
     refused(read_ratings, FILES / "arena_hard_judgments.jsonl", ":1: the keys are uid, .*question_id, model, judge")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores of published judgments, values only, as their own scripts count them
+
+# Arena-Hard's data/arena_hard_battles.jsonl of 2024, claude-3-haiku-20240307 as baseline against claude-3-opus-20240229:
+# question, verdicts of both games as they stand in judgments, and the rows of votes that were published for them.
+BATTLES = {
+    16: (("A>B", "A>>B"), "abbb"),
+    20: (("A=B", "B>A"), "ta"),
+    34: (("B>>A", "A>>B"), "bbbbbb"),
+    36: (("B>>A", "B>>A"), "bbbaaa"),
+    37: (("B>>A", "B>A"), "bbba"),
+    42: (("B>A", "A>B"), "bb"),
+    46: (("A>>B", "A>>B"), "aaabbb"),
+    49: (("B>A", "B>A"), "ba"),
+    52: (("B>A", "A=B"), "bt"),
+}
+
+
+def test_votes_of_judgments_are_those_that_arena_hard_published(write):
+    rows = [
+        {"question_id": str(question), "model": "opus", "judge": "gpt-4", "games": [{"score": one} for one in verdicts]}
+        for question, (verdicts, _) in BATTLES.items()
+    ]
+    prompts = read_judgments(write(rows))
+    for prompt, (_, votes) in zip(prompts, BATTLES.values(), strict=True):
+        share = sum({"a": 0.0, "t": 0.5, "b": 1.0}[vote] for vote in votes) / len(votes)
+        assert arena_hard_score(prompt.votes) == pytest.approx(share)
+    # 22 votes and two ties of 34.
+    assert arena_hard_score([vote for prompt in prompts for vote in prompt.votes]) == pytest.approx(23 / 34)
+
+
+# GPT-4's ratings of mistral-orpo (FastChat's single-v1 prompts, the repository alvarobartt/FastChat), which were run
+# twice: question, turn, both scores. The last lacks one.
+RATINGS = [
+    *[(81, 1, 8, 10), (81, 2, 1, 8), (101, 1, 7, 10), (101, 2, 2, 3), (131, 1, 10, 10), (131, 2, 1, 10)],
+    *[(143, 1, 8, 8.5), (143, 2, 6, 2), (160, 1, 9.5, 10), (160, 2, 8, 10), (158, 1, 9, 10), (158, 2, -1, 10)],
+]
+
+
+def test_means_of_ratings_run_twice_are_those_of_fastchats_script(write):
+    about = {"model": "mistral-orpo", "judge": ["gpt-4", "single-v1"], "judgment": ""}
+    rows = [
+        about | {"question_id": question, "turn": turn, "score": score}
+        for question, turn, *both in RATINGS
+        for score in both
+    ]
+    means = mt_bench_means(read_ratings(write(rows), repeats=True))["mistral-orpo"]
+    # show_result.py of that repository printed 9.166667 and 5.545455 for the turns, 7.434783 for both.
+    assert means.turns == pytest.approx({1: 9.166667, 2: 5.545455}, abs=1e-6)
+    assert means.mean == pytest.approx(7.434783, abs=1e-6)
+    assert means.missing == 1

@@ -1,6 +1,7 @@
 """Questions of a file: which are refused, and that they are asked whole."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +44,15 @@ def test_the_questions_are_the_report_prompts_and_the_data_keeps_the_others(tmp_
     file = mt_bench(tmp_path / "question.jsonl", ASKED[:2], ASKED[2:3])
     settings = experiment(tmp_path, {"questions": str(file)}).settings
     of_the_data = {name: [[{"role": "user", "content": text}] for text in ASKED] for name in ("selection", "report")}
-    prompts = prompts_to_answer(settings, of_the_data, tiny_tokenizer(TASK))
-    assert (prompts["report"].ids, prompts["report"].categories) == (["81", "82"], ["math", "math"])
-    assert [list(later) for later in prompts["report"].later] == [[ASKED[1]], []]
-    assert prompts["report"].messages[0] == [{"role": "user", "content": ASKED[0]}]
-    assert prompts["selection"].messages == of_the_data["selection"]
+    prompts, _ = prompts_to_answer(settings, of_the_data, tiny_tokenizer(TASK))
+    assert [(each.id, each.category, list(each.later)) for each in prompts["report"]] == [
+        ("81", "math", [ASKED[1]]), ("82", "math", [])
+    ]  # fmt: skip
+    assert prompts["report"][0].messages == [{"role": "user", "content": ASKED[0]}]
+    assert [each.messages for each in prompts["selection"]] == of_the_data["selection"]
     for name, asked in prompts.items():
         write_prompts(tmp_path / name, asked)
-        read = read_prompts(tmp_path / name)
-        assert read.messages == asked.messages
-        assert [list(column) for column in (read.ids, read.token_ids, read.categories)] == [
-            list(column) for column in (asked.ids, asked.token_ids, asked.categories)
-        ]
-        assert list(map(list, read.later)) == list(map(list, asked.later))
+        assert read_prompts(tmp_path / name) == [replace(each, later=list(each.later)) for each in asked]
 
 
 def test_a_template_that_knows_one_turn_only_is_refused_before_anything_is_trained(tmp_path):
@@ -76,9 +73,8 @@ def test_a_question_that_the_template_does_not_write_out_is_counted_and_refused_
     tokenizer = tiny_tokenizer(TASK)
     tokenizer.chat_template = str(tokenizer.chat_template).replace("messages", "messages[-2:]", 1)
     of_the_data: dict[str, Any] = {name: [[{"role": "user", "content": ASKED[0]}]] for name in ("selection", "report")}
-    truncation = prompts_to_answer(settings, of_the_data, tokenizer)["report"].truncation
-    assert truncation is not None
-    assert truncation.rows_with_lost_text == 1
+    _, cuts = prompts_to_answer(settings, of_the_data, tokenizer)
+    assert cuts["report"].rows_with_lost_text == 1
     strict = settings.model_copy(update={"data": settings.data.model_copy(update={"strict": True})})
     with pytest.raises(InputError, match="of prompts with text that the chat template leaves out"):
         prompts_to_answer(strict, of_the_data, tokenizer)

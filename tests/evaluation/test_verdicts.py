@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from slime_ray.errors import InputError
 from slime_ray.evaluation.judges import ExactJudge
 from slime_ray.evaluation.verdicts import read_score, verdict_of_scores
+from tests.evaluation.judges.judge_server import pairs
 
 INF, NAN = float("inf"), float("nan")
 PROMPTS = [[{"role": "user", "content": f"Question {n}?"}] for n in range(3)]
@@ -42,7 +43,7 @@ def test_a_score_is_a_number_of_any_library_or_missing(score, number):
 def test_what_is_no_number_is_refused_with_the_prompt_and_the_answer(score):
     judge = ExactJudge(lambda prompt, answer: score if answer == "odd" else 1, name="exact:my:score")
     with pytest.raises(InputError, match=r"exact:my:score fails on the answer 'odd' to the prompt 'Question 1\?'"):
-        judge.scores(PROMPTS, ["a", "odd", "a"])
+        judge.scores(list(zip(PROMPTS, ["a", "odd", "a"], strict=True)))
 
 
 NUMBERS = st.floats(allow_nan=False) | st.sampled_from([INF, -INF, 0.0, -0.0])
@@ -73,14 +74,14 @@ def test_infinite_scores_and_those_that_are_missing(a, b, verdict):
 @pytest.mark.parametrize("missing", [NAN, None, np.float32("nan"), torch.tensor(NAN)])
 def test_an_answer_without_a_score_has_missing_verdicts_that_are_counted(missing):
     judge = ExactJudge(lambda prompt, answer: missing if "bad" in answer else len(answer))
-    judged = judge.compare(PROMPTS, ["long one", "bad", "x"], ["bad", "bad as well", "longer"])
+    judged = judge.compare(pairs(PROMPTS, ["long one", "bad", "x"], ["bad", "bad as well", "longer"]))
     assert [(one.ab, one.ba) for one in judged.comparisons] == [(None, None), (None, None), ("B>A", "A>B")]
-    assert judged.scores == [8.0, None, 1.0]
+    assert [one.score for one in judged.comparisons] == [8.0, None, 1.0]
     assert (judged.summary.new, sum(judged.summary.missing.values())) == (3, 3)
     assert "3 scores are missing: the scorer gave an answer no score" in judged.summary.sentence
 
 
 def test_infinite_scores_of_a_scorer_tie_with_each_other_alone():
     judge = ExactJudge(lambda prompt, answer: math.inf if "best" in answer else 0.0)
-    judged = judge.compare(PROMPTS, ["best", "best", "so"], ["best, too", "so", "best"])
+    judged = judge.compare(pairs(PROMPTS, ["best", "best", "so"], ["best, too", "so", "best"]))
     assert [one.ab for one in judged.comparisons] == ["A=B", "A>B", "B>A"]

@@ -10,7 +10,7 @@ from slime_ray.planning.estimate import schedule
 from slime_ray.planning.rates import Range
 from slime_ray.planning.trials import WHOLE, groups_of, shortened
 from slime_ray.planning.work import CURVE_PAIRS
-from slime_ray.training import loop
+from slime_ray.training import sentinel
 
 from .conftest import TINY
 
@@ -100,7 +100,7 @@ def test_ideal_halving_by_hand():
 
 
 def test_what_is_repeated_to_load_no_torch_is_what_it_is_there():
-    assert loop.CURVE_PAIRS == CURVE_PAIRS
+    assert sentinel.CURVE_PAIRS == CURVE_PAIRS
 
 
 def test_a_schedule_by_hand():

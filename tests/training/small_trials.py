@@ -31,6 +31,18 @@ def evaluated(*arguments: Any, storage: Path, name: str) -> results.Run:
     return results.load(storage / name)
 
 
+def changed(trial: Trial, values: dict[str, Any]) -> Trial:
+    """The trial with other settings, given by path."""
+    settings = trial.settings.model_dump()
+    for path, value in values.items():
+        *above, last = path.split(".")
+        place = settings
+        for name in above:
+            place = place[name]
+        place[last] = value
+    return Trial.model_validate(trial.model_dump() | {"settings": settings})
+
+
 def nothing(told: Any) -> None:
     return None
 
@@ -41,6 +53,14 @@ def computed(run: Path, trial: Trial) -> tuple[dict[str, Any], pd.DataFrame, pd.
     row = json.loads((folder / "trial.json").read_text())
     curves, answers, pairs = (pd.read_parquet(folder / f"{name}.parquet") for name in ("curves", "answers", "pairs"))
     return {name: value for name, value in row.items() if name not in CLOCKS}, curves, answers, pairs
+
+
+def assert_same(run: Path, expected: Path, trial: Trial) -> None:
+    """What one run computed of a trial is what another did, bit for bit."""
+    (row, *tables), (expected_row, *expected_tables) = computed(run, trial), computed(expected, trial)
+    assert row == expected_row
+    for one, other in zip(tables, expected_tables, strict=True):
+        assert one.equals(other)
 
 
 class Orders:

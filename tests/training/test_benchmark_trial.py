@@ -102,7 +102,7 @@ def test_other_content_of_the_file_makes_other_prompts_and_the_same_checkpoint(t
         after = prepare(trial.settings, storage=storage, report=nothing)
     finally:
         questions.write_text(kept)
-    assert after.prompts["report"].messages[0] == [{"role": "user", "content": ASKED[1]}]
+    assert after.prompts["report"][0].messages == [{"role": "user", "content": ASKED[1]}]
     changed = {name for name, value in after.hashes.items() if value != before.hashes[name]}
     assert changed == {"prompts_report"}
     assert after.checkpoint == before.checkpoint

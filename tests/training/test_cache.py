@@ -22,9 +22,7 @@ from slime_ray.training.orders import ending
 from slime_ray.training.outcome import StageError
 from tests.damage import DAMAGES
 
-
-def silent(told: object) -> None:
-    return None
+from .small_trials import nothing
 
 
 def test_a_folder_is_made_once_and_found_afterwards(tmp_path):
@@ -34,9 +32,9 @@ def test_a_folder_is_made_once_and_found_afterwards(tmp_path):
         made.append(folder)
         (folder / "file").write_text("whole")
 
-    first = cached(RunStore(tmp_path), "sft", "k1", make, silent)
-    assert cached(RunStore(tmp_path), "sft", "k1", make, silent) == first
-    assert cached(RunStore(tmp_path), "sft", "k2", make, silent) != first
+    first = cached(RunStore(tmp_path), "sft", "k1", make, nothing)
+    assert cached(RunStore(tmp_path), "sft", "k1", make, nothing) == first
+    assert cached(RunStore(tmp_path), "sft", "k2", make, nothing) != first
     assert (first / "file").read_text() == "whole"
     assert len(made) == 2
 
@@ -47,9 +45,9 @@ def test_what_fails_half_way_leaves_nothing_and_is_made_again(tmp_path):
         raise RuntimeError("no space")
 
     with pytest.raises(StageError, match="could not be made: RuntimeError: no space"):
-        cached(RunStore(tmp_path), "sft", "k", fail, silent)
+        cached(RunStore(tmp_path), "sft", "k", fail, nothing)
     assert [path.name for path in (tmp_path / ".stages").iterdir() if path.is_dir()] == []
-    assert cached(RunStore(tmp_path), "sft", "k", lambda folder: None, silent).is_dir()
+    assert cached(RunStore(tmp_path), "sft", "k", lambda folder: None, nothing).is_dir()
 
 
 def test_two_at_once_make_one_folder(tmp_path):
@@ -60,7 +58,7 @@ def test_two_at_once_make_one_folder(tmp_path):
 
     def ask() -> None:
         making.wait()
-        cached(RunStore(tmp_path), "sft", "k", make, silent)
+        cached(RunStore(tmp_path), "sft", "k", make, nothing)
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
@@ -132,7 +130,7 @@ def test_what_a_killed_maker_left_is_deleted_and_what_is_being_made_is_not(tmp_p
         (stages / name).mkdir(parents=True)
         (stages / name / "weights").write_text("half")
     with FileLock(stages / "tokens-k.lock"):
-        cached(RunStore(tmp_path), "sft", "k", fill, silent)
+        cached(RunStore(tmp_path), "sft", "k", fill, nothing)
     assert sorted(path.name for path in stages.iterdir() if path.is_dir()) == [".tokens-k.0123abcd", "sft-k"]
     clear_unfinished(RunStore(tmp_path))
     assert sorted(path.name for path in stages.iterdir() if path.is_dir()) == ["sft-k"]
@@ -145,7 +143,7 @@ def test_an_interrupted_maker_leaves_nothing(tmp_path, number):
         signal.raise_signal(number)
 
     with pytest.raises(KeyboardInterrupt), ending():
-        cached(RunStore(tmp_path), "sft", "k", make, silent)
+        cached(RunStore(tmp_path), "sft", "k", make, nothing)
     assert [path.name for path in (tmp_path / ".stages").iterdir() if path.is_dir()] == []
 
 
@@ -161,7 +159,7 @@ def test_an_interrupted_maker_leaves_nothing(tmp_path, number):
     ids=["safetensors", "parquet", "npz", "json"],
 )
 def test_whatever_a_file_cannot_be_read_with_is_an_error_of_the_stages(tmp_path, read, content):
-    folder = cached(RunStore(tmp_path), "step0", "k", fill, silent)
+    folder = cached(RunStore(tmp_path), "step0", "k", fill, nothing)
     (folder / "weights").write_bytes(content)
     with pytest.raises(StageError, match="could not be used: ") as raised, stage_errors("used", RunStore(tmp_path)):
         read(folder / "weights")
@@ -174,7 +172,7 @@ def test_what_a_user_can_mend_and_memory_keep_their_own_words(tmp_path, error):
         raise error
 
     with pytest.raises(type(error)):
-        cached(RunStore(tmp_path), "sft", "k", fail, silent)
+        cached(RunStore(tmp_path), "sft", "k", fail, nothing)
 
 
 def test_a_full_disk_names_the_storage_and_the_way_out(tmp_path):
@@ -182,7 +180,7 @@ def test_a_full_disk_names_the_storage_and_the_way_out(tmp_path):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with pytest.raises(StageError) as raised:
-        cached(RunStore(tmp_path), "sft", "k", fail, silent)
+        cached(RunStore(tmp_path), "sft", "k", fail, nothing)
     assert str(raised.value) == (
         "The shared stages could not be made: OSError: Error while serializing: I/O error: No space left on device "
         f"(os error 28). Make room in {tmp_path}, and give the same command with --resume."
@@ -199,11 +197,11 @@ def test_weights_that_come_out_otherwise_are_refused_once(tmp_path, damaged):
         (folder / "model.safetensors").write_text(content[0])
         (folder / "config.json").write_text("config")
 
-    folder = cached(RunStore(tmp_path), "sft", "k", make, silent)
+    folder = cached(RunStore(tmp_path), "sft", "k", make, nothing)
     (folder / damaged).unlink()
     content[0] = "new"
     with pytest.raises(StageError, match=r"other weights \(model.safetensors\).* another name"):
-        cached(RunStore(tmp_path), "sft", "k", make, silent)
+        cached(RunStore(tmp_path), "sft", "k", make, nothing)
     # A run that begins now has no such trials.
-    cached(RunStore(tmp_path), "sft", "k", make, silent)
+    cached(RunStore(tmp_path), "sft", "k", make, nothing)
     assert (folder / "model.safetensors").read_text() == "new"

@@ -9,7 +9,7 @@ from slime_ray.data.pairs import write_pairs
 from slime_ray.data.tasks import load_task
 from slime_ray.data.tokenizing import render_prompts
 from slime_ray.errors import InputError
-from slime_ray.evaluation.conversations import Prompts
+from slime_ray.evaluation.conversations import Prompt
 from slime_ray.model.limits import Limits
 from slime_ray.model.tiny import tiny_tokenizer
 from slime_ray.training.checks import check_reach
@@ -20,7 +20,7 @@ IDS = len(TOKENIZER)
 SAID = [{"role": "user", "content": "1 + 1"}]
 
 
-def tokens_of(folder: Path, *, pairs: list[tuple[list[int], list[int], list[int]]], prompts: Prompts) -> Path:
+def tokens_of(folder: Path, *, pairs: list[tuple[list[int], list[int], list[int]]], prompts: list[Prompt]) -> Path:
     """A folder as the tokens stage leaves it."""
     for name in ("train", "held_out"):
         columns = zip(*pairs, strict=True)
@@ -34,7 +34,7 @@ def tokens_of(folder: Path, *, pairs: list[tuple[list[int], list[int], list[int]
     return folder
 
 
-ONE = Prompts(["a"], [SAID], [[5, 6, 7]])
+ONE = [Prompt("a", SAID, [5, 6, 7])]
 PAIRS = [([5, 6], [7], [8, 9]), ([5], [6, 7, 8, 9], [7])]
 
 
@@ -67,7 +67,7 @@ def test_what_does_not_is_named_with_its_place_and_the_way_out(tmp_path, limits,
 
 
 def test_an_id_of_a_prompt_is_looked_at_as_well(tmp_path):
-    prompts = Prompts(["a", "b"], [SAID, SAID], [[5], [IDS + 3]])
+    prompts = [Prompt("a", SAID, [5]), Prompt("b", SAID, [IDS + 3])]
     with pytest.raises(InputError, match=rf"selection prompt 1: a token has id {IDS + 3}"):
         check_reach(Limits(IDS), tokens_of(tmp_path, pairs=PAIRS, prompts=prompts), max_new_tokens=1)
 
@@ -76,8 +76,7 @@ def test_a_later_turn_follows_on_the_longest_answers_before_it(tmp_path):
     (first,) = render_prompts(TOKENIZER, [SAID])
     later = [{"role": "assistant", "content": "?"}, {"role": "user", "content": "2 + 2"}]
     (second,) = render_prompts(TOKENIZER, [[*SAID, *later]])
-    prompts = Prompts(["a"], [SAID], [first], later=[["2 + 2"]])
-    tokens = tokens_of(tmp_path, pairs=PAIRS, prompts=prompts)
+    tokens = tokens_of(tmp_path, pairs=PAIRS, prompts=[Prompt("a", SAID, first, later=["2 + 2"])])
     most = len(second) + 2 * 6
     check_reach(Limits(IDS, most, "room"), tokens, max_new_tokens=6)
     with pytest.raises(InputError, match=rf"selection prompt 0 with an answer of 6 tokens has {most} tokens"):

@@ -27,7 +27,7 @@ from slime_ray.training.stages import prepare, train_pairs
 from slime_ray.training.worker import run_trial
 from tests.damage import DAMAGES
 
-from .small_trials import CLOCKS, TEXT, Orders, computed, nothing
+from .small_trials import CLOCKS, TEXT, Orders, assert_same, nothing
 
 OFTEN = Runtime(faults=Faults(checkpoint_minutes=1e-9))
 STAGES = ("tokens", "sft", "step0", "baseline", "reference")
@@ -153,13 +153,6 @@ def test_an_error_of_the_model_library_names_no_trial_either(experiment, storage
     with pytest.raises(Paused, match="could not be used: SafetensorError: Error while deserializing"):
         run_trial(arm_trials(experiment)[0], run=tmp_path, storage=storage, report=nothing)
     assert results.finished_trials(tmp_path) == {}
-
-
-def assert_same(run: Path, expected: Path, trial: Any) -> None:
-    found, wanted = computed(run, trial), computed(expected, trial)
-    assert found[0] == wanted[0]
-    for one, other in zip(found[1:], wanted[1:], strict=True):
-        assert one.equals(other)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from slime_ray.training.outcome import OutOfMemory
 from slime_ray.training.trainer import PreferenceTrainer
 from slime_ray.training.worker import run_trial
 
-from .small_trials import computed, nothing
+from .small_trials import changed, computed, nothing
 
 
 @pytest.fixture
@@ -79,9 +79,7 @@ def test_a_trial_has_gone_before_the_next_model_comes_and_its_moments_before_ans
 
 
 def rows_of(trial: Trial, tokens: int) -> Trial:
-    settings = trial.settings.model_dump()
-    settings["data"] |= {"max_tokens": 64, "row_tokens": tokens}
-    return Trial.model_validate(trial.model_dump() | {"settings": settings})
+    return changed(trial, {"data.max_tokens": 64, "data.row_tokens": tokens})
 
 
 class SmallDevice:

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from slime_ray import cli
+from slime_ray.runs import results
+from tests.evaluation.judges.batch_server import batching
 from tests.evaluation.judges.judge_server import KEY, VARIABLE, Response, completion, serving
 
 from .small_trials import evaluated
@@ -109,12 +111,6 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys, change, said):
     assert not (tmp_path / "runs" / "refused").exists()
 
 
-def test_a_scorer_that_fails_is_named(tmp_path, capsys):
-    options = ["--storage", str(tmp_path / "runs"), "--name", "broken"]
-    assert cli.main(["evaluate", *map(str, files(tmp_path, "operator:concat")), *options]) == 2
-    assert "The scorer of the judge exact:operator:concat fails on the answer" in capsys.readouterr().err
-
-
 def unsure(prompt: str, answer: str) -> float:
     return float("nan") if answer == "one two" else len(answer)
 
@@ -154,3 +150,44 @@ def test_a_judge_that_was_cut_off_is_told_from_one_without_a_verdict(tmp_path, m
     assert ("4 judgments were invalid" in printed) == (reason is None)
     page = (run.path / "report" / "report.html").read_text(encoding="utf-8")
     assert f"4 since {reason or 'no valid verdict'}" in page
+
+
+def against_good(number, body):
+    return "[[3]]" if "good good" in body["messages"][-1]["content"] else "[[5]]"
+
+
+def test_a_panel_of_two_endpoints_is_asked_resumed_and_reported(tmp_path, monkeypatch, capsys):
+    """One of them is asked in a batch."""
+    monkeypatch.setenv(VARIABLE, KEY)
+    given = files(tmp_path)[:-2]
+    write(tmp_path / "mine.jsonl", ["good good", "good", "blue"])
+    write(tmp_path / "theirs.jsonl", ["good", "plain", "blue"])
+    command = ["evaluate", *map(str, given), "--storage", str(tmp_path / "runs"), "--name", "panel"]
+    with serving() as live, batching(looks=2) as batches:
+        batches.say = against_good
+
+        def panel(wait):
+            common = f"name: llm, api_key_env: {VARIABLE}, model"
+            first = f"{{{common}: one, template: arena-hard, base_url: '{live.url}'}}"
+            slow = f"mode: batch, poll_seconds: 0.001, wait_seconds: {wait}"
+            second = f"{{{common}: two, template: mt-bench-single, base_url: '{batches.url}', {slow}}}"
+            return ["--set", f"evaluation.judge=[{first}, {second}]"]
+
+        assert cli.main([*command, *panel(0)]) == 1
+        assert "the batch batch-0 has not ended after 0 s" in capsys.readouterr().err
+        asked = len(live.requests)
+        assert cli.main([*command, *panel(60), "--resume"]) == 0
+        # Of the three questions one has equal answers, which tie for the first judge unseen, in both orders.
+        assert (asked, len(live.requests), len(batches.batches)) == (4, 4, 1)
+    run = results.load(tmp_path / "runs" / "panel")
+    # The first prefers mine, mine and neither; the second theirs, and neither twice.
+    assert run.trials["win_rate"].tolist() == pytest.approx([(0.5 + 0.75 + 0.5) / 3])
+    assert sorted({name.split("#")[0] for name in run.verdicts["judge"]}) == [
+        "llm:one:arena-hard",
+        "llm:two:mt-bench-single",
+    ]
+    page = (run.path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "llm:one:arena-hard" in page
+    assert "llm:two:mt-bench-single" in page
+    everything = [path for path in run.path.rglob("*") if path.is_file()]
+    assert not [path for path in everything if KEY.encode() in path.read_bytes()]

@@ -21,6 +21,8 @@ from slime_ray.training.orders import Command, Paused, pause_for
 from slime_ray.training.worker import run_trial
 from tests.evaluation.judges.judge_server import KEY, VARIABLE, JudgeServer, Response, serving
 
+from .small_trials import nothing
+
 TEXT = """\
 name: judged
 preset: arithmetic
@@ -66,16 +68,12 @@ def experiment(folder: Path, server: JudgeServer, *, budget: int = 100) -> Exper
     return load_experiment(written(folder, server, budget=budget))
 
 
-def quiet(told: Any) -> None:
-    return None
-
-
 def test_a_trial_whose_judge_stops_keeps_its_model_and_goes_on_without_paying_twice(storage, tmp_path):
     with serving(lambda number, _: Response(500, {}) if number >= 5 else None) as server:
         (trial,) = arm_trials(experiment(tmp_path, server))
         run, folder = storage.root / "stopped", storage.root / "stopped" / "trials" / trial.trial_id
         with pytest.raises(Paused, match=r"error of the server \(500\).*5 requests.*--resume"):
-            run_trial(trial, run=run, storage=storage, report=quiet)
+            run_trial(trial, run=run, storage=storage, report=nothing)
         assert results.finished_trials(run) == {}
         assert (folder / "checkpoint" / "model.safetensors").exists()
         assert [attempt.ended for attempt in attempts.read(folder)] == ["paused"]
@@ -110,7 +108,7 @@ def test_a_trial_whose_judge_hangs_leaves_on_an_order_and_goes_on_later(storage,
         assert results.finished_trials(run) == {}
         release.set()
         asked = len(server.requests)
-        assert run_trial(trial, run=run, storage=storage, report=quiet)["status"] == "completed"
+        assert run_trial(trial, run=run, storage=storage, report=nothing)["status"] == "completed"
     judging = json.loads((run / "trials" / trial.trial_id / "judging.json").read_text())
     assert (judging["cached"], judging["new"]) == (2, len(server.requests) - asked)
 
@@ -143,7 +141,7 @@ def test_a_trial_whose_scorer_fails_has_not_failed_itself(storage, tmp_path, mon
     (trial,) = arm_trials(load_experiment(path))
     run = storage.root / "faulty"
     with pytest.raises(Paused, match=r"faulty_scorer:score fails on the answer .* to the prompt .*is no number"):
-        run_trial(trial, run=run, storage=storage, report=quiet)
+        run_trial(trial, run=run, storage=storage, report=nothing)
     assert results.finished_trials(run) == {}
 
 
@@ -152,16 +150,16 @@ def test_a_budget_holds_over_the_trials_of_a_run_and_can_be_raised(storage, tmp_
         (trial,) = arm_trials(experiment(tmp_path, server, budget=3))
         run = storage.root / "budget"
         with pytest.raises(Paused, match=r"budget.requests 3 is spent"):
-            run_trial(trial, run=run, storage=storage, report=quiet)
+            run_trial(trial, run=run, storage=storage, report=nothing)
         assert len(server.requests) == 3
         (richer,) = arm_trials(experiment(tmp_path, server, budget=300))
-        row = run_trial(richer, run=run, storage=storage, report=quiet)
+        row = run_trial(richer, run=run, storage=storage, report=nothing)
         assert row["status"] == "completed"
         assert row["win_rate"] is not None
         asked = len(server.requests)
         # Another trial of the same answers pays for nothing.
         other = Trial.model_validate(richer.model_dump() | {"trial_id": "arm-twin-s0"})
-        run_trial(other, run=run, storage=storage, report=quiet)
+        run_trial(other, run=run, storage=storage, report=nothing)
         assert len(server.requests) == asked
 
 

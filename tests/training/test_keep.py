@@ -12,21 +12,21 @@ from slime_ray.config.experiment import Trial, arm_trials
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
+from slime_ray.evaluation.conversations import Prompt
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 from slime_ray.runs.store import RunStore
-from slime_ray.training.loop import TrainingLoop, curve_pairs
+from slime_ray.training.loop import TrainingLoop
 from slime_ray.training.orders import Command, Paused
 from slime_ray.training.outcome import MODEL
+from slime_ray.training.sentinel import curve_pairs
 from slime_ray.training.stages import prepare
 from slime_ray.training.worker import run_trial
 
-from .small_trials import TEXT, Orders, computed, nothing
+from .small_trials import TEXT, Orders, assert_same, changed, computed, nothing
 
 
 def keeping(trial: Trial, keep: object) -> Trial:
-    settings = trial.settings.model_dump()
-    settings["training"]["keep"] = keep
-    return Trial.model_validate(trial.model_dump() | {"settings": settings})
+    return changed(trial, {"training.keep": keep})
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +89,7 @@ def test_a_paused_trial_goes_on_with_the_best_that_its_checkpoint_knows_of(by_nu
     newer = saved.parent / "best" / "model.safetensors"
     newer.write_bytes(b"of a later update")
     run_trial(by_number, run=tmp_path, storage=storage, report=nothing)
-    for one, other in zip(computed(tmp_path, by_number), computed(kept, by_number), strict=True):
-        assert one == other if isinstance(one, dict) else one.equals(other)
+    assert_same(tmp_path, kept, by_number)
 
 
 def test_what_diverged_is_not_passed_off_as_its_best(by_number, storage, tmp_path, monkeypatch):
@@ -124,7 +123,7 @@ def test_the_choice_is_made_on_pairs_of_no_report_prompt(tmp_path):
     best = keeping(last, "best")
     assert best.settings.kept_by == ("preference_accuracy", "maximize")
     stages = prepare(best.settings, storage=RunStore(tmp_path / "runs"), report=nothing)
-    asked = {tuple(ids) for ids in stages.prompts["report"].token_ids}
+    asked = {tuple(prompt.token_ids) for prompt in stages.prompts["report"]}
     prompts = [tuple(pair.prompt_ids) for pair in stages.held_out[:]]
     # The texts say the same as the ids.
     assert len(asked & set(prompts)) == 9
@@ -137,7 +136,7 @@ def test_the_choice_is_made_on_pairs_of_no_report_prompt(tmp_path):
     curves = computed(tmp_path, best)[1].query("metric == 'chosen_logp' and source == 'held_out' and step == 0")
     assert curves["value"].item() == stages.step0.chosen_means[curve_pairs(best, stages)].mean()
     assert row["pairs"] == 24
-    every = replace(stages, prompts={"report": replace(stages.prompts["report"], token_ids=prompts)})
+    every = replace(stages, prompts={"report": [Prompt("p", [], ids) for ids in prompts]})
     with pytest.raises(InputError, match="every held-out pair is of a report prompt"):
         curve_pairs(best, every)
 

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from slime_ray.config.experiment import Trial, arm_trials
+from slime_ray.config.experiment import arm_trials
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
@@ -25,7 +25,7 @@ from slime_ray.training.outcome import MODEL
 from slime_ray.training.stages import prepare, train_pairs
 from slime_ray.training.worker import run_trial
 
-from .small_trials import Orders, computed, nothing
+from .small_trials import Orders, assert_same, changed, computed, nothing
 
 KINDS = {
     "lora": {"lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]},
@@ -151,9 +151,7 @@ def test_step_0_is_the_adapter_as_it_came_or_what_sft_made_of_it(base, sft):
     assert any(not torch.equal(start[name], came[name]) for name in came) == sft
     # What peft makes of base and adapter is what was measured, and what the policy is held against.
     untrained = arm_trials(experiment_of(base, sft=stage))[0]
-    settings = untrained.settings.model_dump()
-    settings["training"]["updates"] = 0
-    untrained = Trial.model_validate(untrained.model_dump() | {"settings": settings})
+    untrained = changed(untrained, {"training.updates": 0})
     row = run_trial(untrained, run=base / "untrained", storage=storage, report=nothing)
     assert row["kl_to_sft"] == pytest.approx(0.0, abs=1e-6)
     stages = prepare(untrained.settings, storage=storage, report=nothing)
@@ -169,17 +167,14 @@ def test_step_0_is_the_adapter_as_it_came_or_what_sft_made_of_it(base, sft):
 
 def test_a_trial_that_keeps_an_adapter_is_resumed_bit_for_bit(base):
     save_adapter(base, lora_dropout=0.2, **KINDS["lora"])
-    trial = arm_trials(experiment_of(base))[0]
-    settings = trial.settings.model_dump()
-    settings["training"] |= {"updates": 4, "pairs_per_update": 4, "evaluations": 2}
-    trial = Trial.model_validate(trial.model_dump() | {"settings": settings})
+    training = {"training.updates": 4, "training.pairs_per_update": 4, "training.evaluations": 2}
+    trial = changed(arm_trials(experiment_of(base))[0], training)
     storage = RunStore(base / "runs")
     run_trial(trial, run=base / "whole", storage=storage, report=nothing)
     with pytest.raises(Paused):
         run_trial(trial, run=base / "paused", storage=storage, report=Orders(2, Command("pause", "for now")))
     run_trial(trial, run=base / "paused", storage=storage, report=nothing)
-    for one, other in zip(computed(base / "paused", trial), computed(base / "whole", trial), strict=True):
-        assert one == other if isinstance(one, dict) else one.equals(other)
+    assert_same(base / "paused", base / "whole", trial)
 
 
 @pytest.mark.parametrize(

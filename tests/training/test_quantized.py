@@ -37,7 +37,7 @@ from slime_ray.training.worker import run_trial
 from tests.model.test_text_decoder import TEXT, VISION
 
 from . import quantized_worker
-from .small_trials import Orders, computed, nothing
+from .small_trials import Orders, assert_same, changed, computed, nothing
 from .test_export import MODELS, save_model
 from .test_kept_adapter import sums
 
@@ -243,7 +243,7 @@ def test_what_was_measured_is_what_peft_loads_of_run_and_stage(root, trained):
         assert rejected == pytest.approx(found[1] / len(pair.rejected_ids), abs=1e-5)
     divergences = []
     made = stage_of(root, trial)
-    for asked in made.prompts["report"].token_ids:
+    for asked in (prompt.token_ids for prompt in made.prompts["report"]):
         ids = lm.generate(
             input_ids=torch.tensor([asked]), max_new_tokens=8, do_sample=False, eos_token_id=list(made.stop_tokens)
         )
@@ -277,8 +277,7 @@ def test_a_trial_is_resumed_bit_for_bit(root):
     with pytest.raises(Paused):
         run_trial(trial, run=paused, storage=storage, report=Orders(2, Command("pause", "for now")))
     run_trial(trial, run=paused, storage=storage, report=nothing)
-    for one, other in zip(computed(paused, trial), computed(whole, trial), strict=True):
-        assert one == other if isinstance(one, dict) else one.equals(other)
+    assert_same(paused, whole, trial)
 
 
 def test_two_ranks_train_what_one_does(root, on_ranks, tmp_path):
@@ -294,10 +293,7 @@ def test_two_ranks_train_what_one_does(root, on_ranks, tmp_path):
 
 def test_neither_checkpointing_nor_continuous_batching_change_a_trial(root):
     trial = trial_of(root, updates=4, objective="slime")
-    settings = trial.settings.model_dump()
-    settings["training"]["gradient_checkpointing"] = True
-    settings["evaluation"]["decoding"]["engine"] = "continuous"
-    other = Trial.model_validate(trial.model_dump() | {"settings": settings})
+    other = changed(trial, {"training.gradient_checkpointing": True, "evaluation.decoding.engine": "continuous"})
     found, expected = (computed(run(root, name, each)[0], each) for name, each in (("again", other), ("as", trial)))
     assert found[1]["value"].tolist() == expected[1]["value"].tolist()
     assert found[2]["answer"].tolist() == expected[2]["answer"].tolist()

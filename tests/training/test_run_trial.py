@@ -20,7 +20,7 @@ from slime_ray.training.stages import prepare
 from slime_ray.training.worker import run_trial
 
 from . import trial_worker
-from .small_trials import Orders, computed, nothing
+from .small_trials import Orders, assert_same, changed, computed, nothing
 
 
 @pytest.mark.parametrize("arm", [0, 1], ids=["slime", "dpo"])
@@ -91,8 +91,7 @@ def test_a_paused_trial_goes_on_as_if_it_had_not_been(experiment, storage, whole
     # What it told before is told again, for whoever has not heard it, and then it goes on.
     assert again.steps == [0, 2, 4, 6]
     assert row["attempts"] == 2
-    for one, other in zip(computed(tmp_path, trial), computed(whole, trial), strict=True):
-        assert one == other if isinstance(one, dict) else one.equals(other)
+    assert_same(tmp_path, whole, trial)
     assert not (folder / "resume").exists()
 
 
@@ -108,8 +107,7 @@ def test_a_trial_that_was_cut_off_goes_on_from_its_last_checkpoint(experiment, s
     assert again.steps[:3] == [0, 2, 3]
     assert row["attempts"] == 2
     assert [attempt.ended for attempt in attempts.read(tmp_path / "trials" / trial.trial_id)] == ["lost", "finished"]
-    for one, other in zip(computed(tmp_path, trial), computed(whole, trial), strict=True):
-        assert one == other if isinstance(one, dict) else one.equals(other)
+    assert_same(tmp_path, whole, trial)
 
 
 def test_a_trial_that_goes_on_passes_its_rungs_once(experiment, storage, tmp_path):
@@ -172,11 +170,8 @@ def test_a_stopped_trial_is_recorded_with_what_it_reached(experiment, storage, t
 def alone(experiment, tmp_path_factory):
     """A trial without dropout, which draws on each rank, and the storage in which one rank ran it."""
     trial = arm_trials(experiment)[1]
-    settings = trial.settings.model_dump()
-    settings["model"]["lora"]["dropout"] = 0.0
     # The first of the evaluations is kept, which every rank has to take up.
-    settings["training"]["keep"] = {"mean_margin": "minimize"}
-    plain = Trial.model_validate(trial.model_dump() | {"settings": settings})
+    plain = changed(trial, {"model.lora.dropout": 0.0, "training.keep": {"mean_margin": "minimize"}})
     folder = tmp_path_factory.mktemp("alone")
     run_trial(plain, run=folder, storage=RunStore(folder), report=nothing)
     return plain, folder

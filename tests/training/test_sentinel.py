@@ -4,15 +4,16 @@ import json
 
 import pytest
 
-from slime_ray.config.experiment import Trial, arm_trials
+from slime_ray.config.experiment import arm_trials
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.evaluation.generate import Answer
 from slime_ray.runs import results
-from slime_ray.runs.store import RunStore
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.sentinel import Sign, alarm, answer_signs, pair_signs, spike_sign
 from slime_ray.training.worker import run_trial
 from tests.evaluation.test_stability import held_out
+
+from .small_trials import changed
 
 TEXT = """\
 name: watched
@@ -94,14 +95,8 @@ def experiment(tmp_path_factory):
     return load_experiment(path)
 
 
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory):
-    return RunStore(tmp_path_factory.mktemp("storage"))
-
-
 def run(experiment, storage, path, arm, action):
-    settings = experiment.settings_with(experiment.arms[arm].set).model_dump() | {"sentinel": {"action": action}}
-    trial = Trial.model_validate(arm_trials(experiment)[arm].model_dump() | {"settings": settings})
+    trial = changed(arm_trials(experiment)[arm], {"sentinel.action": action})
     return run_trial(trial, run=path, storage=storage, report=say_nothing), trial
 
 

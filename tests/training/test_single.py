@@ -10,11 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from slime_ray.config.experiment import arm_trials
+from slime_ray.config.experiment import Experiment, arm_trials
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError, RunError
 from slime_ray.training import evaluate, single, stages
 from slime_ray.training.outcome import DeviceFailure, OutOfMemory
+
+
+def experiment_in(folder: Path) -> tuple[Experiment, Path]:
+    source = folder / "one.yaml"
+    source.write_text("name: one\npreset: arithmetic\narms: {slime: {}}\n")
+    return load_experiment(source), source
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +42,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any, storage: 
 
     monkeypatch.setattr(single, "run_trial", run_trial)
     monkeypatch.setattr(single, "prepare", prepare)
-    source = tmp_path / "one.yaml"
-    source.write_text("name: one\npreset: arithmetic\narms: {slime: {}}\n")
-    experiment = load_experiment(source)
+    experiment, source = experiment_in(tmp_path)
     [trial] = arm_trials(experiment)
     single.train_one(
         experiment, trial, source=source, storage=storage or tmp_path / "runs", start="fresh", say=lambda line: None
@@ -66,11 +70,10 @@ def test_a_gpu_that_fails_under_an_evaluation_is_one_too(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "prepare", prepare)
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy" / "config.json").write_text("{}")
-    source = tmp_path / "one.yaml"
-    source.write_text("name: one\npreset: arithmetic\narms: {slime: {}}\n")
+    experiment, source = experiment_in(tmp_path)
     with pytest.raises(RunError, match=r"A GPU failed \(node .*CUDA error.*--resume to go on"):
         evaluate.evaluate(
-            load_experiment(source), [tmp_path / "policy"], baseline=None, source=source,
+            experiment, [tmp_path / "policy"], baseline=None, source=source,
             storage=str(tmp_path / "runs"), start="fresh", offline=False, say=lambda line: None,
         )  # fmt: skip
 
@@ -84,9 +87,7 @@ def test_stages_that_cannot_be_written_are_a_sentence(tmp_path, monkeypatch):
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    source = tmp_path / "one.yaml"
-    source.write_text("name: one\npreset: arithmetic\narms: {slime: {}}\n")
-    experiment = load_experiment(source)
+    experiment, source = experiment_in(tmp_path)
     monkeypatch.setattr(stages, "_make_tokens", full)
     with pytest.raises(RunError, match="The shared stages could not be made: OSError"):
         single.train_one(

@@ -28,17 +28,12 @@ from slime_ray.training.single import ConsoleProgress
 from slime_ray.training.trackers import Trackers, TrialArguments
 from slime_ray.training.worker import run_trial
 
+from . import small_trials
+from .small_trials import nothing
+
 FOUND = ModuleSpec("found", None, origin="somewhere")
-TEXT = """\
-name: tracked
-preset: arithmetic
-base:
-  data: {sft_examples: 200, pairs: 40, held_out_pairs: 24}
-  sft: {updates: 10}
-  training: {updates: 6, pairs_per_update: 16, evaluations: 3, learning_rate: 1e-3}
-  evaluation: {prompts: 16, selection_prompts: 8, kl_prompts: 4, decoding: {max_new_tokens: 12, batch: 16}}
-arms: {slime: {objective.anchor_weight: 0.2}, sft: {training.updates: 0}}
-"""
+ARMS = "arms: {slime: {objective.anchor_weight: 0.2}, sft: {training.updates: 0}}\n"
+TEXT = small_trials.TEXT.partition("arms:")[0] + ARMS
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +41,6 @@ def trials(tmp_path_factory) -> list[Trial]:
     path = tmp_path_factory.mktemp("yaml") / "tracked.yaml"
     path.write_text(TEXT)
     return arm_trials(load_experiment(path))
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory) -> RunStore:
-    return RunStore(tmp_path_factory.mktemp("storage"))
-
-
-def nothing(told: Any) -> None:
-    return None
 
 
 class Trainer:

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from slime_ray.config.experiment import Faults, Trial, arm_trials
+from slime_ray.config.experiment import Faults, arm_trials
 from slime_ray.errors import InputError, RunError, device_error, is_memory_error
 from slime_ray.evaluation.held_out import HeldOut, measure_held_out
 from slime_ray.runs import results
-from slime_ray.training import attempts, loop, sentinel, worker
+from slime_ray.training import attempts, sentinel, worker
 from slime_ray.training.loop import Runtime
 from slime_ray.training.orders import Paused
 from slime_ray.training.outcome import DeviceFailure, OutOfMemory
 from slime_ray.training.stages import prepare
 from slime_ray.training.worker import run_trial
 
-from .small_trials import Orders, computed, nothing
+from .small_trials import Orders, changed, computed, nothing
 
 
 def fails(error: Exception) -> Callable[..., None]:
@@ -142,12 +142,11 @@ def test_only_a_checkpoint_that_was_written_counts_as_one(experiment, storage, t
 
 def test_a_loss_that_is_not_a_number_ends_a_trial_as_diverged(experiment, storage, tmp_path):
     trial = arm_trials(experiment)[0]
-    settings = trial.settings.model_dump()
-    settings["training"] |= {"learning_rate": 0.99, "max_grad_norm": None, "updates": 200, "evaluations": 1}
+    training = {"learning_rate": 0.99, "max_grad_norm": None, "updates": 200, "evaluations": 1}
+    values: dict[str, Any] = {f"training.{name}": value for name, value in training.items()}
     # The checkpoint that it starts from is a sound one.
-    settings["sft"]["lora"] = dict(settings["model"]["lora"])
-    settings["model"]["lora"]["alpha"] = 1e30
-    wild = Trial.model_validate(trial.model_dump() | {"settings": settings})
+    sft = {"sft.lora": trial.settings.model_dump()["model"]["lora"]}
+    wild = changed(trial, values | sft | {"model.lora.alpha": 1e30})
     row = run_trial(wild, run=tmp_path, storage=storage, report=nothing)
     assert row["status"] == "diverged"
     assert "became" in row["reason"]
@@ -220,7 +219,7 @@ def test_a_trial_whose_gpu_failed_once_comes_to_what_it_would_have(experiment, s
     assert computed(tmp_path, trial)[0] == computed(whole, trial)[0]
 
 
-@pytest.mark.parametrize(("module", "name"), [(worker, "prepare"), (loop, "measure_held_out")])
+@pytest.mark.parametrize(("module", "name"), [(worker, "prepare"), (sentinel, "measure_held_out")])
 def test_it_does_so_wherever_it_fails_and_whatever_the_error_became(
     experiment, storage, tmp_path, monkeypatch, module, name
 ):
@@ -290,8 +289,8 @@ def test_log_probabilities_that_are_no_numbers_end_a_trial_before_it_answers(
 
     trial = arm_trials(experiment)[0]
     prepare(trial.settings, storage=storage, report=nothing)
-    monkeypatch.setattr(loop, "measure_held_out", broken)
-    monkeypatch.setattr(sentinel.SentinelWatch, "look", lambda *given: pytest.fail("it was asked") if given[1] else {})
+    monkeypatch.setattr(sentinel, "measure_held_out", broken)
+    monkeypatch.setattr(sentinel.Measurements, "look", lambda *given: pytest.fail("it was asked") if given[1] else {})
     row = run_trial(trial, run=tmp_path, storage=storage, report=nothing)
     assert row["status"] == "diverged"
     assert "not finite" in row["reason"]

@@ -4,7 +4,7 @@ from slime_ray.config.judge import Exact, Llm, RewardModel
 from slime_ray.config.settings import Settings
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.judges.asking import Asker
-from slime_ray.evaluation.judges.base import Judge, Judged, Messages, Progress, ScoringJudge, Summary
+from slime_ray.evaluation.judges.base import AnswerPair, Judge, Judged, Messages, Progress, ScoringJudge, Summary
 from slime_ray.evaluation.judges.batches import BatchAsker
 from slime_ray.evaluation.judges.endpoint import Endpoint
 from slime_ray.evaluation.judges.exact import ExactJudge, load_scorer, question
@@ -13,6 +13,7 @@ from slime_ray.evaluation.judges.panel import Panel, Rater
 from slime_ray.evaluation.verdict_cache import Verdicts
 
 __all__ = [
+    "AnswerPair",
     "ExactJudge",
     "Judge",
     "Judged",

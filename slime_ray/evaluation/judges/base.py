@@ -1,15 +1,18 @@
-"""What a judge is: prompts and two answers each go in, one verdict each comes out."""
+"""What a judge is: pairs of answers go in, one verdict each comes out."""
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from slime_ray.evaluation.verdicts import FAILED, Comparison, Pooled, verdict_of_scores
 
 Messages = Sequence[dict[str, Any]]
 """One conversation: mappings with `role` and `content`."""
+
+Prompted = tuple[Messages, str]
+"""An answer after the conversation that it ends."""
 
 Progress = Callable[[int, int], None]
 """Told how much is done, of how much."""
@@ -67,14 +70,23 @@ class Summary:
 class Judged:
     """What a judge said of the policy's answers and the baseline's, one item a prompt.
 
-    comparisons: None where nothing was judged. scores, baseline_scores: None where the judge gives none. summary: what
-    it took; None where nothing was judged.
+    comparisons: None where nothing was judged. summary: what it took; None where nothing was judged.
     """
 
     comparisons: Sequence[Comparison | Pooled | None]
-    scores: Sequence[float | None]
-    baseline_scores: Sequence[float | None]
     summary: Summary | None = None
+
+
+class AnswerPair(NamedTuple):
+    """The policy's answer and the baseline's, each with the conversation that ends with what it answers.
+
+    The conversations are one, unless each side's own earlier answers are in them.
+    """
+
+    prompt: Messages
+    answer: str
+    baseline_prompt: Messages
+    baseline: str
 
 
 class Judge(ABC):
@@ -83,22 +95,8 @@ class Judge(ABC):
     name: str
 
     @abstractmethod
-    def compare(
-        self,
-        prompts: Sequence[Messages],
-        answers: Sequence[str],
-        baseline: Sequence[str],
-        baseline_prompts: Sequence[Messages] | None = None,
-    ) -> Judged:
-        """Judge every prompt in both orders. Equal answers to the same prompt tie.
-
-        Args:
-            prompts: Conversations that end with what is asked.
-            answers: The policy's, one a prompt.
-            baseline: The baseline's.
-            baseline_prompts: The conversations that the baseline's answers end, where its own earlier answers make
-                them others than `prompts`.
-        """
+    def compare(self, pairs: Sequence[AnswerPair]) -> Judged:
+        """Judge every pair in both orders. Equal answers to the same prompt tie."""
 
 
 class ScoringJudge(Judge):
@@ -111,31 +109,23 @@ class ScoringJudge(Judge):
     summary: Summary = Summary(unit="scores")
 
     @abstractmethod
-    def score_each(self, prompts: Sequence[Messages], answers: Sequence[str]) -> list[float | None]:
+    def score_each(self, answers: Sequence[Prompted]) -> list[float | None]:
         """One score an answer; no two of them are the same answer to the same prompt."""
 
-    def scores(self, prompts: Sequence[Messages], answers: Sequence[str]) -> list[float | None]:
+    def scores(self, answers: Sequence[Prompted]) -> list[float | None]:
         """One score an answer, higher is better, None where there is none. Equal ones are scored once."""
-        pairs = list(zip(prompts, answers, strict=True))
-        keys = [json.dumps([list(messages), answer], sort_keys=True) for messages, answer in pairs]
-        asked = dict(zip(keys, pairs, strict=True))
-        scores = self.score_each([prompt for prompt, _ in asked.values()], [answer for _, answer in asked.values()])
-        by_key = dict(zip(asked, scores, strict=True))
+        keys = [json.dumps([list(messages), answer], sort_keys=True) for messages, answer in answers]
+        asked = dict(zip(keys, answers, strict=True))
+        by_key = dict(zip(asked, self.score_each(list(asked.values())), strict=True))
         return [by_key[key] for key in keys]
 
-    def compare(
-        self,
-        prompts: Sequence[Messages],
-        answers: Sequence[str],
-        baseline: Sequence[str],
-        baseline_prompts: Sequence[Messages] | None = None,
-    ) -> Judged:
+    def compare(self, pairs: Sequence[AnswerPair]) -> Judged:
         """Both orders follow from the same scores."""
-        count = len(prompts)
-        scores = self.scores([*prompts, *(baseline_prompts or prompts)], [*answers, *baseline])
-        sides = list(zip(scores[:count], scores[count:], strict=True))
+        scores = self.scores([*(pair[:2] for pair in pairs), *(pair[2:] for pair in pairs)])
+        sides = zip(scores[: len(pairs)], scores[len(pairs) :], strict=True)
+        band = self.tie_band
         comparisons = [
-            Comparison(*(verdict_of_scores(*side, tie_band=self.tie_band) for side in ((ours, theirs), (theirs, ours))))
-            for ours, theirs in sides
+            Comparison(verdict_of_scores(a, b, tie_band=band), verdict_of_scores(b, a, tie_band=band), a, b)
+            for a, b in sides
         ]
-        return Judged(comparisons, scores[:count], scores[count:], self.summary)
+        return Judged(comparisons, self.summary)

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Sequence
 
 from slime_ray.errors import InputError
-from slime_ray.evaluation.judges.base import Messages, ScoringJudge, Summary
+from slime_ray.evaluation.judges.base import Messages, Prompted, ScoringJudge, Summary
 from slime_ray.evaluation.verdicts import read_score
 
 Scorer = Callable[[str, str], float | None]
@@ -19,14 +19,14 @@ class ExactJudge(ScoringJudge):
         self.scorer = scorer
         self.name = name
 
-    def score_each(self, prompts: Sequence[Messages], answers: Sequence[str]) -> list[float | None]:
+    def score_each(self, answers: Sequence[Prompted]) -> list[float | None]:
         """One score an answer, None where the scorer gives NaN or None.
 
         Raises:
             InputError: the scorer fails, or gives what is no number.
         """
         scores: list[float | None] = []
-        for messages, answer in zip(prompts, answers, strict=True):
+        for messages, answer in answers:
             prompt = question(messages)
             try:
                 scores.append(read_score(self.scorer(prompt, answer)))

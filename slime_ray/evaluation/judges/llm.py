@@ -15,7 +15,7 @@ from typing import Any, cast
 from slime_ray.config.judge import PLACES, Llm, Template
 from slime_ray.data.messages import shown_text
 from slime_ray.evaluation.judges.asking import Asker, Chat, JudgeQuestion
-from slime_ray.evaluation.judges.base import Judge, Judged, Messages, ScoringJudge
+from slime_ray.evaluation.judges.base import AnswerPair, Judge, Judged, Messages, Prompted, ScoringJudge
 from slime_ray.evaluation.verdicts import POINTS_OF_A, Comparison, Verdict
 
 _OPEN, _CLOSE = r"[\[［【]", r"[\]］】]"
@@ -96,25 +96,17 @@ class PairwiseLlmJudge(Judge):
     def __init__(self, settings: Llm, asker: Asker, *, repeat: int = 1):
         self.settings, self.asker, self.name, self.repeat = settings, asker, settings.identity, repeat
 
-    def compare(
-        self,
-        prompts: Sequence[Messages],
-        answers: Sequence[str],
-        baseline: Sequence[str],
-        baseline_prompts: Sequence[Messages] | None = None,
-    ) -> Judged:
-        """Both orders of all prompts are asked for together. Equal answers tie without being shown."""
-        sides = list(zip(prompts, answers, baseline_prompts or prompts, baseline, strict=True))
-        orders = [*sides, *((other, theirs, prompt, ours) for prompt, ours, other, theirs in sides)]
+    def compare(self, pairs: Sequence[AnswerPair]) -> Judged:
+        """Both orders of all pairs are asked for together. Equal answers tie without being shown."""
+        orders = [*pairs, *((other, theirs, prompt, ours) for prompt, ours, other, theirs in pairs)]
         equal = [list(prompt) == list(other) and a == b for prompt, a, other, b in orders]
         found, summary = self.asker.ask(
             [self._compared(*each) for each, same in zip(orders, equal, strict=True) if not same]
         )
         labels = iter(found)
         verdicts = ["A=B" if same else cast(Verdict, next(labels)) for same in equal]
-        comparisons = [Comparison(*both) for both in zip(verdicts[: len(sides)], verdicts[len(sides) :], strict=True)]
-        nothing: list[None] = [None] * len(sides)
-        return Judged(comparisons, nothing, nothing, summary)
+        comparisons = [Comparison(*both) for both in zip(verdicts[: len(pairs)], verdicts[len(pairs) :], strict=True)]
+        return Judged(comparisons, summary)
 
     def _compared(self, prompt: Messages, a: str, other: Messages, b: str) -> JudgeQuestion:
         if list(prompt) != list(other):
@@ -130,13 +122,11 @@ class RatingLlmJudge(ScoringJudge):
     def __init__(self, settings: Llm, asker: Asker, *, repeat: int = 1):
         self.settings, self.asker, self.name, self.repeat = settings, asker, settings.identity, repeat
 
-    def score_each(self, prompts: Sequence[Messages], answers: Sequence[str]) -> list[float | None]:
+    def score_each(self, answers: Sequence[Prompted]) -> list[float | None]:
         """One rating an answer, all asked for together."""
-        questions = [
-            _question(self.settings, prompt, {"answer": answer}, self.repeat)
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-        found, summary = self.asker.ask(questions)
+        found, summary = self.asker.ask(
+            [_question(self.settings, prompt, {"answer": answer}, self.repeat) for prompt, answer in answers]
+        )
         self.summary = replace(summary, unit="scores")
         return [None if rating is None else float(rating) for rating in found]
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from slime_ray.evaluation.judges.base import Judge, Judged, Messages, Summary
+from slime_ray.evaluation.judges.base import AnswerPair, Judge, Judged, Messages, Summary
 from slime_ray.evaluation.verdicts import Comparison, Pooled, Rating
 
 
@@ -35,29 +35,19 @@ class Panel(Judge):
     def __init__(self, name: str, raters: Sequence[Rater]):
         self.name, self.raters = name, raters
 
-    def compare(
-        self,
-        prompts: Sequence[Messages],
-        answers: Sequence[str],
-        baseline: Sequence[str],
-        baseline_prompts: Sequence[Messages] | None = None,
-    ) -> Judged:
+    def compare(self, pairs: Sequence[AnswerPair]) -> Judged:
         """What each rater makes of its prompts, pooled prompt by prompt."""
-        sides = list(zip(prompts, answers, baseline, baseline_prompts or prompts, strict=True))
-        ratings: list[list[Rating]] = [[] for _ in sides]
+        ratings: list[list[Rating]] = [[] for _ in pairs]
         summaries: dict[tuple[str, int], Summary] = {}
         for rater in self.raters:
-            places = [place for place, prompt in enumerate(prompts) if rater.takes(prompt)]
-            columns = [[sides[place][column] for place in places] for column in range(4)]
-            judged = rater.judge.compare(*columns)  # type: ignore[arg-type]
+            places = [place for place, pair in enumerate(pairs) if rater.takes(pair.prompt)]
+            judged = rater.judge.compare([pairs[place] for place in places])
             if judged.summary is not None:
                 summaries[rater.judge.name, rater.repeat] = judged.summary
-            found = zip(places, judged.comparisons, judged.scores, judged.baseline_scores, strict=True)
-            for place, comparison, score, baseline_score in found:
+            for place, comparison in zip(places, judged.comparisons, strict=True):
                 assert isinstance(comparison, Comparison)
-                ratings[place].append(Rating(rater.judge.name, rater.repeat, comparison, score, baseline_score))
-        nothing: list[None] = [None] * len(sides)
-        return Judged([Pooled(tuple(every)) for every in ratings], nothing, nothing, _total(summaries))
+                ratings[place].append(Rating(rater.judge.name, rater.repeat, comparison))
+        return Judged([Pooled(tuple(every)) for every in ratings], _total(summaries))
 
 
 def _total(summaries: Mapping[tuple[str, int], Summary]) -> Summary:

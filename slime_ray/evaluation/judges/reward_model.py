@@ -15,7 +15,7 @@ from slime_ray.config.judge import RewardModel
 from slime_ray.data.chat_template import ChatRenderer, Refusal
 from slime_ray.data.messages import shown_text
 from slime_ray.errors import InputError, RunError
-from slime_ray.evaluation.judges.base import Messages, Progress, ScoringJudge, Summary
+from slime_ray.evaluation.judges.base import Messages, Progress, Prompted, ScoringJudge, Summary
 from slime_ray.evaluation.verdict_cache import Verdicts
 from slime_ray.evaluation.verdicts import read_score
 from slime_ray.model.files import check_texts
@@ -52,10 +52,9 @@ class RewardModelJudge(ScoringJudge):
             raise self._unusable(f"it has {self.config.num_labels} labels, and a reward model has one")
         self.key = f"{settings.scoring} {self._weights()}"
 
-    def score_each(self, prompts: Sequence[Messages], answers: Sequence[str]) -> list[float | None]:
+    def score_each(self, answers: Sequence[Prompted]) -> list[float | None]:
         """One score an answer. Raises InputError for a model that cannot be used."""
-        pairs = list(zip(prompts, answers, strict=True))
-        keys = [self._key(prompt, answer) for prompt, answer in pairs]
+        keys = [self._key(prompt, answer) for prompt, answer in answers]
         known = self.verdicts.find(sorted(set(keys)))
         left = [place for place, key in enumerate(keys) if key not in known]
         if left and self.offline:
@@ -67,7 +66,7 @@ class RewardModelJudge(ScoringJudge):
         new, shortened = 0, 0
         if left:
             tokenizer = self._load(read_tokenizer, *self.parts.tokenizer)
-            conversations, shortened = self._encode(tokenizer, [pairs[place] for place in left])
+            conversations, shortened = self._encode(tokenizer, [answers[place] for place in left])
             rendered = [index for index, ids in enumerate(conversations) if ids]
             scores = self._score(tokenizer, [conversations[index] for index in rendered])
             found = {
@@ -93,13 +92,13 @@ class RewardModelJudge(ScoringJudge):
         except ValueError:
             raise self.verdicts.unreadable(value) from None
 
-    def _encode(self, tokenizer: Any, pairs: Sequence[tuple[Messages, str]]) -> tuple[list[list[int]], int]:
+    def _encode(self, tokenizer: Any, answers: Sequence[Prompted]) -> tuple[list[list[int]], int]:
         """Token ids of each conversation, none where the template refuses it, and how many lost their start."""
         if tokenizer.chat_template is None:
             raise self._unusable("its tokenizer has no chat template")
         renderer = ChatRenderer(tokenizer)
         texts = renderer.conversation_texts(
-            [[*prompt, {"role": "assistant", "content": answer}] for prompt, answer in pairs]
+            [[*prompt, {"role": "assistant", "content": answer}] for prompt, answer in answers]
         )
         sound = [index for index, text in enumerate(texts) if not isinstance(text, Refusal)]
         ids: list[list[int]] = [[] for _ in texts]

@@ -7,13 +7,14 @@ a function of the number of the request, from 0, and of the judgment, that answe
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeVar
 
 from slime_ray.config.judge import Llm
+from slime_ray.evaluation.judges import AnswerPair, Messages
 
 KEY = "sk-test-only-0123456789"
 VARIABLE = "JUDGE_SERVER_KEY"
@@ -155,6 +156,11 @@ def running(server: Server) -> Iterator[Server]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def pairs(prompts: Sequence[Messages], answers: Sequence[str], baseline: Sequence[str]) -> list[AnswerPair]:
+    """Answers of both sides to the same prompts."""
+    return [AnswerPair(prompt, a, prompt, b) for prompt, a, b in zip(prompts, answers, baseline, strict=True)]
 
 
 def settings(server: JudgeServer | str, **changes: Any) -> Llm:

@@ -11,7 +11,7 @@ from slime_ray.evaluation.verdict_cache import Verdicts
 
 from .batch_server import Ended, batching
 from .judge_server import KEY, VARIABLE, Response, serving, settings
-from .test_llm import AB, BA, COUNT, OURS, PROMPTS, THEIRS, labels
+from .test_llm import AB, BA, COUNT, PAIRS, labels
 
 ALL = 2 * COUNT
 EXPIRED = {"code": "batch_expired", "message": "This request could not be executed before the completion window."}
@@ -23,7 +23,7 @@ def batch(llm):
 
     def judged(server, **changes):
         given = {"mode": "batch", "poll_seconds": 1e-3, "retries": 0, **changes}
-        return llm(server, **given).compare(PROMPTS, OURS, THEIRS)
+        return llm(server, **given).compare(PAIRS)
 
     return judged
 
@@ -119,7 +119,7 @@ def test_an_interrupt_while_waiting_leaves_the_batch_to_be_found_again(llm, batc
         judge = llm(server, mode="batch", poll_seconds=1e-3)
         judge.asker.progress = interrupt
         with pytest.raises(KeyboardInterrupt):
-            judge.compare(PROMPTS, OURS, THEIRS)
+            judge.compare(PAIRS)
         server.looks = 0
         assert labels(batch(server)) == (AB, BA)
         assert len(server.batches) == 1
@@ -128,7 +128,7 @@ def test_an_interrupt_while_waiting_leaves_the_batch_to_be_found_again(llm, batc
 def test_what_another_machine_found_without_a_verdict_is_asked_for_again(llm, verdicts):
     def asked(kept, **changes):
         judge = llm(server, kept=kept, mode="batch", poll_seconds=1e-3, on_failure="go_on", retries=0, **changes)
-        return judge.compare(PROMPTS, OURS, THEIRS)
+        return judge.compare(PAIRS)
 
     other = Verdicts(verdicts.folder, run=verdicts.run)
     other.own = verdicts.folder / "other.sqlite"
@@ -146,7 +146,7 @@ def test_what_another_machine_found_without_a_verdict_is_asked_for_again(llm, ve
 def test_another_machine_finds_the_batch_too(llm, verdicts):
     def asked(kept, **changes):
         judge = llm(server, kept=kept, mode="batch", poll_seconds=1e-3, **changes)
-        return judge.compare(PROMPTS, OURS, THEIRS)
+        return judge.compare(PAIRS)
 
     with batching() as server:
         with pytest.raises(RunError, match="has not ended"):
@@ -191,7 +191,7 @@ def test_what_another_trial_asked_for_and_got_meanwhile_is_taken(llm, verdicts, 
 
     monkeypatch.setattr(verdicts, "begin_batch", begun)
     with batching() as server:
-        judged = llm(server, mode="batch", poll_seconds=1e-3, retries=0).compare(PROMPTS, OURS, THEIRS)
+        judged = llm(server, mode="batch", poll_seconds=1e-3, retries=0).compare(PAIRS)
         assert not server.batches
     assert {label for both in labels(judged) for label in both} == {"A>B"}
     assert judged.summary.missing == {}

@@ -17,10 +17,11 @@ from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.judges import asking, endpoint
 from slime_ray.evaluation.judges.endpoint import Endpoint, seconds_of
 
-from .judge_server import KEY, VARIABLE, Response, completion, serving, settings
+from .judge_server import KEY, VARIABLE, Response, completion, pairs, serving, settings
 
 PROMPTS = [[{"role": "user", "content": f"question {n}"}] for n in range(2)]
 OURS, THEIRS = ["a good answer", "a"], ["an answer", "an answer"]
+PAIRS = pairs(PROMPTS, OURS, THEIRS)
 LATE = r"no answer within 0\.3 s"
 
 
@@ -93,7 +94,7 @@ def hang(connection, released):
 def test_a_request_ends_at_its_deadline_whatever_comes_meanwhile(llm, send):
     """Each byte comes in time; all of them take ten times as long as a request may."""
     with raw_server(send) as url, pytest.raises(RunError, match=LATE):
-        llm(url, timeout_seconds=0.3, retries=0).compare(PROMPTS, OURS, THEIRS)
+        llm(url, timeout_seconds=0.3, retries=0).compare(PAIRS)
 
 
 def hang_up(connection, released):
@@ -111,7 +112,7 @@ def speak_otherwise(connection, released):
 @pytest.mark.parametrize("send", [hang_up, say_nothing, speak_otherwise])
 def test_a_connection_that_breaks_is_a_sentence_and_may_have_been_paid_for(llm, send):
     with raw_server(send) as url:
-        judged = llm(url, retries=0, on_failure="go_on").compare(PROMPTS, OURS, THEIRS)
+        judged = llm(url, retries=0, on_failure="go_on").compare(PAIRS)
     ((reason, count),) = judged.summary.missing.items()
     assert (reason.startswith("no connection: "), count) == (True, 4)
     assert judged.summary.requests == 4
@@ -120,7 +121,7 @@ def test_a_connection_that_breaks_is_a_sentence_and_may_have_been_paid_for(llm, 
 def test_an_endpoint_that_does_not_speak_tls_is_a_sentence_and_costs_nothing(llm):
     with serving() as server:
         judge = llm(server.url.replace("http:", "https:"), retries=0, on_failure="go_on")
-        judged = judge.compare(PROMPTS, OURS, THEIRS)
+        judged = judge.compare(PAIRS)
     ((reason, _),) = judged.summary.missing.items()
     assert "SSL" in reason
     assert judged.summary.requests == 0
@@ -140,7 +141,7 @@ def packed(encoding, body):
 )
 def test_a_compressed_judgment_is_read(llm, response):
     with serving(lambda *_: response) as server:
-        assert llm(server).compare(PROMPTS, OURS, THEIRS).comparisons[0].ab == "A>B"
+        assert llm(server).compare(PAIRS).comparisons[0].ab == "A>B"
 
 
 FLOOD = b" " * (endpoint.LARGEST + 1) + BODY
@@ -161,7 +162,7 @@ FLOOD = b" " * (endpoint.LARGEST + 1) + BODY
 )  # fmt: skip
 def test_no_answer_takes_more_room_than_a_judgment_may(llm, response, reason):
     with serving(lambda *_: response) as server:
-        judged = llm(server, retries=0, on_failure="go_on", concurrency=1).compare(PROMPTS[:1], OURS[:1], THEIRS[:1])
+        judged = llm(server, retries=0, on_failure="go_on", concurrency=1).compare(PAIRS[:1])
     ((said, count),) = judged.summary.missing.items()
     assert (said.startswith(reason), count) == (True, 2)
 
@@ -183,7 +184,7 @@ def test_decompression_stops_at_the_limit(llm, monkeypatch):
     with serving(lambda *_: packed("gzip", gzip.compress(b" " * (2 * endpoint.LARGEST)))) as server:
         judge = llm(server, retries=0, concurrency=1)
         with pytest.raises(RunError, match="16 MB"):
-            judge.compare(PROMPTS, OURS, THEIRS)
+            judge.compare(PAIRS)
     assert sum(seen) == endpoint.LARGEST + 1
 
 
@@ -193,7 +194,7 @@ def test_a_redirect_is_refused_and_nothing_is_sent_there(llm, caplog, status):
         place = f"{other.url.replace('http://', 'http://bob:secret@')}/chat/completions?token=abc"
         server.behave = lambda *_: Response(status, {}, {"location": place})
         with pytest.raises(RunError, match=rf"redirects to {other.url}/chat.*\({status}\).*base_url") as stopped:
-            llm(server, on_failure="go_on", concurrency=1).compare(PROMPTS, OURS, THEIRS)
+            llm(server, on_failure="go_on", concurrency=1).compare(PAIRS)
         assert (len(server.requests), other.requests) == (1, [])
     for secret in (KEY, "secret", "abc"):
         assert secret not in str(stopped.value) + caplog.text
@@ -204,7 +205,7 @@ def test_a_redirect_to_nowhere_is_a_sentence(llm):
         for headers in ({}, *({"location": place} for place in ("", "/elsewhere", "http://[broken", "//"))):
             server.behave = lambda *_, headers=headers: Response(307, {}, headers)
             with pytest.raises(RunError, match=r"redirects to .*307"):
-                llm(server, concurrency=1).compare(PROMPTS, OURS, THEIRS)
+                llm(server, concurrency=1).compare(PAIRS)
 
 
 def test_an_interrupt_ends_a_hanging_judge_and_what_had_arrived_is_kept(llm, monkeypatch):
@@ -221,11 +222,11 @@ def test_an_interrupt_ends_a_hanging_judge_and_what_had_arrived_is_kept(llm, mon
     try:
         with serving(behave) as server:
             with pytest.raises(KeyboardInterrupt):
-                llm(server, concurrency=1).compare(PROMPTS, OURS, THEIRS)
+                llm(server, concurrency=1).compare(PAIRS)
             assert len(server.requests) == 2
             release.set()
             server.behave = lambda *_: None
-            judged = llm(server).compare(PROMPTS, OURS, THEIRS)
+            judged = llm(server).compare(PAIRS)
     finally:
         signal.signal(signal.SIGINT, before)
     assert (judged.summary.cached, judged.summary.new) == (1, 3)
@@ -250,7 +251,7 @@ def test_a_judge_that_hangs_hears_an_order_to_leave(llm, monkeypatch):
         judge = llm(server)
         judge.asker.progress = progress
         with pytest.raises(Leave):
-            judge.compare(PROMPTS, OURS, THEIRS)
+            judge.compare(PAIRS)
         release.set()
     assert judge.asker.verdicts.find([]) == {}
 
@@ -258,7 +259,7 @@ def test_a_judge_that_hangs_hears_an_order_to_leave(llm, monkeypatch):
 def test_threads_and_connections_end_with_the_judging(llm):
     with serving() as server:
         for _ in range(3):
-            llm(server).compare(PROMPTS, OURS, THEIRS)
+            llm(server).compare(PAIRS)
     assert not [thread for thread in threading.enumerate() if thread.name == "endpoint"]
 
 
@@ -283,7 +284,7 @@ def test_who_asks_for_hours_is_not_waited_for_and_the_sentence_says_so(llm):
         serving(lambda *_: Response(429, {}, {"retry-after": "86400"})) as server,
         pytest.raises(RunError, match=r"rate limit \(429\) that asks to wait longer than 120 s"),
     ):
-        llm(server, retries=100, concurrency=1).compare(PROMPTS, OURS, THEIRS)
+        llm(server, retries=100, concurrency=1).compare(PAIRS)
 
 
 @pytest.mark.parametrize("key", ["sk one", "sk-\N{CYRILLIC SMALL LETTER ES}12", "sk-1\nsk-2", "sk\t1"])
@@ -297,12 +298,12 @@ def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(monkeypatch, key):
 def test_a_line_break_after_the_key_is_no_part_of_it(llm, monkeypatch):
     monkeypatch.setenv(VARIABLE, f"{KEY}\r\n")
     with serving() as server:
-        assert llm(server).compare(PROMPTS, OURS, THEIRS).comparisons[0].outcome == 1.0
+        assert llm(server).compare(PAIRS).comparisons[0].outcome == 1.0
 
 
 def test_half_a_character_in_an_answer_is_sent_as_a_question_mark(llm):
     with serving() as server:
-        judged = llm(server).compare(PROMPTS, ["good \ud83d", "a"], THEIRS)
+        judged = llm(server).compare(pairs(PROMPTS, ["good \ud83d", "a"], THEIRS))
         assert judged.comparisons[0].outcome == 1.0
         assert any("good ?" in request["messages"][1]["content"] for request in server.requests)
 
@@ -313,7 +314,7 @@ def test_half_a_character_in_an_answer_is_sent_as_a_question_mark(llm):
 def test_a_proxy_that_is_none_is_a_sentence_without_its_password(llm, monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
     with pytest.raises(InputError, match=variable) as refused:
-        llm("http://127.0.0.1:9/v1").compare(PROMPTS, OURS, THEIRS)
+        llm("http://127.0.0.1:9/v1").compare(PAIRS)
     assert "secret" not in str(refused.value)
     assert not [thread for thread in threading.enumerate() if thread.name == "endpoint"]
 
@@ -327,7 +328,7 @@ def test_a_proxy_that_refuses_is_a_sentence_without_its_password(llm, monkeypatc
         monkeypatch.setenv("HTTPS_PROXY", url.replace("http://", "http://bob:secret@").removesuffix("/v1"))
         monkeypatch.delenv("NO_PROXY", raising=False)
         judge = llm("https://judge.invalid/v1", retries=0, on_failure="go_on")
-        judged = judge.compare(PROMPTS, OURS, THEIRS)
+        judged = judge.compare(PAIRS)
     ((reason, count),) = judged.summary.missing.items()
     assert (str(status) in reason, "secret" in reason, count) == (True, False, 4)
     # Nothing came as far as the endpoint.

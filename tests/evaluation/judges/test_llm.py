@@ -16,12 +16,13 @@ from slime_ray.errors import InputError, RunError
 from slime_ray.evaluation.judges.endpoint import Endpoint
 from slime_ray.evaluation.verdict_cache import Verdicts
 
-from .judge_server import KEY, VARIABLE, Response, completion, serving, settings
+from .judge_server import KEY, VARIABLE, Response, completion, pairs, serving, settings
 
 COUNT = 8
 PROMPTS = [[{"role": "user", "content": f"question {n}"}] for n in range(COUNT)]
 OURS = [f"{n} " + "good " * (n % 3) for n in range(COUNT)]
 THEIRS = [f"{n} plain good" for n in range(COUNT)]
+PAIRS = pairs(PROMPTS, OURS, THEIRS)
 # By the server's rule: 0, 1 or 2 times good against 1.
 AB = [("B>A", "A=B", "A>B")[n % 3] for n in range(COUNT)]
 BA = [("A>B", "A=B", "B>A")[n % 3] for n in range(COUNT)]
@@ -32,7 +33,7 @@ def labels(judged):
 
 
 def test_both_orders_of_all_prompts_are_asked_and_judged(server, llm):
-    judged = llm(server).compare(PROMPTS, OURS, THEIRS)
+    judged = llm(server).compare(PAIRS)
     assert labels(judged) == (AB, BA)
     assert len(server.requests) == 2 * COUNT
     assert {request["temperature"] for request in server.requests} == {0.0}
@@ -42,10 +43,9 @@ def test_both_orders_of_all_prompts_are_asked_and_judged(server, llm):
 
 
 def test_single_grading_rates_each_answer_once_and_both_orders_follow(server, llm):
-    judged = llm(server, template="mt-bench-single").compare(PROMPTS, OURS, THEIRS)
+    judged = llm(server, template="mt-bench-single").compare(PAIRS)
     assert labels(judged) == (AB, BA)
-    assert judged.scores == [1.0 + n % 3 for n in range(COUNT)]
-    assert judged.baseline_scores == [2.0] * COUNT
+    assert [(one.score, one.baseline_score) for one in judged.comparisons] == [(1.0 + n % 3, 2.0) for n in range(COUNT)]
     assert len(server.requests) == 2 * COUNT
 
 
@@ -57,28 +57,28 @@ def test_all_requests_of_an_evaluation_are_on_their_way_together(llm):
         barrier.wait(timeout=60)
 
     with serving(together) as server:
-        assert labels(llm(server, concurrency=2 * COUNT).compare(PROMPTS, OURS, THEIRS)) == (AB, BA)
+        assert labels(llm(server, concurrency=2 * COUNT).compare(PAIRS)) == (AB, BA)
         assert server.at_once == 2 * COUNT
 
 
 def test_no_more_requests_than_allowed_are_on_their_way(server, llm):
-    llm(server, concurrency=3).compare(PROMPTS, OURS, THEIRS)
+    llm(server, concurrency=3).compare(PAIRS)
     assert server.at_once <= 3
 
 
 def test_a_finished_evaluation_repeats_offline_without_a_key(server, llm, monkeypatch):
-    online = llm(server).compare(PROMPTS, OURS, THEIRS)
+    online = llm(server).compare(PAIRS)
     monkeypatch.delenv(VARIABLE)
-    offline = llm("http://127.0.0.1:9/v1", offline=True).compare(PROMPTS, OURS, THEIRS)
+    offline = llm("http://127.0.0.1:9/v1", offline=True).compare(PAIRS)
     assert offline.comparisons == online.comparisons
     assert (offline.summary.new, offline.summary.cached) == (0, 2 * COUNT)
     assert len(server.requests) == 2 * COUNT
 
 
 def test_offline_says_how_many_verdicts_are_missing(server, llm):
-    llm(server).compare(PROMPTS[:5], OURS[:5], THEIRS[:5])
+    llm(server).compare(PAIRS[:5])
     with pytest.raises(RunError, match="6 of 16 verdicts"):
-        llm(server, offline=True).compare(PROMPTS, OURS, THEIRS)
+        llm(server, offline=True).compare(PAIRS)
 
 
 def test_rate_limits_and_failing_servers_are_asked_again(llm):
@@ -96,7 +96,7 @@ def test_rate_limits_and_failing_servers_are_asked_again(llm):
         return troubles[number] if number < len(troubles) else None
 
     with serving(behave) as server:
-        judged = llm(server, retries=len(troubles)).compare(PROMPTS, OURS, THEIRS)
+        judged = llm(server, retries=len(troubles)).compare(PAIRS)
         assert labels(judged) == (AB, BA)
         assert len(server.requests) == 2 * COUNT + len(troubles)
     # Refused requests are not paid for; those that were answered in whatever way may have been.
@@ -107,7 +107,7 @@ def test_a_slow_endpoint_is_a_time_out_that_may_have_been_paid_for(llm):
     release = threading.Event()
     with serving(lambda *_: release.wait(20) and None) as server:
         with pytest.raises(RunError, match=r"no answer within 0.2 s.*with --resume"):
-            llm(server, timeout_seconds=0.2, retries=0, concurrency=1).compare(PROMPTS, OURS, THEIRS)
+            llm(server, timeout_seconds=0.2, retries=0, concurrency=1).compare(PAIRS)
         release.set()
     judge = llm(server, offline=True)
     assert judge.asker.verdicts.spent(judge.name).requests == 1
@@ -115,8 +115,8 @@ def test_a_slow_endpoint_is_a_time_out_that_may_have_been_paid_for(llm):
 
 def test_where_nobody_listens_the_trial_stops_or_goes_on_as_it_was_told(llm):
     with pytest.raises(RunError, match="no connection"):
-        llm("http://127.0.0.1:9/v1", retries=1).compare(PROMPTS, OURS, THEIRS)
-    judged = llm("http://127.0.0.1:9/v1", retries=1, on_failure="go_on").compare(PROMPTS, OURS, THEIRS)
+        llm("http://127.0.0.1:9/v1", retries=1).compare(PAIRS)
+    judged = llm("http://127.0.0.1:9/v1", retries=1, on_failure="go_on").compare(PAIRS)
     assert labels(judged) == ([None] * COUNT, [None] * COUNT)
     ((reason, count),) = judged.summary.missing.items()
     assert (reason.startswith("no connection"), count) == (True, 2 * COUNT)
@@ -127,7 +127,7 @@ def test_where_nobody_listens_the_trial_stops_or_goes_on_as_it_was_told(llm):
 def test_a_refused_key_stops_at_once_names_its_variable_and_is_not_shown(server, llm, monkeypatch, caplog, policy):
     monkeypatch.setenv(VARIABLE, "sk-wrong-9999")
     with pytest.raises(RunError, match=VARIABLE) as stopped:
-        llm(server, on_failure=policy, concurrency=1).compare(PROMPTS, OURS, THEIRS)
+        llm(server, on_failure=policy, concurrency=1).compare(PAIRS)
     assert "sk-wrong" not in str(stopped.value) + caplog.text
     assert len(server.requests) <= 2
 
@@ -135,7 +135,7 @@ def test_a_refused_key_stops_at_once_names_its_variable_and_is_not_shown(server,
 def test_an_unknown_model_stops_at_once_with_what_the_endpoint_says(llm):
     with serving(lambda *_: Response(404, {"error": {"message": "The model `rule` does not exist"}})) as server:
         with pytest.raises(RunError, match=r"does not know the model rule.*does not exist.*base_url"):
-            llm(server, on_failure="go_on", concurrency=1).compare(PROMPTS, OURS, THEIRS)
+            llm(server, on_failure="go_on", concurrency=1).compare(PAIRS)
         assert len(server.requests) <= 2
 
 
@@ -146,7 +146,7 @@ def test_an_endpoint_that_wants_max_completion_tokens_gets_them(llm):
         return None
 
     with serving(behave) as server:
-        assert labels(llm(server, concurrency=1).compare(PROMPTS, OURS, THEIRS)) == (AB, BA)
+        assert labels(llm(server, concurrency=1).compare(PAIRS)) == (AB, BA)
         assert len(server.requests) == 2 * COUNT + 1
 
 
@@ -157,7 +157,7 @@ def test_an_endpoint_that_wants_max_completion_tokens_gets_them(llm):
 )
 def test_an_invalid_judgment_is_asked_again_twice_and_then_missing(llm, verdicts, judgment):
     with serving(lambda *_: Response(body=completion(judgment))) as server:
-        judged = llm(server).compare(PROMPTS[:2], OURS[:2], THEIRS[:2])
+        judged = llm(server).compare(PAIRS[:2])
         assert labels(judged) == ([None, None], [None, None])
         assert len(server.requests) == 3 * 4
         assert len({json.dumps(request["messages"]) for request in server.requests}) == 3 * 4
@@ -165,7 +165,7 @@ def test_an_invalid_judgment_is_asked_again_twice_and_then_missing(llm, verdicts
         # They were paid for, and are asked for again another time.
         assert judged.summary.input_tokens == 1200
         server.behave = lambda *_: None
-        assert labels(llm(server).compare(PROMPTS[:2], OURS[:2], THEIRS[:2])) == (AB[:2], BA[:2])
+        assert labels(llm(server).compare(PAIRS[:2])) == (AB[:2], BA[:2])
     with sqlite3.connect(verdicts.own) as database:
         assert database.execute("SELECT COUNT(*) FROM requests WHERE judgment = ?", (judgment or "",)).fetchone() == (
             12,
@@ -178,27 +178,29 @@ def test_a_judge_that_dies_half_way_loses_nothing(llm):
 
     with serving(behave) as server:
         with pytest.raises(RunError, match=" 9 requests"):
-            llm(server, retries=0, concurrency=4).compare(PROMPTS, OURS, THEIRS)
+            llm(server, retries=0, concurrency=4).compare(PAIRS)
         server.behave = lambda *_: None
         asked = len(server.requests)
-        judged = llm(server).compare(PROMPTS, OURS, THEIRS)
+        judged = llm(server).compare(PAIRS)
         assert labels(judged) == (AB, BA)
         assert (judged.summary.cached, len(server.requests) - asked) == (9, 2 * COUNT - 9)
 
 
 @pytest.mark.parametrize("template", ["arena-hard", "mt-bench-single"])
 def test_a_kept_value_that_is_no_verdict_is_refused_and_not_counted(server, llm, verdicts, template):
-    llm(server, template=template).compare(PROMPTS, OURS, THEIRS)
+    llm(server, template=template).compare(PAIRS)
     for value in ("better", "nan", "11.0", "A>B>C", ""):
         with sqlite3.connect(verdicts.own) as database:
             database.execute("UPDATE verdicts SET value = ?", (value,))
         with pytest.raises(RunError, match=r"keeps .* as a verdict, which is none. .*move it away"):
-            llm(server, template=template).compare(PROMPTS, OURS, THEIRS)
+            llm(server, template=template).compare(PAIRS)
 
 
 def test_prompts_that_repeat_share_verdicts_only_on_the_same_answers(server, llm):
     prompts = [PROMPTS[0]] * 4
-    judged = llm(server).compare(prompts, ["good good", "good good", "bad", "good"], ["good", "good", "good", "good"])
+    judged = llm(server).compare(
+        pairs(prompts, ["good good", "good good", "bad", "good"], ["good", "good", "good", "good"])
+    )
     # Of three different comparisons one ties without being asked for.
     assert [one.outcome for one in judged.comparisons] == [1.0, 1.0, 0.0, 0.5]
     assert len(server.requests) == 2 * 2
@@ -213,13 +215,14 @@ from slime_ray.evaluation.judges.endpoint import Endpoint
 from slime_ray.evaluation.judges.llm import PairwiseLlmJudge
 from slime_ray.evaluation.verdict_cache import Verdicts
 from tests.evaluation.judges.judge_server import settings
-from tests.evaluation.judges.test_llm import OURS, PROMPTS, THEIRS, labels
+from tests.evaluation.judges.test_llm import PAIRS, labels
 url, folder, concurrency, budget, twice = sys.argv[1:]
 # What takes long is imported once; from here on there are two.
 other = os.fork() if twice == "True" else None
 chosen = settings(url, concurrency=int(concurrency), budget={"requests": int(budget)}, on_failure="go_on", retries=0)
 asker = Asker(chosen, verdicts=Verdicts(Path(folder), run="first"), endpoint=Endpoint(chosen))
-print(labels(PairwiseLlmJudge(chosen, asker).compare(PROMPTS, OURS, THEIRS)), flush=True)
+# In one write, so that the lines of two processes stay apart.
+print(f"{labels(PairwiseLlmJudge(chosen, asker).compare(PAIRS))}\\n", end="", flush=True)
 if other:
     sys.exit(os.waitpid(other, 0)[1])
 """
@@ -252,7 +255,7 @@ def test_a_judge_whose_process_is_killed_has_kept_what_had_arrived(llm, verdicts
         process.communicate()
         release.set()
         asked = len(server.requests)
-        assert labels(llm(server).compare(PROMPTS, OURS, THEIRS)) == (AB, BA)
+        assert labels(llm(server).compare(PAIRS)) == (AB, BA)
         assert len(server.requests) - asked == 2 * COUNT - 5
 
 
@@ -270,13 +273,13 @@ def test_two_processes_share_a_cache_and_keep_one_budget(verdicts):
 
 def test_a_budget_holds_over_all_evaluations_of_a_run_and_not_over_another(server, llm, tmp_path):
     limited = {"budget": {"requests": 20}}
-    llm(server, **limited).compare(PROMPTS, OURS, THEIRS)
+    llm(server, **limited).compare(PAIRS)
     others = [answer + " good" for answer in OURS]
     with pytest.raises(RunError, match=r"budget.requests 20 is spent.*pays for nothing twice"):
-        llm(server, **limited).compare(PROMPTS, others, THEIRS)
+        llm(server, **limited).compare(pairs(PROMPTS, others, THEIRS))
     assert len(server.requests) == 20
     other_run = Verdicts(tmp_path / ".verdicts", run="second")
-    llm(server, kept=other_run, **limited).compare(PROMPTS, others, THEIRS)
+    llm(server, kept=other_run, **limited).compare(pairs(PROMPTS, others, THEIRS))
     # Four of the sixteen had been paid for by the first run.
     assert len(server.requests) == 20 + 12
 
@@ -285,7 +288,7 @@ def test_a_budget_holds_over_all_evaluations_of_a_run_and_not_over_another(serve
 def test_tokens_and_cost_end_a_budget_too(server, llm, budget):
     """110 tokens a judgment, at a price of 1 for each million: five judgments take all of both budgets."""
     judge = llm(server, budget=budget, prices={"input": 1, "output": 1}, concurrency=1, on_failure="go_on", retries=0)
-    judged = judge.compare(PROMPTS, OURS, THEIRS)
+    judged = judge.compare(PAIRS)
     assert len(server.requests) == 5
     (name,) = budget
     assert judged.summary.missing == {f"budget.{name} {budget[name]:g} is spent": 11}
@@ -296,13 +299,13 @@ def test_tokens_and_cost_end_a_budget_too(server, llm, budget):
 def test_a_budget_of_tokens_needs_an_endpoint_that_counts_them(llm):
     with serving(lambda number, judgment: Response(body=completion(judgment, usage=None))) as server:
         with pytest.raises(RunError, match=r"does not say how many tokens.*budget.requests"):
-            llm(server, budget={"tokens": 10**6}, concurrency=1).compare(PROMPTS, OURS, THEIRS)
-        assert labels(llm(server).compare(PROMPTS, OURS, THEIRS)) == (AB, BA)
+            llm(server, budget={"tokens": 10**6}, concurrency=1).compare(PAIRS)
+        assert labels(llm(server).compare(PAIRS)) == (AB, BA)
 
 
 def test_the_key_is_neither_in_the_cache_nor_in_the_settings(server, llm, verdicts):
     judge = llm(server)
-    judge.compare(PROMPTS, OURS, THEIRS)
+    judge.compare(PAIRS)
     assert KEY.encode() not in verdicts.own.read_bytes()
     assert KEY not in judge.settings.model_dump_json()
 
@@ -312,7 +315,7 @@ def test_a_key_that_the_endpoint_sends_back_is_neither_kept_nor_reported(llm, ve
         return Response(body=completion(f"Bearer {KEY}\n{judgment}", model=f"rule {KEY}"))
 
     with serving(echo) as server:
-        judged = llm(server).compare(PROMPTS, OURS, THEIRS)
+        judged = llm(server).compare(PAIRS)
     assert labels(judged) == (AB, BA)
     assert judged.summary.models == ("rule ***",)
     assert KEY.encode() not in verdicts.own.read_bytes()
@@ -332,7 +335,7 @@ def test_a_users_own_template_is_asked(server, llm, tmp_path):
     own = tmp_path / "mine.yaml"
     own.write_text("user: 'Q {question} first {answer_a} second {answer_b}, please {not_a_place}'\n")
     judge = llm(server, template=str(own))
-    assert labels(judge.compare(PROMPTS, OURS, THEIRS)) == (AB, BA)
+    assert labels(judge.compare(PAIRS)) == (AB, BA)
     assert "please {not_a_place}" in server.requests[0]["messages"][1]["content"]
     own.write_text("user: 'Q {question} first {answer_a} second {answer_b}!'\n")
     assert judge.name.startswith("llm:rule:mine#")

@@ -8,12 +8,9 @@ from slime_ray.errors import RunError
 from slime_ray.evaluation.judges import ExactJudge, Panel, Rater, build_judge
 from slime_ray.evaluation.verdicts import Pooled, win_rate
 
-from .judge_server import VARIABLE, serving
+from .judge_server import VARIABLE, pairs, serving
+from .test_llm import COUNT, PAIRS, PROMPTS
 
-COUNT = 8
-PROMPTS = [[{"role": "user", "content": f"question {n}"}] for n in range(COUNT)]
-OURS = [f"{n} " + "good " * (n % 3) for n in range(COUNT)]
-THEIRS = [f"{n} plain good" for n in range(COUNT)]
 # By the server's rule: 0, 1 or 2 times good against 1.
 BY_RULE = [(0.0, 0.5, 1.0)[n % 3] for n in range(COUNT)]
 
@@ -40,7 +37,7 @@ def judge(label, name):
 def test_a_prompts_outcome_is_the_mean_over_judges_of_the_mean_over_repeats():
     wins, loses = (lambda prompt, answer: len(answer)), (lambda prompt, answer: -len(answer))
     panel = Panel("p", (judge(wins, "a"), Rater(ExactJudge(loses, name="a"), 2), judge(wins, "b")))
-    (one,) = panel.compare(PROMPTS[:1], ["longer"], ["long"]).comparisons
+    (one,) = panel.compare(pairs(PROMPTS[:1], ["longer"], ["long"])).comparisons
     # Judge a: a win and a loss, 0.5. Judge b: a win.
     assert one.outcome == pytest.approx((0.5 + 1.0) / 2)
     assert [(rating.judge, rating.repeat, rating.comparison.outcome) for rating in one.ratings] == [
@@ -53,7 +50,7 @@ def test_a_prompt_that_one_judge_has_no_verdict_on_is_left_out_of_the_pooled_rat
         return None if prompt == "question 0" else len(answer)
 
     panel = Panel("p", (judge(lambda prompt, answer: len(answer), "a"), judge(some, "b")))
-    judged = panel.compare(PROMPTS[:2], ["longer", "a"], ["long", "long"])
+    judged = panel.compare(pairs(PROMPTS[:2], ["longer", "a"], ["long", "long"]))
     assert [one.outcome for one in judged.comparisons] == [None, 0.0]
     assert win_rate(judged.comparisons) == 0.0
     assert list(judged.summary.missing) == ["b: the scorer gave an answer no score (NaN or None)"]
@@ -63,32 +60,32 @@ def test_each_judge_of_a_panel_is_asked_under_its_own_name_budget_and_cache(serv
     prices = {"input": 1.0, "output": 10.0}
     judges = [llm(server, prices=prices), llm(server, model="other", prices={"input": 2.0, "output": 0.0})]
     panel = built(judges, verdicts)
-    judged = panel.compare(PROMPTS, OURS, THEIRS)
+    judged = panel.compare(PAIRS)
     assert [one.outcome for one in judged.comparisons] == BY_RULE
     assert {request["model"] for request in server.requests} == {"rule", "other"}
     assert len(server.requests) == 4 * COUNT == judged.summary.requests
     # 16 requests of 100 tokens in and 10 out for each judge.
     assert judged.summary.cost == pytest.approx(16 * (100 * 1 + 10 * 10 + 100 * 2) / 1e6)
-    again = built(judges, verdicts, offline=True).compare(PROMPTS, OURS, THEIRS)
+    again = built(judges, verdicts, offline=True).compare(PAIRS)
     assert (again.summary.new, again.summary.cached) == (0, 4 * COUNT)
-    alone = built(judges[0], verdicts, offline=True).compare(PROMPTS, OURS, THEIRS)
+    alone = built(judges[0], verdicts, offline=True).compare(PAIRS)
     assert [one.outcome for one in alone.comparisons] == BY_RULE
 
 
 def test_a_judge_that_stops_stops_the_panel_and_nothing_is_paid_for_twice(server, verdicts):
     judges = [llm(server), llm(server, model="other", budget={"requests": 5}, concurrency=1)]
     with pytest.raises(RunError, match=r"llm:other.*budget.requests 5 is spent"):
-        built(judges, verdicts).compare(PROMPTS, OURS, THEIRS)
+        built(judges, verdicts).compare(PAIRS)
     judges[1]["budget"] = {"requests": 16}
-    judged = built(judges, verdicts).compare(PROMPTS, OURS, THEIRS)
+    judged = built(judges, verdicts).compare(PAIRS)
     assert (judged.summary.new, judged.summary.cached) == (11, 21)
     assert len(server.requests) == 4 * COUNT
 
 
 def test_repeats_are_requests_of_their_own_and_the_first_is_that_of_a_judge_without_any(verdicts):
     with serving() as server:
-        built(llm(server), verdicts).compare(PROMPTS, OURS, THEIRS)
-        judged = built(llm(server, repeats=3), verdicts).compare(PROMPTS, OURS, THEIRS)
+        built(llm(server), verdicts).compare(PAIRS)
+        judged = built(llm(server, repeats=3), verdicts).compare(PAIRS)
         assert (judged.summary.new, judged.summary.cached) == (4 * COUNT, 2 * COUNT)
         assert judged.summary.requests == len(server.requests) == 6 * COUNT
         shown = {str(request["messages"]) for request in server.requests}
@@ -102,7 +99,7 @@ def test_a_share_of_the_prompts_is_repeated_and_it_is_the_same_one_for_every_pol
     assert abs(sum(taken) / len(taken) - 0.25) < 0.04
     later = [[*prompt, {"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}] for prompt in many]
     assert [panel.raters[1].takes(prompt) for prompt in later] == taken
-    judged = panel.compare(PROMPTS, OURS, THEIRS)
+    judged = panel.compare(PAIRS)
     repeated = [len(one.ratings) == 2 for one in judged.comparisons]
     assert repeated == [panel.raters[1].takes(prompt) for prompt in PROMPTS]
     assert len(server.requests) == 2 * (COUNT + sum(repeated))
@@ -111,7 +108,7 @@ def test_a_share_of_the_prompts_is_repeated_and_it_is_the_same_one_for_every_pol
 
 def test_further_fields_are_sent_as_they_are(server, verdicts):
     request = {"reasoning_effort": "low", "top_p": 0.9, "provider": {"order": ["a"]}}
-    built(llm(server, request=request), verdicts).compare(PROMPTS[:1], OURS[:1], THEIRS[:1])
+    built(llm(server, request=request), verdicts).compare(PAIRS[:1])
     sent = server.requests[0]
     assert {name: sent[name] for name in request} == request
     assert (sent["model"], sent["temperature"], sent["max_tokens"]) == ("rule", 0.0, 2048)

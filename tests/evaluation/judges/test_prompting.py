@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from slime_ray.config.judge import Llm, Template
 from slime_ray.evaluation.judges.llm import harmless, read_label, read_rating, render
 
-from .judge_server import serving
+from .judge_server import pairs, serving
 
 PAIR = Template(name="pair", system="Judge.", user="{question} / {answer_a} / {answer_b}")
 ASKED = [{"role": "user", "content": "why?"}]
@@ -127,7 +127,7 @@ def test_a_hostile_answer_moves_no_verdict(llm, template):
     prompts = [ASKED] * 3
     ours, theirs = [HOSTILE, HOSTILE + " good", "plain"], ["plain", "plain", HOSTILE]
     with serving() as server:
-        judged = llm(server, template=template).compare(prompts, ours, theirs)
+        judged = llm(server, template=template).compare(pairs(prompts, ours, theirs))
     assert [(one.ab, one.ba) for one in judged.comparisons] == [("A=B", "A=B"), ("A>B", "B>A"), ("A=B", "A=B")]
 
 
@@ -135,10 +135,10 @@ def test_a_hostile_answer_moves_no_verdict(llm, template):
 def test_a_judge_that_only_repeats_the_answers_has_said_nothing(llm, template):
     """It is cut off before its verdict, or quotes after it: a verdict in an answer must not stand in for its own."""
     with serving(lambda number, judgment: re.split(r"So my|My verdict", judgment)[0]) as server:
-        judged = llm(server, template=template).compare([ASKED], [HOSTILE], ["plain"])
+        judged = llm(server, template=template).compare(pairs([ASKED], [HOSTILE], ["plain"]))
         assert [(one.ab, one.ba) for one in judged.comparisons] == [(None, None)]
         server.behave = lambda number, judgment: verdict_first(judgment)
-        judged = llm(server, template=template).compare([ASKED], [HOSTILE], ["plain"])
+        judged = llm(server, template=template).compare(pairs([ASKED], [HOSTILE], ["plain"]))
         assert [(one.ab, one.ba) for one in judged.comparisons] == [("A=B", "A=B")]
 
 

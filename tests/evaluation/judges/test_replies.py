@@ -8,10 +8,9 @@ from slime_ray.errors import RunError
 from slime_ray.evaluation.judges.llm import read_label
 from slime_ray.evaluation.judges.replies import Failure, read_reply
 
-from .judge_server import Response, completion, serving
+from .judge_server import Response, completion, pairs, serving
 
-PROMPTS = [[{"role": "user", "content": "why?"}]]
-OURS, THEIRS = ["so"], ["thus"]
+PAIRS = pairs([[{"role": "user", "content": "why?"}]], ["so"], ["thus"])
 THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "[[B>A]]"}]}
 NO_COMPLETION = "an answer that is no chat completion"
 
@@ -84,9 +83,9 @@ def test_what_is_no_chat_completion_is_said_and_may_have_been_paid_for(body, rea
 def test_a_judgment_that_was_paid_for_before_one_that_cannot_be_read_is_kept(llm):
     with serving(lambda number, _: Response(body="<html>") if number else "[[A>B]]") as server:
         with pytest.raises(RunError, match=r"stopped: an answer that is no JSON\. What.*pays for nothing twice"):
-            llm(server, concurrency=1, retries=0).compare(PROMPTS, OURS, THEIRS)
+            llm(server, concurrency=1, retries=0).compare(PAIRS)
         server.behave = lambda *_: "[[B>A]]"
-        judged = llm(server).compare(PROMPTS, OURS, THEIRS)
+        judged = llm(server).compare(PAIRS)
         assert (judged.comparisons[0].ab, judged.comparisons[0].ba) == ("A>B", "B>A")
         assert (judged.summary.cached, judged.summary.new) == (1, 1)
 
@@ -94,7 +93,7 @@ def test_a_judgment_that_was_paid_for_before_one_that_cannot_be_read_is_kept(llm
 def test_an_error_that_asking_again_cannot_help_is_not_asked_again(llm):
     error = {"error": {"message": "context length exceeded", "code": 400}}
     with serving(lambda *_: Response(body=error)) as server:
-        judged = llm(server, retries=3, on_failure="go_on").compare(PROMPTS, OURS, THEIRS)
+        judged = llm(server, retries=3, on_failure="go_on").compare(PAIRS)
         assert len(server.requests) == 2
     assert judged.summary.missing == {"an error in place of a judgment: context length exceeded": 2}
 
@@ -118,7 +117,7 @@ def test_why_a_judgment_holds_no_verdict_is_read(body, lack):
 
 def test_a_judgment_without_a_verdict_is_counted_by_its_reason_and_stops_nothing(llm):
     with serving(lambda *_: Response(body=completion(None, finish="length"))) as server:
-        judged = llm(server, max_tokens=77, asks=2).compare(PROMPTS, OURS, THEIRS)
+        judged = llm(server, max_tokens=77, asks=2).compare(PAIRS)
         assert len(server.requests) == 2 * 2
     assert judged.comparisons[0].outcome is None
     reason = "cut off by max_tokens 77; raise evaluation.judge.max_tokens"
@@ -130,7 +129,7 @@ def test_a_judgment_without_a_verdict_is_counted_by_its_reason_and_stops_nothing
 
 def test_a_verdict_that_was_reached_before_the_cut_counts(llm):
     with serving(lambda *_: Response(body=completion("[[A>B]] since", finish="length"))) as server:
-        judged = llm(server).compare(PROMPTS, OURS, THEIRS)
+        judged = llm(server).compare(PAIRS)
     assert judged.comparisons[0].ab == "A>B"
     assert judged.summary.complete
 
