@@ -20,7 +20,7 @@ OBJECTS = (
 """JSON files that transformers reads. Trainers leave others next to a model, which nobody reads."""
 PACKED = ("I8", "U8", "F8_E4M3", "F8_E5M2")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-AGAIN = "Mend that, download or save it again, or give another one."
+FILE_REMEDY = "Mend that, download or save it again, or give another one."
 """The way out of a fault."""
 _LFS = b"version https://git-lfs"
 
@@ -38,15 +38,19 @@ def check_folder(folder: Path) -> None:
     config = folder / "config.json"
     if not config.is_file():
         names = sorted(path.name for path in folder.iterdir())
-        holds = f"it holds {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}" if names else "it is empty"
-        raise FileFault(f"{folder} has no config.json: {holds}")
-    quantized = "quantization_config" in read_object(config)
+        content = f"it holds {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}" if names else "it is empty"
+        raise FileFault(f"{folder} has no config.json: {content}")
+    is_quantized = "quantization_config" in read_object(config)
     for file in weight_files(folder):
         check_weights(file)
         # Read as they are, they would count as weights without their scales.
-        packed = [name for name, kind in weight_dtypes(file).items() if kind in PACKED and name.endswith(".weight")]
-        if packed and not quantized:
-            raise FileFault(f"{file} holds quantized weights, such as {packed[0]}, and config.json does not say how")
+        quantized_weights = [
+            name for name, kind in weight_dtypes(file).items() if kind in PACKED and name.endswith(".weight")
+        ]
+        if quantized_weights and not is_quantized:
+            raise FileFault(
+                f"{file} holds quantized weights, such as {quantized_weights[0]}, and config.json does not say how"
+            )
 
 
 def check_adapter(folder: Path) -> None:
@@ -94,9 +98,9 @@ def read_object(file: Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> Iterator[Path]:
     """The safetensors files of a whole model, as transformers chooses them. Raises FileFault where there are none."""
     # A configuration may name another file.
-    named = read_object(folder / "config.json").get("transformers_weights")
-    index = folder / (named if isinstance(named, str) and named.endswith(".index.json") else INDEX)
-    single = folder / (named if isinstance(named, str) else WEIGHTS)
+    file_name = read_object(folder / "config.json").get("transformers_weights")
+    index = folder / (file_name if isinstance(file_name, str) and file_name.endswith(".index.json") else INDEX)
+    single = folder / (file_name if isinstance(file_name, str) else WEIGHTS)
     if single != index and single.is_file():
         yield single
     elif index.is_file():
@@ -137,12 +141,12 @@ def check_weights(file: Path) -> None:
             stream.seek(8)
             header = json.loads(stream.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        wanted = 8 + length + max(ends, default=0)
+        expected_size = 8 + length + max(ends, default=0)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         raise FileFault(f"{file} is no safetensors file: its header cannot be read") from None
-    if wanted != size:
-        kind = "is cut short" if size < wanted else "is too long"
-        raise FileFault(f"{file} {kind}: it has {size} bytes of {wanted}")
+    if expected_size != size:
+        fault = "is cut short" if size < expected_size else "is too long"
+        raise FileFault(f"{file} {fault}: it has {size} bytes of {expected_size}")
 
 
 def check_gguf(file: Path) -> None:

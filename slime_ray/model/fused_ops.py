@@ -90,11 +90,11 @@ def rotary(
     low, high = sin.chunk(2, -1)
     cos, sin = cos.unsqueeze(2), torch.cat((-low, high), -1).unsqueeze(2)
 
-    def turn(x: torch.Tensor) -> torch.Tensor:
+    def rotate(x: torch.Tensor) -> torch.Tensor:
         swapped = x.unflatten(-1, (2, module.head_dim // 2)).flip(-2).flatten(-2)
         return x * cos + swapped * sin
 
-    return turn(query), turn(key)
+    return rotate(query), rotate(key)
 
 
 def softmax_tile(
@@ -124,19 +124,19 @@ def softmax_tile(
 def head_gradient(
     logits: torch.Tensor,
     normaliser: torch.Tensor,
-    incoming: torch.Tensor,
-    own: torch.Tensor,
+    upstream: torch.Tensor,
+    target_gradient: torch.Tensor,
     column: torch.Tensor,
     cap: float | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The gradient by a tile's raw logits, incoming * (onehot - p), in `dtype`.
+    """The gradient by a tile's raw logits, upstream * (onehot - p), in `dtype`.
 
     Args:
         logits: (positions, width), soft-capped.
         normaliser: (positions, 1), the log-sum-exp over the whole vocabulary.
-        incoming: (positions, 1), the gradient by each position's log-probability.
-        own: (positions, 1), the same times the cap's derivative at the target, or 0 for a target in another tile.
+        upstream: (positions, 1), the gradient by each position's log-probability.
+        target_gradient: (positions, 1), the same times the cap's derivative at the target; 0 for one in another tile.
         column: (positions, 1), where in the tile the target is.
         cap: where logits were soft-capped.
         dtype: of the result.
@@ -144,8 +144,8 @@ def head_gradient(
     probabilities = (logits - normaliser).exp()
     if cap is not None:
         probabilities = probabilities * (1 - (logits / cap).square())
-    hit = torch.arange(logits.shape[1], device=logits.device) == column
-    return (torch.where(hit, own, 0.0) - incoming * probabilities).to(dtype)
+    at_target = torch.arange(logits.shape[1], device=logits.device) == column
+    return (torch.where(at_target, target_gradient, 0.0) - upstream * probabilities).to(dtype)
 
 
 def _norm_forward(self: Any, plain: Callable[..., Any], x: torch.Tensor) -> torch.Tensor:
@@ -208,23 +208,27 @@ def fuse(lm: nn.Module) -> bool:
 
     Modules of classes that are not known here stay as they are. False where nothing can be compiled; then all stay.
     """
-    if not _compilers and (why_not := _why_not_compiled()):
-        logger.warning("Norms and activations are not compiled, which is slower: %s.", why_not)
+    if not _compilers and (reason := _why_not_compiled()):
+        logger.warning("Norms and activations are not compiled, which is slower: %s.", reason)
         return False
     for module in lm.modules():
-        kind: Any = type(module)
-        if fused := _fused_class(kind):
-            module.__class__ = fused
+        module_class: Any = type(module)
+        if fused_class := _fused_class(module_class):
+            module.__class__ = fused_class
     return True
 
 
 @cache
-def _fused_class(kind: Any) -> Any:
+def _fused_class(module_class: Any) -> Any:
     """The class with a fused forward pass; None for one that is not known."""
-    forward = _FORWARDS.get(kind.__name__) if kind.__module__.startswith("transformers.models.") else None
+    forward = (
+        _FORWARDS.get(module_class.__name__) if module_class.__module__.startswith("transformers.models.") else None
+    )
     if forward is None:
         return None
-    return type(f"Fused{kind.__name__}", (kind,), {"forward": partialmethod(forward, kind.forward)})
+    return type(
+        f"Fused{module_class.__name__}", (module_class,), {"forward": partialmethod(forward, module_class.forward)}
+    )
 
 
 @cache

@@ -32,16 +32,16 @@ class Limits:
     positions: int | None = None
     reason: str = ""
 
-    def check_length(self, tokens: int, what: str, remedy: str) -> None:
-        """Raise InputError for a sequence of too many tokens. what: its description; remedy: the way out."""
+    def check_length(self, tokens: int, description: str, remedy: str) -> None:
+        """Raise InputError for a sequence of too many tokens. description: what it is; remedy: the way out."""
         if self.positions is not None and tokens > self.positions:
-            raise InputError(f"{what} has {tokens} tokens, more than {self.reason}. {remedy}")
+            raise InputError(f"{description} has {tokens} tokens, more than {self.reason}. {remedy}")
 
-    def check_answer(self, prompt: int, answer: int, what: str) -> None:
+    def check_answer(self, prompt: int, answer: int, description: str) -> None:
         """Raise InputError where a prompt leaves no room for the longest answer. Both in tokens."""
         self.check_length(
             prompt + answer,
-            f"{what} with an answer of {answer} tokens",
+            f"{description} with an answer of {answer} tokens",
             "Set a smaller evaluation.decoding.max_new_tokens, or data.max_prompt_tokens.",
         )
 
@@ -82,27 +82,29 @@ def limits_of(lm: Any, steady: int | None = None) -> Limits:
         for rope in _ropes(config)
         if rope.get("rope_type") in ("dynamic", "longrope")
     }
-    narrowest = min((length for length in (*kinds.values(), steady) if length is not None), default=None)
+    shortest = min((length for length in (*kinds.values(), steady) if length is not None), default=None)
     table = size if size is not None and (config.model_type in _SIZES or _has_table(lm, size)) else None
-    if narrowest is not None and (table is None or narrowest <= table):
-        of_type = f" (rope_type {', '.join(sorted(kinds))} in its config.json)" if narrowest in kinds.values() else ""
+    if shortest is not None and (table is None or shortest <= table):
+        rope_note = f" (rope_type {', '.join(sorted(kinds))} in its config.json)" if shortest in kinds.values() else ""
         return Limits(
             ids,
-            narrowest,
-            f"the {narrowest} positions up to which this model's rotary frequencies{of_type} do not depend on the "
+            shortest,
+            f"the {shortest} positions up to which this model's rotary frequencies{rope_note} do not depend on the "
             "longest sequence of a batch",
         )
-    selected = getattr(config, "index_topk", None)
-    if selected and (table is None or selected <= table):
+    top_tokens = getattr(config, "index_topk", None)
+    if top_tokens and (table is None or top_tokens <= table):
         # Beyond them equal scores are chosen among by what stands behind, which padding changes.
-        return Limits(ids, selected, f"the {selected} positions up to which its sparse attention (index_topk) sees all")
+        return Limits(
+            ids, top_tokens, f"the {top_tokens} positions up to which its sparse attention (index_topk) sees all"
+        )
     return Limits(ids) if table is None else Limits(ids, table, f"the model's {table} positions")
 
 
 def _ropes(config: Any) -> list[dict[str, Any]]:
     """Rotary settings; some models have one for each kind of layer."""
     rope = getattr(config, "rope_parameters", None) or {}
-    return [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    return [rope, *(layer for layer in rope.values() if isinstance(layer, dict))]
 
 
 def _has_table(lm: Any, size: int) -> bool:
@@ -125,7 +127,7 @@ Calls = dict[nn.Module, inspect.BoundArguments]
 
 
 @contextmanager
-def watching_rotary(lm: Any, calls: Calls) -> Iterator[None]:
+def record_rotary_calls(lm: Any, calls: Calls) -> Iterator[None]:
     """Note calls of modules without parameters that take positions and are none of transformers'."""
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -162,25 +164,27 @@ def _steady(module: nn.Module, call: inspect.BoundArguments, *, far: int) -> int
     if not isinstance(short, int):
         return None
 
-    def holds(length: int) -> bool:
+    def is_steady(length: int) -> bool:
         """Whether a sequence of so many tokens in the batch leaves the short one's numbers alone."""
-        near, beside = (_early(module, call, argument, tokens, short) for tokens in (short + 1, length))
+        near_outputs, far_outputs = (
+            _early_outputs(module, call, argument, tokens, short) for tokens in (short + 1, length)
+        )
         return (
-            near is not None
-            and beside is not None
-            and all(torch.allclose(one, other, rtol=0, atol=1e-7) for one, other in zip(near, beside, strict=True))
+            near_outputs is not None
+            and far_outputs is not None
+            and all(torch.allclose(x, y, rtol=0, atol=1e-7) for x, y in zip(near_outputs, far_outputs, strict=True))
         )
 
-    if holds(far):
+    if is_steady(far):
         return None
     low, high = short + 1, far
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
+        low, high = (middle, high) if is_steady(middle) else (low, middle)
     return low
 
 
-def _early(
+def _early_outputs(
     module: nn.Module, call: inspect.BoundArguments, argument: str, tokens: int, short: int
 ) -> list[torch.Tensor] | None:
     """What the first `short` positions get beside one at the end of `tokens`; None where the module fails.
@@ -198,10 +202,10 @@ def _early(
         output = copy.deepcopy(module).cpu()(*replay.args, **replay.kwargs)
     except (IndexError, RuntimeError):
         return None
-    tensors = [item for item in (output if isinstance(output, tuple) else (output,)) if torch.is_tensor(item)]
+    tensors = [tensor for tensor in (output if isinstance(output, tuple) else (output,)) if torch.is_tensor(tensor)]
     return [
-        next((item.narrow(axis, 0, short) for axis, size in enumerate(item.shape) if size > short), item)
-        for item in tensors
+        next((tensor.narrow(axis, 0, short) for axis, size in enumerate(tensor.shape) if size > short), tensor)
+        for tensor in tensors
     ]
 
 

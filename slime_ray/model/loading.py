@@ -21,7 +21,14 @@ from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import find_adapted, untie_head
 from slime_ray.model.merging import attach_adapter, attach_sft, heads_tied, load_parts, merge_adapter
 from slime_ray.model.parts import Parts, parts_of
-from slime_ray.model.pretrained import Note, blaming, load_whole, log_note, read_tokenizer, refusing
+from slime_ray.model.pretrained import (
+    Note,
+    errors_as_file_fault,
+    errors_as_input_error,
+    load_whole,
+    log_note,
+    read_tokenizer,
+)
 from slime_ray.model.quantized import check_quantized, quantization_options
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 
@@ -32,7 +39,7 @@ SFT_ADAPTER = "adapter"
 
 def find_parts(model: Model, *, local_only: bool = False) -> Parts:
     """Look whether a real model is an adapter on another one. Raises InputError for an adapter without its base."""
-    with _reading("model", model.source):
+    with _loading_errors("model", model.source):
         return parts_of(model.source, model.revision, local_only=local_only)
 
 
@@ -47,7 +54,9 @@ def load_tokenizer(model: Model) -> Any:
     if model.task:
         return tiny_tokenizer(load_task(model.task))
     source, options = _tokenizer_source(model)
-    with _reading("tokenizer", model.tokenizer or model.source, key="tokenizer" if model.tokenizer else "source"):
+    with _loading_errors(
+        "tokenizer", model.tokenizer or model.source, key="tokenizer" if model.tokenizer else "source"
+    ):
         tokenizer: Any = read_tokenizer(source, **options)
     tokenizer.chat_template = resolve_chat_template(tokenizer, model.chat_template)
     if tokenizer.eos_token_id is None:
@@ -78,7 +87,7 @@ def load_model(model: Model, *, seed: int, note: Note = log_note) -> Any:
     """
     if model.task:
         return tiny_model(load_task(model.task), seed=seed).to(getattr(torch, model.weights_dtype))
-    with _reading("model", model.source):
+    with _loading_errors("model", model.source):
         lm = _load(model, model.weights_dtype, note, towers=model.quantization is not None)
         check_quantized(lm, model)
         return lm
@@ -89,7 +98,7 @@ def load_checkpoint(folder: Path, *, dtype: str, note: Note = log_note) -> Any:
 
     Raises InputError where it cannot be read, or does not hold every weight.
     """
-    with _reading_folder(folder):
+    with _folder_errors(folder):
         return _load(Model(source=str(folder)), dtype, note)
 
 
@@ -117,7 +126,7 @@ def with_sft(lm: Any, stage: Path, model: Model) -> Any:
     folder = stage / SFT_ADAPTER
     if model.quantization is None or model.kept or not folder.is_dir():
         return lm
-    with _reading_folder(folder):
+    with _folder_errors(folder):
         check_adapter(folder)
         return attach_sft(lm, folder)
 
@@ -133,7 +142,7 @@ def load_external(folder: Path, model: Model, *, note: Note = log_note) -> Any:
     """A policy from elsewhere: a whole model, or an adapter, merged into its base or on a 4-bit one as `model` is."""
     if model.quantization is None or not (folder / ADAPTER).is_file():
         return load_checkpoint(folder, dtype=model.weights_dtype, note=note)
-    with _reading_folder(folder):
+    with _folder_errors(folder):
         parts = parts_of(str(folder), None)
     base = model.model_copy(update={"source": parts.source, "revision": parts.revision})
     note(f"The adapter {folder} is measured on its base {parts.source} in 4 bits ({model.quantization}).")
@@ -145,7 +154,7 @@ def load_kept(model: Model, folder: Path, *, note: Note = log_note) -> Any:
 
     Raises InputError where base or adapter cannot be loaded, or where it adapts other layers than can be trained here.
     """
-    with _reading("model", model.source):
+    with _loading_errors("model", model.source):
         base = parts_of(model.source, model.revision)
         options = {"dtype": getattr(torch, model.weights_dtype), "trust_remote_code": model.trust_remote_code}
         options |= quantization_options(model)
@@ -153,14 +162,14 @@ def load_kept(model: Model, folder: Path, *, note: Note = log_note) -> Any:
         check_quantized(lm, model)
         lora: Any = model.lora
         expected = {*find_adapted(lm, lora).modules}
-        ends = (lm.get_output_embeddings(), lm.get_input_embeddings())
-        if whole := [name for name, module in lm.named_modules() if name in expected and module in ends]:
-            raise FileFault(f"it adapts {whole[0]}; lora: keep takes adapters of the layers between alone")
+        end_modules = (lm.get_output_embeddings(), lm.get_input_embeddings())
+        if end_names := [name for name, module in lm.named_modules() if name in expected and module in end_modules]:
+            raise FileFault(f"it adapts {end_names[0]}; lora: keep takes adapters of the layers between alone")
         check_adapter(folder)
         adapted = attach_adapter(lm, folder, trainable=True)
-    if different := expected ^ {*adapted.base_model.targeted_module_names}:
+    if mismatch := expected ^ {*adapted.base_model.targeted_module_names}:
         raise InputError(
-            f"model.source {model.source}: the adapter is on {min(different)}, outside the text decoder. Have it "
+            f"model.source {model.source}: the adapter is on {min(mismatch)}, outside the text decoder. Have it "
             "merged instead: give the settings of new adapters."
         )
     note(f"The adapter {model.source} goes on being trained on its base {base.source}.")
@@ -169,21 +178,21 @@ def load_kept(model: Model, folder: Path, *, note: Note = log_note) -> Any:
 
 def load_adapter(lm: Any, folder: Path, *, merge: bool = False) -> Any:
     """Lay an adapter of peft's on the model it was trained on, or merge it. Raises InputError unless all of it fits."""
-    with _reading_folder(folder):
+    with _folder_errors(folder):
         check_adapter(folder)
         return merge_adapter(lm, folder) if merge else attach_adapter(lm, folder)
 
 
 def base_of(folder: Path) -> str:
     """What an adapter names as its base: a path or a Hub id. Raises InputError for a damaged one."""
-    with _reading_folder(folder):
+    with _folder_errors(folder):
         check_adapter(folder)
         return str(read_object(folder / ADAPTER).get("base_model_name_or_path"))
 
 
-def _reading_folder(folder: Path) -> AbstractContextManager[None]:
+def _folder_errors(folder: Path) -> AbstractContextManager[None]:
     """Raise what goes wrong in reading a folder of ours as an InputError that names it."""
-    return refusing(lambda reason: InputError(f"{folder} cannot be loaded: {reason}"))
+    return errors_as_input_error(lambda reason: InputError(f"{folder} cannot be loaded: {reason}"))
 
 
 def _load(model: Model, dtype: str, note: Note, *, towers: bool = True) -> Any:
@@ -191,7 +200,7 @@ def _load(model: Model, dtype: str, note: Note, *, towers: bool = True) -> Any:
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if gguf := _gguf(model):
         options |= {"gguf_file": gguf[1], "revision": model.revision}
-        with blaming(Path(*gguf)):
+        with errors_as_file_fault(Path(*gguf)):
             lm = load_whole(AutoModelForCausalLM, gguf[0], note=note, **options)
         # The weights are plain tensors by now; what says otherwise would forbid training and saving them.
         lm.hf_quantizer = None
@@ -240,7 +249,10 @@ def load_config(model: Model) -> Any | None:
     source, file = gguf if gguf else (parts.source, None)
     try:
         whole = Path(source, file or "config.json")
-        with _reading("configuration", model.source), blaming(whole) if whole.exists() else nullcontext():
+        with (
+            _loading_errors("configuration", model.source),
+            errors_as_file_fault(whole) if whole.exists() else nullcontext(),
+        ):
             config = AutoConfig.from_pretrained(
                 source,
                 gguf_file=file,
@@ -261,8 +273,8 @@ def make_policy(lm: Any, model: Model) -> Policy:
     if model.attention == "varlen":
         size = getattr(config, "head_dim", None) or config.hidden_size // getattr(config, "num_attention_heads", 1)
         dropout = getattr(config, "attention_dropout", 0.0) if model.dropout else 0.0
-        if lacking := why_no_varlen(dtype, size, dropout):
-            raise InputError(f"model.attention is varlen, which needs {lacking}. Use auto or segments.")
+        if requirement := why_no_varlen(dtype, size, dropout):
+            raise InputError(f"model.attention is varlen, which needs {requirement}. Use auto or segments.")
     return Policy(lm, kernel=model.attention, chunk_logits=model.chunk_logits, fused=model.fused, dtype=dtype)
 
 
@@ -284,19 +296,19 @@ def _gguf(model: Model) -> tuple[str, str] | None:
             "slime-ray[gguf]."
         )
     if file.is_file():
-        with _reading("model", model.source):
+        with _loading_errors("model", model.source):
             check_gguf(file)
     return folder, name
 
 
 @contextmanager
-def _reading(what: str, source: str, *, key: str = "source") -> Iterator[None]:
+def _loading_errors(part: str, source: str, *, key: str = "source") -> Iterator[None]:
     """Raise what goes wrong in reading a part of the settings' model as an InputError that names it."""
 
     def refusal(reason: str) -> InputError:
-        return InputError(f"model.{key} {source}: the {what} cannot be loaded: {reason}")
+        return InputError(f"model.{key} {source}: the {part} cannot be loaded: {reason}")
 
     if link := dangling_link(Path(source)):
-        raise InputError(f"model.{key} {source}: there is no such {what}: {link}. Correct the link or the path.")
-    with refusing(refusal):
+        raise InputError(f"model.{key} {source}: there is no such {part}: {link}. Correct the link or the path.")
+    with errors_as_input_error(refusal):
         yield

@@ -21,7 +21,7 @@ from slime_ray.model.probe import probe, why_not_padded
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**28}
 """Logits alive at a time, positions times vocabulary, by device: 32 MiB and 1 GiB of float32."""
-KEPT_LOGITS = {"cpu": 2**24, "cuda": 0}
+CACHED_LOGITS = {"cpu": 2**24, "cuda": 0}
 """Logits on top of those that a trained head keeps for its backward pass: 64 MiB. On a GPU memory is dearer."""
 
 EXACT_ARCHITECTURES = frozenset({"gemma3_text", "llama", "mistral", "qwen2", "qwen3"})
@@ -39,8 +39,8 @@ def _in_policy_dtype(
 
     @functools.wraps(method)
     def run(self: "Policy", *arguments: P.args, **options: P.kwargs) -> T:
-        mixed = self.dtype == torch.bfloat16
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed):
+        autocast = self.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=autocast):
             return method(self, *arguments, **options)
 
     return run
@@ -115,7 +115,7 @@ class Policy(nn.Module):
         """
         hidden = self._hidden(rows)
         split = rows.counts["chosen_tokens"]
-        entropies, tops = [], []
+        entropies, top_probabilities = [], []
         if statistics:
             with torch.no_grad():
                 logps = []
@@ -123,17 +123,17 @@ class Policy(nn.Module):
                     distribution = self.logits(piece).log_softmax(1)
                     logps.append(distribution.gather(1, targets[:, None]).squeeze(1))
                     entropies.append(-(distribution.exp() * distribution).sum(1))
-                    tops.append(distribution.amax(1).exp())
-                every = torch.cat(logps)
+                    top_probabilities.append(distribution.amax(1).exp())
+                all_logps = torch.cat(logps)
         else:
-            every = self.head.logps(hidden, rows.targets)
+            all_logps = self.head.logps(hidden, rows.targets)
         return TokenLogps(
-            chosen=every[:split],
-            rejected=every[split:],
+            chosen=all_logps[:split],
+            rejected=all_logps[split:],
             chosen_lengths=rows.chosen_lengths,
             rejected_lengths=rows.rejected_lengths,
             chosen_entropy=torch.cat(entropies)[:split] if statistics else None,
-            chosen_top_probability=torch.cat(tops)[:split] if statistics else None,
+            chosen_top_probability=torch.cat(top_probabilities)[:split] if statistics else None,
         )
 
     @_in_policy_dtype
@@ -208,7 +208,7 @@ class Policy(nn.Module):
             scale=logit_scale(self.causal_lm.config),
             vocabulary=self.config.vocab_size,
             limit=self.chunk_logits or CHUNK_LOGITS[device],
-            kept=0 if self.chunk_logits else KEPT_LOGITS[device],
+            cache_limit=0 if self.chunk_logits else CACHED_LOGITS[device],
             fused=self.fused,
         )
 
@@ -278,5 +278,5 @@ def _set_row_attention(lm: Any) -> bool:
 
 def kl_divergence(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """(positions,) KL(softmax(logits) || softmax(reference)) over the whole vocabulary, in nats."""
-    logp, other = logits.log_softmax(1), reference.log_softmax(1)
-    return (logp.exp() * (logp - other)).sum(1)
+    logp, reference_logp = logits.log_softmax(1), reference.log_softmax(1)
+    return (logp.exp() * (logp - reference_logp)).sum(1)

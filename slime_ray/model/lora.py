@@ -40,13 +40,15 @@ class AdaptedWeights:
     def facts(self) -> dict[str, Any]:
         """What a run's manifest keeps: covered share of the decoder's linear weights, and layers with and without."""
         total = max(1, sum(self.linear.values()))
-        missed: Counter[str] = Counter()
+        gaps: Counter[str] = Counter()
         for name in self.without:
-            missed[_in_layer(name)] += self.linear[name]
+            gaps[_name_in_layer(name)] += self.linear[name]
         return {
-            "share": 1 - sum(missed.values()) / total,
-            "adapted": sorted({_in_layer(name).removesuffix(".weight") for name in self.modules + self.parameters}),
-            "not_adapted": {name: elements / total for name, elements in missed.most_common()},
+            "share": 1 - sum(gaps.values()) / total,
+            "adapted": sorted(
+                {_name_in_layer(name).removesuffix(".weight") for name in self.modules + self.parameters}
+            ),
+            "not_adapted": {name: elements / total for name, elements in gaps.most_common()},
             "outside": self.outside,
             "barred_by_dropout": self.barred,
             "unmatched_targets": list(self.unmatched),
@@ -62,14 +64,14 @@ class _Layers:
     def __init__(self, lm: Any):
         self.names = {id(module): name for name, module in lm.named_modules()}
         self.head = self.names.get(id(lm.get_output_embeddings()))
-        inside = self.names[id(lm.get_decoder())]
-        ours = {id(lm.get_output_embeddings()), id(lm.get_input_embeddings())}
+        decoder_name = self.names[id(lm.get_decoder())]
+        end_ids = {id(lm.get_output_embeddings()), id(lm.get_input_embeddings())}
         self.linear: dict[str, int] = {}
         self.fused: dict[str, int] = {}
         self.embeddings: set[str] = set()
         self.outside: set[str] = set()
         for name, module in lm.named_modules():
-            if not (id(module) in ours or not inside or name.startswith(f"{inside}.")):
+            if not (id(module) in end_ids or not decoder_name or name.startswith(f"{decoder_name}.")):
                 self.outside |= {name} if _is_linear(module) else set()
             elif _is_linear(module):
                 self.linear[name] = _weights_of(module)
@@ -80,24 +82,24 @@ class _Layers:
                     if parameter.ndim == 3 and min(parameter.shape) > 1:
                         self.fused[f"{name}.{weight}"] = parameter.numel()
 
-    def named(self, target: str) -> set[str]:
+    def find(self, target: str) -> set[str]:
         """What a target names: a layer by its name or the end of its path. Experts need a path: they cost memory."""
-        layers = {name for name in (*self.linear, *self.embeddings) if _ends(name, target)}
+        layers = {name for name in (*self.linear, *self.embeddings) if _ends_with(name, target)}
         return layers | {
             name
             for name in self.fused
-            if ("." in target and _ends(name, target))
-            or (name.endswith(".weight") and _ends(name.removesuffix(".weight"), target))
+            if ("." in target and _ends_with(name, target))
+            or (name.endswith(".weight") and _ends_with(name.removesuffix(".weight"), target))
         }
 
     def as_parameter(self, name: str) -> bool:
         """Whether a weight is adapted as a parameter, which peft does without dropout."""
         return name in self.fused or (bool(self.fused) and name.rsplit(".", 1)[-1] in READ_AS_EXPERTS)
 
-    def listed(self) -> str:
+    def target_names(self) -> str:
         """All linear layers, as `targets` takes them."""
-        names = {name.rsplit(".", 1)[-1] if not name[-1].isdigit() else _in_layer(name) for name in self.linear}
-        return f"{sorted(names | {_in_layer(name) for name in self.fused})}"
+        names = {name.rsplit(".", 1)[-1] if not name[-1].isdigit() else _name_in_layer(name) for name in self.linear}
+        return f"{sorted(names | {_name_in_layer(name) for name in self.fused})}"
 
 
 def find_adapted(lm: Any, lora: Lora) -> AdaptedWeights:
@@ -107,28 +109,30 @@ def find_adapted(lm: Any, lora: Lora) -> AdaptedWeights:
     them: one of those that a user chose, or all of the default ones.
     """
     layers = _Layers(lm)
-    hits: dict[str, set[str]]
+    matches: dict[str, set[str]]
     if lora.targets == ALL_LINEAR:
-        hits = {ALL_LINEAR: {*layers.linear, *layers.fused} - {layers.head}}
+        matches = {ALL_LINEAR: {*layers.linear, *layers.fused} - {layers.head}}
     else:
-        hits = {target: layers.named(target) for target in lora.targets}
-    barred = bool(lora.dropout) and any(map(layers.as_parameter, set().union(*hits.values())))
+        matches = {target: layers.find(target) for target in lora.targets}
+    barred = bool(lora.dropout) and any(map(layers.as_parameter, set().union(*matches.values())))
     if barred:
-        hits = {target: {name for name in names if not layers.as_parameter(name)} for target, names in hits.items()}
+        matches = {
+            target: {name for name in names if not layers.as_parameter(name)} for target, names in matches.items()
+        }
     if lora.train_head:
-        hits = {target: names - {layers.head} for target, names in hits.items()}
-    unmatched = [target for target, names in hits.items() if not names]
-    if len(unmatched) == len(hits) or (unmatched and tuple(lora.targets) != ATTENTION_AND_MLP):
+        matches = {target: names - {layers.head} for target, names in matches.items()}
+    unmatched = [target for target, names in matches.items() if not names]
+    if len(unmatched) == len(matches) or (unmatched and tuple(lora.targets) != ATTENTION_AND_MLP):
         raise _unmatched(layers, lora, unmatched)
-    chosen: set[str] = set().union(*hits.values())
+    adapted: set[str] = set().union(*matches.values())
     body = {name: count for name, count in (layers.linear | layers.fused).items() if name != layers.head}
-    parameters = {name for name in chosen if layers.as_parameter(name)}
+    parameters = {name for name in adapted if layers.as_parameter(name)}
     return AdaptedWeights(
-        modules=tuple(sorted(chosen - parameters)),
+        modules=tuple(sorted(adapted - parameters)),
         parameters=tuple(sorted(name if name in layers.fused else f"{name}.weight" for name in parameters)),
         linear=body,
-        without=tuple(name for name in body if name not in chosen),
-        outside=sum(any(_ends(name, target) for target in hits) for name in layers.outside),
+        without=tuple(name for name in body if name not in adapted),
+        outside=sum(any(_ends_with(name, target) for target in matches) for name in layers.outside),
         unmatched=tuple(unmatched),
         barred=barred,
     )
@@ -136,13 +140,13 @@ def find_adapted(lm: Any, lora: Lora) -> AdaptedWeights:
 
 def _unmatched(layers: _Layers, lora: Lora, unmatched: list[str]) -> InputError:
     reason = ""
-    if lora.dropout and any(map(layers.named, unmatched)):
+    if lora.dropout and any(map(layers.find, unmatched)):
         reason = " that takes lora.dropout, which has to be 0 for experts"
-    elif any(_ends(name, target) for target in unmatched for name in layers.outside):
+    elif any(_ends_with(name, target) for target in unmatched for name in layers.outside):
         reason = "'s text decoder; outside it, where no text passes, layers get no adapters"
     return InputError(
         f"lora.targets {unmatched or lora.targets} name no layer of this model{reason}. Its linear layers are: "
-        f"{layers.listed()}. Name some of them, or give targets: {ALL_LINEAR}."
+        f"{layers.target_names()}. Name some of them, or give targets: {ALL_LINEAR}."
     )
 
 
@@ -160,9 +164,9 @@ def make_trainable(lm: Any, lora: Lora | None) -> Any:
     if lora is not None:
         return add_lora(lm, lora)
     parts = (decoder_of(lm), lm.get_output_embeddings())
-    passed = {id(parameter) for part in parts for parameter in part.parameters()}
+    text_weights = {id(parameter) for part in parts for parameter in part.parameters()}
     for parameter in lm.parameters():
-        if id(parameter) not in passed:
+        if id(parameter) not in text_weights:
             parameter.requires_grad_(False)
     _hold_in_float32(lm)
     return lm
@@ -185,8 +189,8 @@ def add_lora(lm: Any, lora: Lora) -> Any:
     from peft import LoraConfig, get_peft_model
 
     adapted, layers = find_adapted(lm, lora), _Layers(lm)
-    saved = [layers.head] if lora.train_head and layers.head else []
-    _untie(lm, {*adapted.modules, *saved}, layers)
+    saved_modules = [layers.head] if lora.train_head and layers.head else []
+    _untie(lm, {*adapted.modules, *saved_modules}, layers)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
@@ -195,7 +199,7 @@ def add_lora(lm: Any, lora: Lora) -> Any:
         use_dora=lora.dora,
         target_modules=_peft_targets(lm, lora, adapted),
         target_parameters=list(adapted.parameters) or None,
-        modules_to_save=saved or None,
+        modules_to_save=saved_modules or None,
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -207,18 +211,19 @@ def add_lora(lm: Any, lora: Lora) -> Any:
     except ValueError as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(
-            f"lora.targets {lora.targets} cannot be adapted by peft: {reason}. Linear layers are: {layers.listed()}."
+            f"lora.targets {lora.targets} cannot be adapted by peft: {reason}. Linear layers are: "
+            f"{layers.target_names()}."
         ) from None
     _hold_in_float32(wrapped)
     tuner: Any = wrapped.base_model
-    different = {*tuner.targeted_module_names, *tuner.targeted_parameter_names} ^ {
+    mismatch = {*tuner.targeted_module_names, *tuner.targeted_parameter_names} ^ {
         *adapted.modules,
         *adapted.parameters,
     }
-    if different:
+    if mismatch:
         raise InputError(
             f"lora.targets {lora.targets} mean other layers to peft, which differ in "
-            f"{sorted({_in_layer(name) for name in different})}. Name others of: {layers.listed()}."
+            f"{sorted({_name_in_layer(name) for name in mismatch})}. Name others of: {layers.target_names()}."
         )
     return wrapped
 
@@ -227,7 +232,7 @@ def _peft_targets(lm: Any, lora: Lora, adapted: AdaptedWeights) -> list[str]:
     """The targets as given where peft finds the same layers by them, which other tools read easily; else full names."""
     if lora.targets != ALL_LINEAR and not adapted.parameters:
         short = [target for target in lora.targets if target not in adapted.unmatched]
-        if {name for name, _ in lm.named_modules() if any(_ends(name, target) for target in short)} == {
+        if {name for name, _ in lm.named_modules() if any(_ends_with(name, target) for target in short)} == {
             *adapted.modules
         }:
             return short
@@ -236,18 +241,18 @@ def _peft_targets(lm: Any, lora: Lora, adapted: AdaptedWeights) -> list[str]:
 
 def _untie(lm: Any, trained: Iterable[str], layers: _Layers) -> None:
     """Give trained layers weights of their own. Raises InputError where others than head and embeddings share them."""
-    sharing: dict[int, set[str]] = defaultdict(set)
+    layers_by_weight: dict[int, set[str]] = defaultdict(set)
     for name, module in lm.named_modules():
         for parameter in module.parameters(recurse=False):
-            sharing[id(parameter)].add(name)
+            layers_by_weight[id(parameter)].add(name)
     ends = {layers.head, layers.names.get(id(lm.get_input_embeddings()))}
-    for names in sharing.values():
+    for names in layers_by_weight.values():
         if len(names) < 2 or names.isdisjoint(trained):
             continue
         if names != ends:
             raise InputError(
                 f"lora.targets {sorted(names)} share their weights in this model, so that adapters could not be "
-                f"merged into one of them alone. Name others of: {layers.listed()}."
+                f"merged into one of them alone. Name others of: {layers.target_names()}."
             )
         untie_head(lm)
 
@@ -285,11 +290,11 @@ def _weights_of(module: Any) -> int:
     return count
 
 
-def _ends(name: str, target: str) -> bool:
+def _ends_with(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _in_layer(name: str) -> str:
+def _name_in_layer(name: str) -> str:
     """A weight's name inside its layer: `self_attn.q_proj` of `model.layers.3.self_attn.q_proj`."""
-    numbered = re.match(r".*?\.\d+\.(.+)", name)
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", numbered[1] if numbered else name)
+    match = re.match(r".*?\.\d+\.(.+)", name)
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", match[1] if match else name)

@@ -24,7 +24,15 @@ from slime_ray.model.files import (
 )
 from slime_ray.model.lora import untie_head
 from slime_ray.model.parts import Parts
-from slime_ray.model.pretrained import Note, blaming, load_whole, reason_of, refuse_not_finite, renamed, some
+from slime_ray.model.pretrained import (
+    Note,
+    errors_as_file_fault,
+    load_whole,
+    quote_names,
+    reason_of,
+    refuse_not_finite,
+    rename_hint,
+)
 
 OWN, SFT = "default", "sft"
 """peft's names of an adapter, and of that of an SFT stage which stays next to it."""
@@ -44,10 +52,10 @@ def load_parts(kind: Any, parts: Parts, *, note: Note, task: str = CAUSAL, **opt
         check_adapter(adapter)
     if Path(source).is_dir():
         check_folder(Path(source))
-    supplied = parts.supplied
+    adapter_modules = parts.adapter_modules
     options |= {"use_safetensors": True, "revision": parts.revision}
     try:
-        lm = load_whole(kind, source, note=note, supplied=supplied, **options)
+        lm = load_whole(kind, source, note=note, adapter_modules=adapter_modules, **options)
     except Exception as error:
         if not isinstance(error, FileFault):
             _find_culprit(kind, parts, bool(options.get("trust_remote_code")))
@@ -60,7 +68,7 @@ def load_parts(kind: Any, parts: Parts, *, note: Note, task: str = CAUSAL, **opt
             "update it, or give the model as it was before"
         )
     if adapter is not None:
-        with blaming(adapter):
+        with errors_as_file_fault(adapter):
             lm = merge_adapter(lm, adapter, task=task)
         note(f"The adapter {adapter} was merged into its base {source}.")
     return lm
@@ -72,7 +80,7 @@ def _find_culprit(kind: Any, parts: Parts, trust_remote_code: bool) -> None:
     if not folder.is_dir():
         return
     check_folder(folder)
-    with blaming(folder / "config.json"), torch.device("meta"):
+    with errors_as_file_fault(folder / "config.json"), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         kind.from_config(config, trust_remote_code=trust_remote_code)
 
@@ -115,15 +123,15 @@ def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL, trainable: bool
             result = adapted.load_adapter(str(folder), name, torch_device="cpu", is_trainable=trainable)
         except KeyError as error:
             # peft asks the file for what `modules_to_save` names.
-            raise FileFault(f"the adapter {folder} lacks {some([str(error.args[0])], 'weight')}") from None
+            raise FileFault(f"the adapter {folder} lacks {quote_names([str(error.args[0])], 'weight')}") from None
     missing = {weight.replace(f".{name}", "") for weight in result.missing_keys} | _biases(adapted, name) - set(
         weight_dtypes(folder / ADAPTER_WEIGHTS)
     )
     if missing:
-        hint = renamed(missing, result.unexpected_keys)
-        raise FileFault(f"the adapter {folder} lacks {some(missing, 'weight')}{hint}")
+        hint = rename_hint(missing, result.unexpected_keys)
+        raise FileFault(f"the adapter {folder} lacks {quote_names(missing, 'weight')}{hint}")
     if result.unexpected_keys:
-        unexpected = some(result.unexpected_keys, "weight")
+        unexpected = quote_names(result.unexpected_keys, "weight")
         raise FileFault(f"the adapter {folder} has {unexpected} that its base has no place for")
     return adapted
 
@@ -160,8 +168,8 @@ def _refuse_unknown_options(folder: Path) -> None:
     kind = content.get("peft_type")
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise FileFault(f"{folder / ADAPTER} has peft_type {kind!r}, which peft {version('peft')} does not know")
-    known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
-    unknown = sorted(name for name, value in content.items() if value and name not in known)
+    fields = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
+    unknown = sorted(name for name, value in content.items() if value and name not in fields)
     if unknown:
         raise FileFault(
             f"{folder / ADAPTER} sets {', '.join(unknown)}, which peft {version('peft')} does not know; update peft"

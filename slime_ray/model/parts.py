@@ -34,7 +34,7 @@ class Parts:
         return self.source, self.revision
 
     @property
-    def supplied(self) -> tuple[str, ...]:
+    def adapter_modules(self) -> tuple[str, ...]:
         """Ends of the names of modules that the adapter brings whole, such as a trained head."""
         names = self.adapter and read_object(self.adapter / ADAPTER).get("modules_to_save")
         return tuple(map(str, names)) if isinstance(names, list) else ()
@@ -90,19 +90,19 @@ def _on_base(folder: Path) -> Parts:
     A path that is not absolute is looked for from the adapter's folder upwards, never from where a process runs.
     """
     content = read_object(folder / ADAPTER)
-    named, revision = content.get("base_model_name_or_path"), content.get("revision")
-    if not isinstance(named, str) or not named or not isinstance(revision, (str, type(None))):
+    base_name, revision = content.get("base_model_name_or_path"), content.get("revision")
+    if not isinstance(base_name, str) or not base_name or not isinstance(revision, (str, type(None))):
         raise FileFault(f"{folder / ADAPTER} names no base model (base_model_name_or_path)")
-    path = Path(named).expanduser()
-    places = [path] if path.is_absolute() else [parent / path for parent in (folder, *folder.absolute().parents)]
-    for place in places:
-        if (place / "config.json").is_file():
-            return Parts(str(place), None, folder)
-        if place != folder and (place / ADAPTER).is_file():
-            raise FileFault(f"its base {place} is an adapter itself; merge that one first")
-    if path.is_absolute() or named.startswith((".", "~")) or named.count("/") > 1:
-        raise FileFault(f"its base {named} is not here; correct base_model_name_or_path in {folder / ADAPTER}")
-    return Parts(named, revision or None, folder)
+    path = Path(base_name).expanduser()
+    candidates = [path] if path.is_absolute() else [parent / path for parent in (folder, *folder.absolute().parents)]
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return Parts(str(candidate), None, folder)
+        if candidate != folder and (candidate / ADAPTER).is_file():
+            raise FileFault(f"its base {candidate} is an adapter itself; merge that one first")
+    if path.is_absolute() or base_name.startswith((".", "~")) or base_name.count("/") > 1:
+        raise FileFault(f"its base {base_name} is not here; correct base_model_name_or_path in {folder / ADAPTER}")
+    return Parts(base_name, revision or None, folder)
 
 
 def check_template(model: Model) -> None:

@@ -50,18 +50,18 @@ def check_quantized(lm: Any, model: Model) -> None:
     """
     if not getattr(lm, "is_loaded_in_4bit", False):
         return
-    found = lm.config.quantization_config
+    file_config = lm.config.quantization_config
     if model.quantization is None:
         raise FileFault(
-            f"its files hold 4-bit weights of bitsandbytes; set model.quantization: {found.bnb_4bit_quant_type}, or "
-            "give the model as it was before"
+            f"its files hold 4-bit weights of bitsandbytes; set model.quantization: {file_config.bnb_4bit_quant_type}, "
+            "or give the model as it was before"
         )
-    wanted = quantization_options(model)["quantization_config"]
+    model_config = quantization_options(model)["quantization_config"]
     for name in ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"):
-        if (own := getattr(found, name)) != (ours := getattr(wanted, name)):
+        if (file_value := getattr(file_config, name)) != (model_value := getattr(model_config, name)):
             raise FileFault(
-                f"its files hold 4-bit weights with {name} {own}, and model.quantization, double_quantization and "
-                f"dtype say {ours}; set them as the files are, or give the model as it was before"
+                f"its files hold 4-bit weights with {name} {file_value}, and model.quantization, double_quantization "
+                f"and dtype say {model_value}; set them as the files are, or give the model as it was before"
             )
     if fused := [name for name, weight in lm.named_parameters() if weight.ndim == 3 and min(weight.shape) > 1]:
         raise FileFault(

@@ -23,7 +23,7 @@ from slime_ray.config.judge import RewardModel
 from slime_ray.config.model import lacking_bitsandbytes
 from slime_ray.config.settings import EMBEDDED, Settings
 from slime_ray.errors import InputError
-from slime_ray.model.files import AGAIN, FileFault
+from slime_ray.model.files import FILE_REMEDY, FileFault
 from slime_ray.model.parts import fault_of, parts_of
 from slime_ray.on_ray.cluster_state import NodeReport, NodeRequest, alive_nodes, inspect_node, installed
 from slime_ray.on_ray.connection import connected, last_line
@@ -220,7 +220,7 @@ def _model_and_data(settings: Settings, reports: Sequence[NodeReport]) -> Iterat
                 "every node under the same path.",
             )  # fmt: skip
         for fault in report.faults:
-            yield Finding("error", "model and data", f"{_of(report, reports)}{fault}. {AGAIN}")
+            yield Finding("error", "model and data", f"{_of(report, reports)}{fault}. {FILE_REMEDY}")
     named = [("dataset", f"data.train {one.source}", one.source) for one in settings.data.sources]
     named += [("model", *model) for model in _models(settings)]
     hub = [one for one in named if not one[2].startswith(EMBEDDED) and not Path(one[2]).is_absolute()]
@@ -268,7 +268,7 @@ def _on_hub(kind: str, name: str, source: str, reports: Sequence[NodeReport]) ->
         if kind == "model" and (
             faults := [fault for file in folder.glob("*.safetensors") if (fault := fault_of(file))]
         ):
-            return Finding("error", "model and data", f"{name}: {faults[0]}. {AGAIN}")
+            return Finding("error", "model and data", f"{name}: {faults[0]}. {FILE_REMEDY}")
         return Finding("fine", "model and data", f"{name} is in this machine's cache.")
     except HFValidationError:
         return Finding(
