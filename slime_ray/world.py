@@ -38,9 +38,9 @@ class World:
         """Rank 0's value, on every rank."""
         if self.size == 1:
             return value
-        box = [value if self.main else None]
-        distributed.broadcast_object_list(box, src=0, device=_device())
-        return box[0]  # type: ignore[return-value]
+        values = [value if self.main else None]
+        distributed.broadcast_object_list(values, src=0, device=_device())
+        return values[0]  # type: ignore[return-value]
 
     def from_main(self, work: Callable[[], T]) -> T:
         """What `work` gives on rank 0, on every rank. A SlimeRayError that it raises there is raised everywhere."""
@@ -72,8 +72,10 @@ class World:
         if self.size == 1 or not items:
             return [work(item) for item in items]
         rounds = -(-len(items) // self.size)
-        mine = [work(items[min(turn * self.size + self.rank, len(items) - 1)]) for turn in range(rounds)]
-        gathered = self.gather(mine)
+        local_results = [
+            work(items[min(round_index * self.size + self.rank, len(items) - 1)]) for round_index in range(rounds)
+        ]
+        gathered = self.gather(local_results)
         return [gathered[index % self.size][index // self.size] for index in range(len(items))]
 
 

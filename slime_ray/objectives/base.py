@@ -142,7 +142,7 @@ def at_least_float32(logps: Tensor) -> Tensor:
     return logps.to(torch.promote_types(logps.dtype, torch.float32))
 
 
-def nothing(tensor: Tensor) -> Tensor:
+def zero_in_graph(tensor: Tensor) -> Tensor:
     """A 0-d zero in the graph of `tensor`, of gradient exactly 0: what a removed term contributes."""
     return tensor[:0].sum()
 
@@ -208,8 +208,8 @@ def read_batch(
         _check_side("rejected", rejected_logps, rejected_lengths)
         pairs_allowed = {chosen_lengths.numel()}
     if rejected_lengths.numel() not in pairs_allowed:
-        found, expected = rejected_lengths.numel(), chosen_lengths.numel()
-        raise ValueError(f"rejected_lengths has {found} items: chosen_lengths has {expected}")
+        count, expected = rejected_lengths.numel(), chosen_lengths.numel()
+        raise ValueError(f"rejected_lengths has {count} items: chosen_lengths has {expected}")
     if rejected_optional and no_rejected:
         rejected_lengths = rejected_lengths[:0]
     chosen, rejected = at_least_float32(chosen_logps), at_least_float32(rejected_logps)
@@ -236,9 +236,9 @@ def read_batch(
 
 def _check_side(side: str, logps: Tensor, lengths: Tensor) -> None:
     if logps.dim() != 1 or not logps.is_floating_point():
-        raise ValueError(f"{side}_logps is {_looks(logps)}: must be floating-point, 1-D, one per token")
+        raise ValueError(f"{side}_logps is {_describe(logps)}: must be floating-point, 1-D, one per token")
     if lengths.dim() != 1 or lengths.dtype not in _INTEGERS:
-        raise ValueError(f"{side}_lengths is {_looks(lengths)}: must be integers, 1-D, one per pair")
+        raise ValueError(f"{side}_lengths is {_describe(lengths)}: must be integers, 1-D, one per pair")
     if lengths.numel() == 0:
         raise ValueError(f"{side}_lengths is empty: a batch holds at least one pair")
     # One transfer for both numbers: where lengths are on a device, each one waits for it.
@@ -255,8 +255,8 @@ def check_reference(objective: str, reference: ReferenceLogps | None, like: Tens
         raise ValueError(f"reference is None: {objective} compares with a reference model's log-probs")
     for side, sums in (("chosen", reference.chosen), ("rejected", reference.rejected)):
         if sums.shape != like.shape or not sums.is_floating_point():
-            wanted = f"floating-point sums of shape {tuple(like.shape)}"
-            raise ValueError(f"reference.{side} is {_looks(sums)}: must be {wanted}")
+            requirement = f"floating-point sums of shape {tuple(like.shape)}"
+            raise ValueError(f"reference.{side} is {_describe(sums)}: must be {requirement}")
     return ReferenceLogps(reference.chosen.detach().to(like), reference.rejected.detach().to(like))
 
 
@@ -284,5 +284,5 @@ def check_count(field: str, value: int) -> None:
         raise ValueError(f"{field} is {value!r}: must be a whole number >= 1")
 
 
-def _looks(tensor: Tensor) -> str:
+def _describe(tensor: Tensor) -> str:
     return f"{tensor.dtype} of shape {tuple(tensor.shape)}"

@@ -69,11 +69,11 @@ def _norms(value: Tensor, *logps: Tensor) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
 
 
-def differ(one: Objective, other: Objective) -> bool:
+def differ(first: Objective, second: Objective) -> bool:
     """Return whether the gradients of two objectives differ anywhere on a batch of all kinds of pairs."""
     # The first of each three is the loss itself.
     return any(
-        not torch.equal(a, b) for index, (a, b) in enumerate(zip(probe(one), probe(other), strict=True)) if index % 3
+        not torch.equal(a, b) for index, (a, b) in enumerate(zip(probe(first), probe(second), strict=True)) if index % 3
     )
 
 
@@ -83,12 +83,13 @@ def probe(objective: Objective) -> tuple[Tensor, ...]:
     At its start and at its end, between which its knobs may change. Completions and their references differ; tokens are
     from almost certain to hopeless, and margins of either sign.
     """
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     lengths = 1 + torch.arange(PAIRS) % TOKENS
     logps = [
-        (-12 * torch.rand(int(lengths.sum()), generator=draw, dtype=torch.float64) ** 3).requires_grad_() for _ in "ab"
+        (-12 * torch.rand(int(lengths.sum()), generator=generator, dtype=torch.float64) ** 3).requires_grad_()
+        for _ in "ab"
     ]
-    reference = ReferenceLogps(*(-18 * torch.rand(2, PAIRS, generator=draw, dtype=torch.float64)))
+    reference = ReferenceLogps(*(-18 * torch.rand(2, PAIRS, generator=generator, dtype=torch.float64)))
     values: list[Tensor] = []
     for done in (0.0, 1.0):
         loss = objective_at(objective, done)(logps[0], lengths, logps[1], lengths.flip(0), reference=reference).loss
@@ -131,14 +132,14 @@ def matched_knobs(objective: Any, remove: tuple[str, ...]) -> dict[str, float]:
         ValueError: The other terms change as well, each by another factor.
     """
     variant = dataclasses.replace(objective, remove=remove)
-    pushes, left = pushes_of(objective), pushes_of(variant)
-    whole, reduced = (each.pop(objective.push_term, 0.0) for each in (pushes, left))
+    pushes, variant_pushes = pushes_of(objective), pushes_of(variant)
+    whole, reduced = (pushes_by_term.pop(objective.push_term, 0.0) for pushes_by_term in (pushes, variant_pushes))
     # An anchor on scores is rescaled with them.
-    changes = [left[name] / pushes[name] for name in pushes if pushes[name] and left.get(name)]
+    changes = [variant_pushes[name] / pushes[name] for name in pushes if pushes[name] and variant_pushes.get(name)]
     if changes and not math.isclose(min(changes), max(changes), rel_tol=1e-9):
         raise ValueError(f"without {', '.join(remove)} its other terms push harder or less, each by another factor")
     whole *= changes[0] if changes else 1.0
-    if not (whole and reduced and any(left.values())) or math.isclose(whole, reduced, rel_tol=1e-9):
+    if not (whole and reduced and any(variant_pushes.values())) or math.isclose(whole, reduced, rel_tol=1e-9):
         return {}
     if (knob := getattr(objective, "push_knob", None)) is not None:
         return {knob: getattr(objective, knob) * whole / reduced}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slime_ray.objectives.base import Batch, ReferenceLogps, Term, nothing
+from slime_ray.objectives.base import Batch, ReferenceLogps, Term, zero_in_graph
 from slime_ray.objectives.pairwise import PairwiseObjective, knob
 
 REMOVABLE = {
@@ -86,13 +86,13 @@ class SlimeObjective(PairwiseObjective):
     def _anchor(self, chosen: Tensor) -> Tensor:
         """Eq. 6, summed. chosen: (pairs,), lw."""
         if "anchor" in self.remove:
-            return nothing(chosen)
+            return zero_in_graph(chosen)
         return -self.anchor_weight * chosen.sum()
 
     def _stabilizer(self, batch: Batch) -> Term:
         """Eq. 7 over all rejected tokens."""
         if "stabilizer" in self.remove:
-            return Term(nothing(batch.rejected), "rejected_tokens")
+            return Term(zero_in_graph(batch.rejected), "rejected_tokens")
         return Term(self.stabilizer_strength * self._penalties(batch.rejected).sum(), "rejected_tokens")
 
     def _penalties(self, rejected: Tensor) -> Tensor:
@@ -111,6 +111,6 @@ class SlimeObjective(PairwiseObjective):
         if "soft_margin" not in self.remove:
             factors.append(torch.sigmoid(-self.gate_sharpness * (margins - self.soft_margin)))
         if not factors:
-            return nothing(margins)
+            return zero_in_graph(margins)
         product = factors[0] if len(factors) == 1 else factors[0] * factors[1]
         return self.margin_weight * product.sum()

@@ -47,8 +47,8 @@ def serve_answers(checkpoint: Path, *, model: str, rank: int, adapters: int, por
         raise InputError(f"{checkpoint} has no config.json. Give the SFT checkpoint that a run names when it waits.")
     command = vllm_command(checkpoint.absolute(), model=model, rank=rank, adapters=adapters, port=port)
     with connected():
-        holder: Any = ray.remote(VllmServer).options(num_gpus=gpus).remote()
-        node = ray.get(holder.start.remote(command))
+        server: Any = ray.remote(VllmServer).options(num_gpus=gpus).remote()
+        node = ray.get(server.start.remote(command))
         say(f"evaluation: {{engine: {{name: openai, model: {model}, base_url: 'http://{node}:{port}/v1'}}}}")
-        code = ray.get(holder.wait.remote())
-    raise RunError(f"vLLM ended with exit code {code}. Its output above says why.")
+        exit_code = ray.get(server.wait.remote())
+    raise RunError(f"vLLM ended with exit code {exit_code}. Its output above says why.")

@@ -50,12 +50,12 @@ for process in filter(alive, known):
 
 
 @contextmanager
-def janitor(pid: int, *, spare: Container[int] = ()) -> Iterator[None]:
+def janitor(pid: int, *, exclude: Container[int] = ()) -> Iterator[None]:
     """Have a small process end the descendants that process `pid` has now, those to spare aside.
 
     It does once the context is left, or this process gone.
     """
-    pids = [str(child) for child in descendants(pid) if child not in spare]
+    pids = [str(child) for child in descendants(pid) if child not in exclude]
     if not pids:
         yield
         return
@@ -95,8 +95,8 @@ def connected() -> Iterator[None]:
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     # They print tracebacks: of what Tune cannot save for a restore of its own, which is never used here, and of lost
     # attempts, which `Watch` logs.
-    for part in ("experiment_state", "tune_controller"):
-        logging.getLogger(f"ray.tune.execution.{part}").setLevel(logging.CRITICAL)
+    for module in ("experiment_state", "tune_controller"):
+        logging.getLogger(f"ray.tune.execution.{module}").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         yield
         return
@@ -110,13 +110,13 @@ def connected() -> Iterator[None]:
         # Said outright, or Ray would join whatever was started last on this machine.
         local = {"address": "local", "include_dashboard": False}
     # Children of this process that are not Ray's.
-    others = descendants(os.getpid())
+    foreign_children = descendants(os.getpid())
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:
         # Ray raises bare ones, too, such as for a raylet that does not register in time.
         raise InputError(_refusal(address, error)) from None
-    with janitor(os.getpid(), spare=others) if local else nullcontext():
+    with janitor(os.getpid(), exclude=foreign_children) if local else nullcontext():
         try:
             yield
         finally:
@@ -161,14 +161,14 @@ def check_address(address: str) -> None:
         raise InputError(f"RAY_ADDRESS is {address!r}: give it as host:port, such as 10.0.0.1:6379, or auto.")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as stream:
-            speaks = os.environ.get("RAY_USE_TLS") == "1" or _speaks_grpc(stream)
+            speaks_grpc = os.environ.get("RAY_USE_TLS") == "1" or _speaks_grpc(stream)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"No Ray cluster answers at {address} (RAY_ADDRESS): {reason}. Start one with `ray start --head`, correct "
             "the address, or unset RAY_ADDRESS to run on this machine alone."
         ) from None
-    if not speaks:
+    if not speaks_grpc:
         raise InputError(_refusal(address, "it does not speak gRPC"))
 
 
@@ -177,8 +177,8 @@ def _speaks_grpc(stream: socket.socket) -> bool:
     settings = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
     stream.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
     answer = b""
-    while len(answer) < 4 and (more := stream.recv(64)):
-        answer += more
+    while len(answer) < 4 and (chunk := stream.recv(64)):
+        answer += chunk
     return answer[3:4] == settings[3:4]
 
 

@@ -51,7 +51,7 @@ class Submission:
         return joined(self.storage, self.name)
 
     @property
-    def shown(self) -> str:
+    def display_address(self) -> str:
         """The same for people, without what may be secret."""
         return shown_address(self.run) if is_url(self.storage) else self.run
 
@@ -91,7 +91,10 @@ def launch(experiment: Experiment, submission: Submission, *, address: str, out:
     client = job_client(address)
     job, status = _find(client, submission)
     if status == "SUCCEEDED":
-        print(f"{submission.name} is done (job {job}). Its results are in {submission.shown} on the cluster.", file=out)
+        print(
+            f"{submission.name} is done (job {job}). Its results are in {submission.display_address} on the cluster.",
+            file=out,
+        )
         return
     if status is None:
         _submit(client, submission, job)
@@ -109,8 +112,8 @@ def launch(experiment: Experiment, submission: Submission, *, address: str, out:
         return
     if status != "SUCCEEDED":
         raise RunError(
-            f"Job {job} {status.lower()}: {message} What finished is in {submission.shown} on the cluster; the same "
-            "command goes on from there."
+            f"Job {job} {status.lower()}: {message} What finished is in {submission.display_address} on the cluster; "
+            "the same command goes on from there."
         )
 
 
@@ -123,24 +126,24 @@ def job_client(address: str) -> Any:
         from ray.job_submission import JobSubmissionClient
     except ImportError:
         raise InputError("`slime-ray launch` needs Ray's job client: pip install 'slime-ray[cluster]'.") from None
-    for chatty in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for logger_name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(logger_name).setLevel(logging.WARNING)
     if not address.startswith(("http://", "https://")):
         raise InputError(
             f"--address {address}: give the address of Ray's dashboard, such as {DEFAULT_ADDRESS}; `ray dashboard "
             "cluster.yaml` opens a tunnel to it."
         )
-    nobody = (
+    no_answer = (
         f"No Ray dashboard answers at {address}: %s. Open the tunnel (`ray dashboard cluster.yaml`), or correct "
         "--address."
     )
-    stranger = f"What answers at {address} is no Ray dashboard. Correct --address."
+    no_dashboard = f"What answers at {address} is no Ray dashboard. Correct --address."
     try:
         # Ray's client itself would wait for an answer for ever. Whether a token is asked for does not matter yet.
         answer = requests.get(f"{address.rstrip('/')}/api/version", timeout=ANSWER_SECONDS)
         if answer.status_code not in (200, 401, 403):
-            raise InputError(stranger)
-        with _address_as_given():
+            raise InputError(no_dashboard)
+        with _ignore_address_variables():
             client = JobSubmissionClient(address)
         # A cluster that asks for a token tells its version to the client alone, which checks that it can talk to it.
         version = str(answer.json()["ray_version"]) if answer.ok else ray.__version__
@@ -151,9 +154,9 @@ def job_client(address: str) -> Any:
             "otherwise)."
         ) from None
     except (requests.ConnectionError, requests.Timeout, ConnectionError) as error:
-        raise InputError(nobody % _reason(error)) from None
+        raise InputError(no_answer % _reason(error)) from None
     except (requests.RequestException, ValueError, LookupError, RuntimeError):
-        raise InputError(stranger) from None
+        raise InputError(no_dashboard) from None
     if version.split(".")[:2] != ray.__version__.split(".")[:2]:
         raise InputError(
             f"The cluster at {address} runs Ray {version}, and this environment has {ray.__version__}. Use the image "
@@ -163,14 +166,14 @@ def job_client(address: str) -> Any:
 
 
 @contextmanager
-def _address_as_given() -> Iterator[None]:
+def _ignore_address_variables() -> Iterator[None]:
     """Ray's client would prefer an address of the environment to the one that it is given."""
     names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    variables = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
     finally:
-        os.environ.update(kept)
+        os.environ.update(variables)
 
 
 def _reason(error: BaseException) -> str:
@@ -183,11 +186,11 @@ def _reason(error: BaseException) -> str:
 def _refuse_local_paths(experiment: Experiment) -> None:
     """Relative paths mean files of this machine, which the cluster does not have."""
     for changes in ({}, *(arm.set for arm in experiment.arms)):
-        given = with_values(experiment.base, changes)
-        written = set(texts(given))
-        for setting, path in files_of(Settings.model_validate(given)).items():
+        values = with_values(experiment.base, changes)
+        config_texts = set(texts(values))
+        for setting, path in files_of(Settings.model_validate(values)).items():
             # A file that is here is known by its absolute path, whatever the experiment says.
-            if str(path) not in written:
+            if str(path) not in config_texts:
                 raise InputError(
                     f"{setting} is written as a path of this machine, {path}. Put it on the storage that the nodes "
                     "share, and give its absolute path there."
@@ -202,18 +205,18 @@ def _refuse_local_paths(experiment: Experiment) -> None:
 
 def _find(client: Any, submission: Submission) -> tuple[str, str | None]:
     """The job that is this sweep, with its status; or the id for a new one, with None."""
-    ours = [job for job in _ask(client.list_jobs) if (job.metadata or {}).get(RUN) == submission.run]
-    for job in ours:
+    jobs = [job for job in _ask(client.list_jobs) if (job.metadata or {}).get(RUN) == submission.run]
+    for job in jobs:
         if not job.status.is_terminal():
             if job.metadata.get(CONTENT) != submission.content:
                 raise InputError(
-                    f"Job {job.submission_id} is at work on {submission.shown} with another experiment or other "
-                    "options. Wait for it or stop it, or give this one another name with --name."
+                    f"Job {job.submission_id} is at work on {submission.display_address} with another experiment or "
+                    "other options. Wait for it or stop it, or give this one another name with --name."
                 )
             return job.submission_id, str(job.status.value)
-    same = [job for job in ours if job.metadata.get(CONTENT) == submission.content]
-    done = [job for job in same if job.status.value == "SUCCEEDED"]
-    return (done[-1].submission_id, "SUCCEEDED") if done else (submission.job(len(same) + 1), None)
+    same_content = [job for job in jobs if job.metadata.get(CONTENT) == submission.content]
+    succeeded = [job for job in same_content if job.status.value == "SUCCEEDED"]
+    return (succeeded[-1].submission_id, "SUCCEEDED") if succeeded else (submission.job(len(same_content) + 1), None)
 
 
 def _submit(client: Any, submission: Submission, job: str) -> None:
@@ -270,6 +273,6 @@ async def _follow(client: Any, job: str, out: TextIO) -> tuple[str, str]:
 
 def sweep_options(*, trials: int | None, seeds: str | None, seed: int, overrides: Sequence[str]) -> list[str]:
     """The options of a launch that decide what its sweep computes, in one order."""
-    given: Mapping[str, object] = {"--trials": trials, "--seeds": seeds, "--seed": seed or None}
-    options = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+    values: Mapping[str, object] = {"--trials": trials, "--seeds": seeds, "--seed": seed or None}
+    options = [word for flag, value in values.items() if value is not None for word in (flag, str(value))]
     return options + [word for text in overrides for word in ("--set", text)]

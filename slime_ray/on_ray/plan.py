@@ -28,11 +28,11 @@ class SearchPlan:
         self, experiment: Experiment, part: SearchPart, study: StudySearch, rows: dict[str, dict[str, Any]], seed: int
     ):
         self.experiment, self.part, self.study, self.rows, self.seed = experiment, part, study, rows, seed
-        self.ids = [name for name in self.every_id() if name not in rows]
+        self.ids = [name for name in self.trial_ids() if name not in rows]
         self.running: set[str] = set()
         self.confirmed = False
 
-    def every_id(self) -> list[str]:
+    def trial_ids(self) -> list[str]:
         """Ids of its search trials."""
         return [self.part.trial_id(number) for number in range(1, self.part.trials + 1)]
 
@@ -43,15 +43,15 @@ class SearchPlan:
 
     def extend(self, trials: int) -> None:
         """Search on, for so many trials more."""
-        known = {*self.every_id(), *self.rows}
+        ids = {*self.trial_ids(), *self.rows}
         self.part = replace(self.part, trials=self.part.trials + trials)
         # Of a run that was extended before, some of them may have finished.
-        self.ids += [name for name in self.every_id() if name not in known]
+        self.ids += [name for name in self.trial_ids() if name not in ids]
 
     def next(self) -> Trial | None:
         """The next trial of the search; None where all have begun."""
-        if self.ids and (begun := self.study.ask(self.ids)):
-            name, point = begun
+        if self.ids and (entry := self.study.ask(self.ids)):
+            name, point = entry
             self.ids.remove(name)
             return self.trial(name, self.part.values(point))
         self.ids.clear()
@@ -62,27 +62,29 @@ class SearchPlan:
         if self.ids or self.running or self.confirmed:
             return []
         self.confirmed = True
-        return [one for one in confirm_trials(self.experiment, self.part, self.rows) if one.trial_id not in self.rows]
+        return [
+            trial for trial in confirm_trials(self.experiment, self.part, self.rows) if trial.trial_id not in self.rows
+        ]
 
     def missing(self) -> list[str]:
         """Ids of the trials that have yet to finish; confirmations are known once the search has."""
-        left = [name for name in self.every_id() if name not in self.rows]
-        if left:
-            return left
-        confirm = confirm_trials(self.experiment, self.part, self.rows)
-        return [trial.trial_id for trial in confirm if trial.trial_id not in self.rows]
+        ids = [name for name in self.trial_ids() if name not in self.rows]
+        if ids:
+            return ids
+        confirmations = confirm_trials(self.experiment, self.part, self.rows)
+        return [trial.trial_id for trial in confirmations if trial.trial_id not in self.rows]
 
-    def most_left(self) -> int:
+    def max_remaining(self) -> int:
         """Trials that may still have to run; how many confirmations there will be is known only after the search."""
-        left = self.missing()
-        if not any(name.startswith("search-") for name in left):
-            return len(left)
+        missing = self.missing()
+        if not any(name.startswith("search-") for name in missing):
+            return len(missing)
         # Of those that stand already none is run again.
-        standing = sum(
+        confirmations = sum(
             row.get("phase") == "confirm" and entry_of(str(row["label"]).removesuffix(DEFAULTS)) == self.part.label
             for row in self.rows.values()
         )
-        return len(left) + max(0, self.part.rows * self.part.seeds - standing)
+        return len(missing) + max(0, self.part.rows * self.part.seeds - confirmations)
 
     def end(self, trial: Trial, outcome: Mapping[str, Any], *, clone: bool) -> None:
         """Tell the study how a trial ended. Raises StudyFailed."""
@@ -122,12 +124,12 @@ class TrialPlan(Searcher):
         }
         refuse_other_confirmations(self.rows, points)
         self.by_tune_id: dict[str, Trial] = {}
-        self.waiting = [trial for trial in arm_trials(experiment) if trial.trial_id not in self.rows]
-        self.turns = list(self.parts)
+        self.queue = [trial for trial in arm_trials(experiment) if trial.trial_id not in self.rows]
+        self.label_cycle = list(self.parts)
         self.clones: dict[str, Clone] = {}
-        self.ending = False
-        self.failed: StudyFailed | None = None
-        self.paused: set[str] = set()
+        self.is_ending = False
+        self.failure: StudyFailed | None = None
+        self.paused_ids: set[str] = set()
 
     def part_of(self, trial_id: str) -> SearchPlan | None:
         """The search that learns of a trial; none in a league learns of a clone, which would be one trial more."""
@@ -139,15 +141,15 @@ class TrialPlan(Searcher):
             return False
         self.clones[clone.trial_id] = clone
         part = self.part_of(clone.trial_id)
-        begin = part.trial if part else partial(search_trial, self.experiment, seed=SEARCH_SEED + self.seed)
-        self.waiting.insert(0, begin(clone.trial_id, clone.values))
+        make_trial = part.trial if part else partial(search_trial, self.experiment, seed=SEARCH_SEED + self.seed)
+        self.queue.insert(0, make_trial(clone.trial_id, clone.values))
         return True
 
     def extend(self, trials: int) -> bool:
         """Search on, for so many trials more; False where there is no search or its winners run again already."""
         parts = list(self.parts.values())
-        over = any(part.confirmed for part in parts) or any(row["phase"] == "confirm" for row in self.rows.values())
-        if not parts or self.experiment.league is not None or over:
+        is_over = any(part.confirmed for part in parts) or any(row["phase"] == "confirm" for row in self.rows.values())
+        if not parts or self.experiment.league is not None or is_over:
             return False
         for part in parts:
             part.extend(trials)
@@ -155,35 +157,35 @@ class TrialPlan(Searcher):
 
     def missing(self) -> list[str]:
         """Ids of the trials that have yet to finish; a search's confirmations are known once it has."""
-        return self._missing_besides() + [name for part in self.parts.values() for name in part.missing()]
+        return self._missing_outside_searches() + [name for part in self.parts.values() for name in part.missing()]
 
-    def _missing_besides(self) -> list[str]:
+    def _missing_outside_searches(self) -> list[str]:
         arms = [trial.trial_id for trial in arm_trials(self.experiment)]
         return [name for name in [*arms, *self.clones] if name not in self.rows]
 
-    def most_left(self) -> int:
+    def max_remaining(self) -> int:
         """Trials that may still have to run; how many confirmations there will be is known only after a search."""
-        return len(self._missing_besides()) + sum(part.most_left() for part in self.parts.values())
+        return len(self._missing_outside_searches()) + sum(part.max_remaining() for part in self.parts.values())
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next trial's configuration; None while it depends on trials that still run."""
-        if self.ending:
+        if self.is_ending:
             return Searcher.FINISHED
-        if not self.waiting:
+        if not self.queue:
             # Of the first search that is done, its confirmations come before what others have yet to search.
             confirmations = (trials for part in self.parts.values() if (trials := part.confirmations()))
-            self.waiting += next(confirmations, []) or self._search()
-        if self.waiting:
-            self.by_tune_id[trial_id] = trial = self.waiting.pop(0)
+            self.queue += next(confirmations, []) or self._search()
+        if self.queue:
+            self.by_tune_id[trial_id] = trial = self.queue.pop(0)
             return {"trial": trial.model_dump(mode="json")}
         at_work = (tune_id for tune_id, trial in self.by_tune_id.items() if trial.trial_id not in self.rows)
-        return None if set(at_work) - self.paused else Searcher.FINISHED
+        return None if set(at_work) - self.paused_ids else Searcher.FINISHED
 
     def _search(self) -> list[Trial]:
         """The next trial of the searches, which take turns."""
-        for label in list(self.turns):
-            self.turns.remove(label)
-            self.turns.append(label)
+        for label in list(self.label_cycle):
+            self.label_cycle.remove(label)
+            self.label_cycle.append(label)
             if trial := self.parts[label].next():
                 return [trial]
         return []
@@ -195,16 +197,16 @@ class TrialPlan(Searcher):
         """Keep the row; tell the study, if the trial was a search trial. A paused one has no row yet.
 
         Tune would take an error raised here for one of the trial's, and train it again. Where the study cannot be told,
-        that is kept in `failed`, and the study hears of the row when the run is gone on with.
+        that is kept in `failure`, and the study hears of the row when the run is gone on with.
         """
         trial = self.by_tune_id[trial_id]
         if trial.phase == "search" and (part := self.part_of(trial.trial_id)):
             try:
                 part.end(trial, {} if error else result or {}, clone=trial.trial_id in self.clones)
             except StudyFailed as failure:
-                self.failed = failure
+                self.failure = failure
         if (result or {}).get("status") == "paused":
-            self.paused.add(trial_id)
+            self.paused_ids.add(trial_id)
             return
         self.rows[trial.trial_id] = {
             **(result or {}),
@@ -249,13 +251,13 @@ def confirm_trials(experiment: Experiment, part: SearchPart, rows: Mapping[str, 
     """
     # A winner that equals an arm stands in the table already, with these seeds. A league's entry has a row of its own.
     arms = [] if part.entry else experiment.arms
-    standing = {fingerprint(experiment.settings_with(arm.set)) for arm in arms}
-    searched = [row for row in rows.values() if row["phase"] == "search"]
-    mine = [row for row in searched if part.owns(row["trial_id"])]
+    arm_fingerprints = {fingerprint(experiment.settings_with(arm.set)) for arm in arms}
+    search_rows = [row for row in rows.values() if row["phase"] == "search"]
+    part_rows = [row for row in search_rows if part.owns(row["trial_id"])]
     best = [
         row
-        for row in winners(mine, experiment.goals, experiment.limits)
-        if fingerprint(experiment.settings_with(row["values"])) not in standing
+        for row in winners(part_rows, experiment.goals, experiment.limits)
+        if fingerprint(experiment.settings_with(row["values"])) not in arm_fingerprints
     ][: part.best]
     cells: list[tuple[str, Mapping[str, Any]]] = []
     for row in best:

@@ -25,7 +25,7 @@ from slime_ray.config.settings import EMBEDDED, Settings
 from slime_ray.errors import InputError
 from slime_ray.model.files import FILE_REMEDY, FileFault
 from slime_ray.model.parts import fault_of, parts_of
-from slime_ray.on_ray.cluster_state import NodeReport, NodeRequest, alive_nodes, inspect_node, installed
+from slime_ray.on_ray.cluster_state import NodeReport, NodeRequest, alive_nodes, inspect_node, package_versions
 from slime_ray.on_ray.connection import connected, last_line
 from slime_ray.on_ray.resources import concurrent_trials, why_never
 from slime_ray.runs.inputs import all_settings
@@ -85,23 +85,23 @@ def _report(request: NodeRequest, *, gpus: bool) -> tuple[list[NodeReport], list
     reports only where no GPU is asked for.
     """
     task: Any = ray.remote(max_calls=1)(inspect_node)
-    nodes_by_task, here = {}, ray.get_runtime_context().get_node_id()
+    nodes_by_task, driver_node = {}, ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
-    if not gpus and [node["NodeID"] for node in alive] == [here]:
-        return [inspect_node(here, request)], []
+    if not gpus and [node["NodeID"] for node in alive] == [driver_node]:
+        return [inspect_node(driver_node, request)], []
     for node in alive:
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         options = {"num_cpus": 0, "scheduling_strategy": place, "max_retries": 0}
-        own = gpus and node["Resources"].get("GPU", 0) > 0
-        nodes_by_task[task.options(**options).remote(node["NodeID"], request, gpus=own)] = node
-    ready, late = ray.wait(list(nodes_by_task), num_returns=len(nodes_by_task), timeout=NODE_SECONDS)
+        with_gpus = gpus and node["Resources"].get("GPU", 0) > 0
+        nodes_by_task[task.options(**options).remote(node["NodeID"], request, gpus=with_gpus)] = node
+    ready, pending = ray.wait(list(nodes_by_task), num_returns=len(nodes_by_task), timeout=NODE_SECONDS)
     reports, findings = [], []
-    for reference in [*ready, *late]:
-        name = nodes_by_task[reference]["NodeManagerHostname"]
+    for ref in [*ready, *pending]:
+        name = nodes_by_task[ref]["NodeManagerHostname"]
         try:
-            if reference in late:
+            if ref in pending:
                 raise TimeoutError(f"it did not answer within {NODE_SECONDS:g} s")
-            reports.append(ray.get(reference))
+            reports.append(ray.get(ref))
         except Exception as error:
             findings.append(Finding("error", "nodes", f"Node {name} cannot run a task: {last_line(error)}"))
     return reports, findings
@@ -109,16 +109,16 @@ def _report(request: NodeRequest, *, gpus: bool) -> tuple[list[NodeReport], list
 
 def _fit(experiment: Experiment) -> Iterator[Finding]:
     nodes = alive_nodes()
-    never = why_never(experiment.resources, nodes)
-    if never:
-        yield Finding("error", "resources", never)
+    obstacle = why_never(experiment.resources, nodes)
+    if obstacle:
+        yield Finding("error", "resources", obstacle)
         return
     fits = concurrent_trials(experiment.resources, nodes)
-    wanted = experiment.resources.concurrent_trials
-    if wanted != "auto" and wanted > fits:
+    limit = experiment.resources.concurrent_trials
+    if limit != "auto" and limit > fits:
         yield Finding(
             "warning", "resources",
-            f"resources.concurrent_trials is {wanted}, but only {fits} trials fit at a time; the others wait.",
+            f"resources.concurrent_trials is {limit}, but only {fits} trials fit at a time; the others wait.",
         )  # fmt: skip
     else:
         yield Finding("fine", "resources", f"{fits} trials fit side by side.")
@@ -126,18 +126,18 @@ def _fit(experiment: Experiment) -> Iterator[Finding]:
 
 def _storage(reports: Sequence[NodeReport], probe: Path, token: str, storage: RunStore) -> Iterator[Finding]:
     for report in reports:
-        seen = probe / report.node
+        file = probe / report.node
         if storage.url is not None:
-            if report.wrote is not None:
-                yield Finding("error", "storage", f"Node {report.name}: {report.wrote}")
-        elif report.wrote is not None or not report.read:
+            if report.write_error is not None:
+                yield Finding("error", "storage", f"Node {report.name}: {report.write_error}")
+        elif report.write_error is not None or not report.can_read:
             yield Finding(
                 "error", "storage",
                 f"Node {report.name} does not see {storage.shown} as this process does "
-                f"({report.wrote or 'another disk'}). On several nodes the storage has "
+                f"({report.write_error or 'another disk'}). On several nodes the storage has "
                 "to be shared, such as NFS: give such a path with --storage.",
             )  # fmt: skip
-        elif not seen.is_file() or seen.read_text() != token:
+        elif not file.is_file() or file.read_text() != token:
             yield Finding(
                 "error", "storage",
                 f"What node {report.name} writes to {storage.shown} does not arrive here: it is another disk of the "
@@ -148,20 +148,20 @@ def _storage(reports: Sequence[NodeReport], probe: Path, token: str, storage: Ru
 
 
 def _versions(reports: Sequence[NodeReport]) -> Iterator[Finding]:
-    own = {"python": platform.python_version(), **installed()}
+    driver_versions = {"python": platform.python_version(), **package_versions()}
     for report in reports:
-        theirs = {"python": report.python, **report.versions}
-        different = [
-            f"{name} {theirs.get(name, 'missing')} instead of {own.get(name, 'none')}"
-            for name in own.keys() | theirs.keys()
-            if own.get(name) != theirs.get(name)
+        node_versions = {"python": report.python, **report.versions}
+        differences = [
+            f"{name} {node_versions.get(name, 'missing')} instead of {driver_versions.get(name, 'none')}"
+            for name in driver_versions.keys() | node_versions.keys()
+            if driver_versions.get(name) != node_versions.get(name)
         ]
-        if different:
+        if differences:
             yield Finding(
                 "error", "versions",
-                f"Node {report.name} has {', '.join(sorted(different))}. Install the same versions on every node.",
+                f"Node {report.name} has {', '.join(sorted(differences))}. Install the same versions on every node.",
             )  # fmt: skip
-    yield Finding("fine", "versions", ", ".join(f"{name} {number}" for name, number in own.items()))
+    yield Finding("fine", "versions", ", ".join(f"{name} {number}" for name, number in driver_versions.items()))
 
 
 def _token(reports: Sequence[NodeReport]) -> Iterator[Finding]:
@@ -180,26 +180,30 @@ def _token(reports: Sequence[NodeReport]) -> Iterator[Finding]:
 def local_paths(settings: Settings) -> list[str]:
     """Files and folders of this machine that the trials read; every node needs them."""
     model, evaluation = settings.model, settings.evaluation
-    data = [one.source for one in settings.data.sources]
-    named = [model.tokenizer, *data, model.chat_template, evaluation.questions]
-    named += [evaluation.retention.prompts] if evaluation.retention else []
-    return local_models(settings) + [path for path in named if path and Path(path).is_absolute()]
+    data = [source.source for source in settings.data.sources]
+    paths = [model.tokenizer, *data, model.chat_template, evaluation.questions]
+    paths += [evaluation.retention.prompts] if evaluation.retention else []
+    return local_models(settings) + [path for path in paths if path and Path(path).is_absolute()]
 
 
 def local_models(settings: Settings, *, judge: bool = True) -> list[str]:
     """Folders and files of this machine that hold models, after each adapter what it was trained on."""
-    named = [source for _, source in _models(settings, judge)]
-    return [path for path in named if Path(path).is_absolute()]
+    sources = [source for _, source in _models(settings, judge)]
+    return [path for path in sources if Path(path).is_absolute()]
 
 
 def _models(settings: Settings, judge: bool = True) -> list[tuple[str, str]]:
     """What loads a model, in words, and its folder, file or Hub id."""
-    named = [("model.source", settings.model.source, settings.model.gguf_file)]
+    sources = [("model.source", settings.model.source, settings.model.gguf_file)]
     members = settings.evaluation.judge.members if judge else ()
-    named += [("evaluation.judge.model", one.model, None) for one in members if isinstance(one, RewardModel)]
-    found = []
-    for key, source, file in named:
-        found.append((f"{key} {source}", str(Path(source, file)) if file and Path(source).is_absolute() else source))
+    sources += [
+        ("evaluation.judge.model", judge_model.model, None)
+        for judge_model in members
+        if isinstance(judge_model, RewardModel)
+    ]
+    models = []
+    for key, source, file in sources:
+        models.append((f"{key} {source}", str(Path(source, file)) if file and Path(source).is_absolute() else source))
         if source.startswith(EMBEDDED):
             continue
         try:
@@ -207,8 +211,8 @@ def _models(settings: Settings, judge: bool = True) -> list[tuple[str, str]]:
         except (FileFault, OSError):
             # Each node names it, where it looks at its files.
             continue
-        found += [(f"{key} {source}: its base {parts.source}", parts.source)] if parts.adapter else []
-    return found
+        models += [(f"{key} {source}: its base {parts.source}", parts.source)] if parts.adapter else []
+    return models
 
 
 def _model_and_data(settings: Settings, reports: Sequence[NodeReport]) -> Iterator[Finding]:
@@ -221,9 +225,9 @@ def _model_and_data(settings: Settings, reports: Sequence[NodeReport]) -> Iterat
             )  # fmt: skip
         for fault in report.faults:
             yield Finding("error", "model and data", f"{_of(report, reports)}{fault}. {FILE_REMEDY}")
-    named = [("dataset", f"data.train {one.source}", one.source) for one in settings.data.sources]
-    named += [("model", *model) for model in _models(settings)]
-    hub = [one for one in named if not one[2].startswith(EMBEDDED) and not Path(one[2]).is_absolute()]
+    sources = [("dataset", f"data.train {entry.source}", entry.source) for entry in settings.data.sources]
+    sources += [("model", *model) for model in _models(settings)]
+    hub = [entry for entry in sources if not entry[2].startswith(EMBEDDED) and not Path(entry[2]).is_absolute()]
     for kind, name, source in hub:
         yield _on_hub(kind, name, source, reports)
     if not hub and not any(report.missing or report.faults for report in reports):
@@ -249,7 +253,7 @@ def _tokenizer(settings: Settings) -> Iterator[Finding]:
 
 def _lacks(reports: Sequence[NodeReport]) -> Iterator[Finding]:
     for report in reports:
-        for about, lack in (("judge", report.lack), ("trackers", report.untracked)):
+        for about, lack in (("judge", report.judge_fault), ("trackers", report.tracker_fault)):
             if lack:
                 yield Finding("error", about, f"{_of(report, reports)}{lack}")
 
@@ -281,25 +285,27 @@ def _on_hub(kind: str, name: str, source: str, reports: Sequence[NodeReport]) ->
                 f"{name}: there is no such path, the cache has no {kind} of that name, and HF_HUB_OFFLINE=1 forbids to "
                 "fetch it. Correct it, download it first, or unset the variable.",
             )  # fmt: skip
-        often = " once per node; share HF_HOME to fetch it once" if len({report.home for report in reports}) > 1 else ""
-        return Finding("warning", "model and data", f"{name} will be downloaded{often}.")
+        suffix = (
+            " once per node; share HF_HOME to fetch it once" if len({report.home for report in reports}) > 1 else ""
+        )
+        return Finding("warning", "model and data", f"{name} will be downloaded{suffix}.")
 
 
 def _disk(reports: Sequence[NodeReport], experiment: Experiment, storage: RunStore) -> Iterator[Finding]:
     if not reports:
         return
-    least = min(reports, key=lambda report: report.disk)
-    free, wanted = _gib(least.disk), forecast_bytes(experiment)
-    if wanted is None:
+    fullest = min(reports, key=lambda report: report.disk)
+    free, forecast = _gib(fullest.disk), forecast_bytes(experiment)
+    if forecast is None:
         yield Finding("fine", "disk", f"{free} free; the size of the model is not known here.")
-    elif wanted > least.disk:
+    elif forecast > fullest.disk:
         yield Finding(
             "error", "disk",
-            f"Node {least.name} has {free} free at {storage.root}, and the run may take {_gib(wanted)}. Free some, "
+            f"Node {fullest.name} has {free} free at {storage.root}, and the run may take {_gib(forecast)}. Free some, "
             "give another --storage, or keep fewer models with budget.checkpoints.",
         )  # fmt: skip
     else:
-        yield Finding("fine", "disk", f"{free} free, at most {_gib(wanted)} wanted.")
+        yield Finding("fine", "disk", f"{free} free, at most {_gib(forecast)} wanted.")
 
 
 def forecast_bytes(experiment: Experiment) -> int | None:
@@ -317,12 +323,12 @@ def forecast_bytes(experiment: Experiment) -> int | None:
     files = [source] if source.is_file() else [*source.glob("*.safetensors"), *source.glob("*.gguf")]
     weights = sum(file.stat().st_size for file in files)
     trained = weights // 20 if settings.model.lora else weights
-    kept = len(experiment.arms) * len(experiment.seeds) + sum(part.rows * part.seeds for part in experiment.searches)
+    models = len(experiment.arms) * len(experiment.seeds) + sum(part.rows * part.seeds for part in experiment.searches)
     search = sum(part.trials for part in experiment.searches)
-    kept += search if experiment.budget.checkpoints is None else min(search, experiment.budget.checkpoints)
-    side_by_side = max(1, concurrent_trials(experiment.resources, alive_nodes()))
+    models += search if experiment.budget.checkpoints is None else min(search, experiment.budget.checkpoints)
+    concurrent = max(1, concurrent_trials(experiment.resources, alive_nodes()))
     stage = 0 if settings.model.quantization else 2 * weights
-    return stage + kept * trained + min(side_by_side, kept) * 6 * trained
+    return stage + models * trained + min(concurrent, models) * 6 * trained
 
 
 def _gpus(reports: Sequence[NodeReport], settings: Settings) -> Iterator[Finding]:

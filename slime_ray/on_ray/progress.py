@@ -37,10 +37,10 @@ class Progress(Callback):
     """
 
     def __init__(self, *, console: Console, total: int, finished: int):
-        self.console, self.total, self.before = console, total, finished
+        self.console, self.total, self.finished_before = console, total, finished
         self.states: dict[str, dict[str, Any]] = {}
         self.durations: list[float] = []
-        self.at_once = 1
+        self.max_running = 1
         self.untracked: set[str] = set()
         self.notices: set[str] = set()
         self.live: Live | None = None
@@ -57,12 +57,12 @@ class Progress(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Add a trial that got its resources."""
-        started = Trial.model_validate(trial.config["trial"])
-        self.states[started.trial_id] = {
-            "label": started.trial_id, "knobs": knobs(started.values), "doing": "starting", "began": time.monotonic(),
+        spec = Trial.model_validate(trial.config["trial"])
+        self.states[spec.trial_id] = {
+            "label": spec.trial_id, "knobs": knobs(spec.values), "doing": "starting", "began": time.monotonic(),
         }  # fmt: skip
-        self.at_once = max(self.at_once, len(self.running()))
-        logger.info("%s started: %s", started.trial_id, knobs(started.values) or "the base settings")
+        self.max_running = max(self.max_running, len(self.running()))
+        logger.info("%s started: %s", spec.trial_id, knobs(spec.values) or "the base settings")
         self.refresh()
 
     def update(self, metrics: Mapping[str, Mapping[str, Any]]) -> None:
@@ -96,34 +96,34 @@ class Progress(Callback):
         state = self.states.setdefault(name, {"label": name, "knobs": ""})
         state.update({key: value for key, value in result.items() if value is not None})
         if result.get("finished"):
-            self._done(name, state)
+            self._report_end(name, state)
         self.refresh()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Count a trial whose process died."""
-        died = {"finished": True, "status": "failed", "reason": "its process died"}
-        self.on_trial_result(iteration, trials, trial, died)
+        result = {"finished": True, "status": "failed", "reason": "its process died"}
+        self.on_trial_result(iteration, trials, trial, result)
 
-    def _done(self, name: str, state: Mapping[str, Any]) -> None:
+    def _report_end(self, name: str, state: Mapping[str, Any]) -> None:
         # Without a judge the table is led by the accuracy.
         unjudged = state.get("win_rate") is None and state.get("preference_accuracy") is not None
         lead, key = ("accuracy", "preference_accuracy") if unjudged else ("win rate", "win_rate")
-        ended = (
+        line = (
             f"{name} {state.get('status')}: {lead} {percent(state.get(key))}, "
             f"stability {number(state.get('stability'), 2)}, chosen drift {number(state.get('chosen_drift'), 3)}"
         )
         if state.get("reason"):
-            ended += f" ({state['reason']})"
-        logger.info(ended)
+            line += f" ({state['reason']})"
+        logger.info(line)
         if "began" in state:
             self.durations.append(time.monotonic() - state["began"])
         if self.live is None:
-            print_line(self.console, f"[{self.finished}/{self.total}] {ended}; {self.time_left()} left")
+            print_line(self.console, f"[{self.finished}/{self.total}] {line}; {self.time_left()} left")
 
     @property
     def finished(self) -> int:
         """Number of trials that are done, those of an earlier run included."""
-        return self.before + sum(bool(state.get("finished")) for state in self.states.values())
+        return self.finished_before + sum(bool(state.get("finished")) for state in self.states.values())
 
     def running(self) -> list[dict[str, Any]]:
         """The trials that are not done."""
@@ -139,10 +139,10 @@ class Progress(Callback):
         if not self.durations:
             return None
         mean, now = sum(self.durations) / len(self.durations), time.monotonic()
-        begun = [max(0.0, mean - (now - state["began"])) for state in self.running()]
-        waiting = self.total - self.finished - len(begun)
+        remaining = [max(0.0, mean - (now - state["began"])) for state in self.running()]
+        waiting = self.total - self.finished - len(remaining)
         # As many at once as there were; but the last ones take what they take.
-        return max([(sum(begun) + waiting * mean) / self.at_once, *begun])
+        return max([(sum(remaining) + waiting * mean) / self.max_running, *remaining])
 
     def refresh(self) -> None:
         """Draw the table again."""
