@@ -19,7 +19,7 @@ def run() -> None:
 
 
 def _without_secrets(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the traceback of an error that nobody expected without the secrets that it may quote."""
+    """Print an unexpected error's traceback without the secrets it may quote."""
     print(redact_sentence("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 

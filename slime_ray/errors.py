@@ -44,7 +44,7 @@ MAX_OPTIONS = 60
 
 
 def near(word: str, options: Iterable[str]) -> str:
-    """What follows a misspelt word in an error: the option that was meant, if one is like it, and what there is."""
+    """Return the end of an error about a misspelt word: the nearest option, and all."""
     options = list(options)
     matches = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
     hint = f". Did you mean {matches[0]!r}?" if matches else "."
@@ -58,9 +58,9 @@ def is_memory_error(error: BaseException) -> bool:
 
 
 def device_error(error: BaseException) -> BaseException | None:
-    """Find the error of a GPU in this one, or in those that it was raised for: no later call on that GPU works.
+    """Find the error of a GPU in this one, or in its causes.
 
-    Memory that ran out is none.
+    No later call on that GPU works. Memory that ran out is none.
     """
     chain: list[BaseException] = []
     current: BaseException | None = error

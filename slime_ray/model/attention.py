@@ -57,7 +57,10 @@ class RowLayout:
         self._masks: dict[Any, list[torch.Tensor | None]] = {}
 
     def masks(self, window: int | None, like: torch.Tensor) -> list[torch.Tensor | None]:
-        """Per segment the additive mask of its only call, or None where it is attended in two calls or is causal."""
+        """Return each segment's additive mask.
+
+        None for a segment that is attended in two calls, or without a mask.
+        """
         if (window, like.dtype) not in self._masks:
             self._masks[window, like.dtype] = [
                 segment_mask(segment, window, like) if segment.rejected and sum(segment) <= SHORT_SEGMENT else None
@@ -67,7 +70,7 @@ class RowLayout:
 
 
 def local_setting(config: Any) -> str | None:
-    """The setting under which a token sees only some of those before it; None where there is none.
+    """Return the setting that limits attention to a local window; None without one.
 
     Short sequences do not show whether an attention function honours it. config: the text model's.
     """
@@ -75,7 +78,10 @@ def local_setting(config: Any) -> str | None:
 
 
 def varlen_kernel() -> Callable[..., Any] | None:
-    """torch's variable-length attention; None where torch has none, or one without windows or shared key heads."""
+    """Return torch's variable-length attention kernel, or None.
+
+    None where torch has none, or one without windows or shared key heads.
+    """
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -85,7 +91,10 @@ def varlen_kernel() -> Callable[..., Any] | None:
 
 
 def why_no_varlen(dtype: torch.dtype, head_size: int, dropout: float) -> str | None:
-    """What the kernel needs and has not, in words; None where nothing is missing. dropout: of attention."""
+    """Say in words what the variable-length kernel lacks; None where nothing.
+
+    dropout: of attention.
+    """
     if requirement := _missing_requirement():
         return requirement
     if dtype not in (torch.bfloat16, torch.float16):
@@ -122,7 +131,7 @@ def row_attention(
     row_layout: RowLayout | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one layer, as transformers calls it.
+    """Compute one layer's attention, as transformers calls it.
 
     query: (1, heads, tokens, head size); key, value: (1, key heads, tokens, head size); returns (1, tokens, heads,
     head size). Without `row_layout` it is transformers' sdpa.
@@ -151,7 +160,10 @@ def row_attention(
 
 
 def _cast_to_autocast(*tensors: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The tensors in autocast's dtype, which torch applies to sdpa but not to the variable-length kernel."""
+    """Cast tensors to autocast's dtype.
+
+    torch does so for sdpa, but not for the variable-length kernel.
+    """
     device_type = tensors[0].device.type
     if not torch.is_autocast_enabled(device_type) or tensors[0].dtype == torch.float64:
         return iter(tensors)
@@ -166,7 +178,10 @@ def _attend_row(
     window: int | None,
     scale: float | None,
 ) -> torch.Tensor:
-    """One call for the row. Its masks are aligned to the end of keys and queries, so that rejected sees its prompt."""
+    """Compute a row's attention in one call.
+
+    Its masks are aligned to the end of keys and queries, so that rejected sees its prompt.
+    """
     attend: Any = varlen_kernel()
     # Views alone: the gradient of an index would be written into zeros and copied.
     query, key, value = (tensor.transpose(1, 2).squeeze(0) for tensor in (query, key, value))
@@ -219,7 +234,10 @@ def _attend_segments(
 
 
 def segment_mask(segment: Segment, window: int | None, like: torch.Tensor) -> torch.Tensor:
-    """(tokens, tokens) additive mask, 0 or -inf, of one whole segment in the dtype of `like`."""
+    """Build the (tokens, tokens) additive mask of one segment, 0 or -inf.
+
+    like: a tensor of the mask's dtype and device.
+    """
     prompt, chosen, rejected = segment
     causal = causal_mask(prompt + max(chosen, rejected), window, like)
     first = prompt + chosen
@@ -231,7 +249,10 @@ def segment_mask(segment: Segment, window: int | None, like: torch.Tensor) -> to
 
 
 def causal_mask(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
-    """(length, length) additive mask of one sequence: 0 for itself and up to `window` - 1 tokens before, else -inf."""
+    """Return the (length, length) additive mask of one sequence.
+
+    0 for a token itself and up to `window` - 1 tokens before it, else -inf.
+    """
     size = 1 << max(7, (length - 1).bit_length())
     return _causal_mask(size, window, like.dtype, like.device)[:length, :length]
 

@@ -30,7 +30,10 @@ class FileFault(ValueError):
 
 
 def check_folder(folder: Path) -> None:
-    """Look at a model's or an adapter's folder. Raises FileFault for the first thing that is wrong with it."""
+    """Check a model's or an adapter's folder.
+
+    Raises FileFault for the first thing that is wrong with it.
+    """
     check_texts(folder)
     if (folder / ADAPTER).is_file():
         check_adapter(folder)
@@ -54,7 +57,10 @@ def check_folder(folder: Path) -> None:
 
 
 def check_adapter(folder: Path) -> None:
-    """Look at an adapter's weights. Raises FileFault for a folder without them, or with a whole model's as well."""
+    """Check an adapter's weights.
+
+    Raises FileFault for a folder without them, or with a whole model's as well.
+    """
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise FileFault(f"{folder} has {ADAPTER} but no {ADAPTER_WEIGHTS}{_pickled(folder)}")
     if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
@@ -66,7 +72,10 @@ def check_adapter(folder: Path) -> None:
 
 
 def check_texts(folder: Path) -> None:
-    """Look at a folder's JSON files, those of a tokenizer among them. Raises FileFault for one that cannot be read."""
+    """Check a folder's JSON files, those of a tokenizer among them.
+
+    Raises FileFault for one that cannot be read.
+    """
     if not folder.is_dir():
         raise FileFault(f"{folder} is no folder")
     try:
@@ -81,7 +90,7 @@ def check_texts(folder: Path) -> None:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """What a JSON file holds. Raises FileFault where that is no object."""
+    """Read a JSON object. Raises FileFault where the file holds none."""
     if _start(file).startswith(_LFS):
         raise FileFault(f"{file} {_POINTER}")
     try:
@@ -96,7 +105,10 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> Iterator[Path]:
-    """The safetensors files of a whole model, as transformers chooses them. Raises FileFault where there are none."""
+    """List the safetensors files of a whole model, as transformers chooses them.
+
+    Raises FileFault where there are none.
+    """
     # A configuration may name another file.
     file_name = read_object(folder / "config.json").get("transformers_weights")
     index = folder / (file_name if isinstance(file_name, str) and file_name.endswith(".index.json") else INDEX)
@@ -116,7 +128,7 @@ def weight_files(folder: Path) -> Iterator[Path]:
 
 
 def weight_dtypes(file: Path) -> dict[str, str]:
-    """Names of the weights in a safetensors file, and how they are stored, such as F32."""
+    """Return the dtype of each weight in a safetensors file, such as F32, by name."""
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(length))
@@ -124,7 +136,10 @@ def weight_dtypes(file: Path) -> dict[str, str]:
 
 
 def check_weights(file: Path) -> None:
-    """Compare a safetensors file's size with what its header says. Raises FileFault where it is cut or no such file."""
+    """Compare a safetensors file's size with what its header says.
+
+    Raises FileFault where it is cut short or no such file.
+    """
     start = _start(file)
     if start.startswith(_LFS):
         raise FileFault(f"{file} {_POINTER}")
@@ -170,7 +185,7 @@ def _start(file: Path) -> bytes:
 
 
 def _pickled(folder: Path) -> str:
-    """What follows where safetensors are missed and pickles are there instead."""
+    """Return the end of a sentence that names pickled weights, where there are any."""
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if not pickles:
         return ""

@@ -85,7 +85,7 @@ class Layout:
     def of_rows(
         cls, *, rows: int, width: int, lengths: Sequence[Lengths], logits_everywhere: bool, reference: bool
     ) -> "Layout":
-        """Padded rows. Padding counts as a token that sees what is before it."""
+        """Describe padded rows. Padding counts as a token that sees what is before it."""
         completions = sum(pair.chosen + pair.rejected for pair in lengths)
         return cls(
             positions=rows * width,
@@ -97,7 +97,7 @@ class Layout:
 
     @classmethod
     def of_packed(cls, lengths: Sequence[Lengths]) -> "Layout":
-        """Pairs end to end: chosen goes on from the prompt, and rejected again from the prompt."""
+        """Describe packed pairs: chosen and rejected each continue the one prompt."""
         tokens = sum(map(sum, lengths))
         runs = [(0, pair.prompt + pair.chosen) for pair in lengths]
         runs += [(pair.prompt, pair.prompt + pair.rejected) for pair in lengths]
@@ -106,18 +106,18 @@ class Layout:
         )
 
     def query_key_pairs(self, window: int | None) -> int:
-        """Query-key pairs of one layer."""
+        """Count the query-key pairs of one layer."""
         return sum(_query_key_pairs(last, window) - _query_key_pairs(first, window) for first, last in self.runs)
 
 
 def _query_key_pairs(length: int, window: int | None) -> int:
-    """Keys that the first `length` positions of a sequence see, themselves included."""
+    """Count the keys that the first `length` positions of a sequence see."""
     full = length if window is None else min(length, window)
     return full * (full + 1) // 2 + (length - full) * full
 
 
 def linear_flops(sizes: Sizes, layout: Layout, *, head_trained: bool) -> int:
-    """FLOPs of a step's matrix products with weights."""
+    """Count the FLOPs of a step's matrix products with weights."""
     body = 4 * sizes.body + 6 * sizes.adapters - 2 * (sizes.body_first + sizes.adapters_first)
     one_logit_row = sizes.hidden * sizes.vocabulary
     total = layout.positions * body + layout.logits * one_logit_row * (6 if head_trained else 4)
@@ -127,29 +127,29 @@ def linear_flops(sizes: Sizes, layout: Layout, *, head_trained: bool) -> int:
 
 
 def attention_flops(sizes: Sizes, layout: Layout) -> int:
-    """FLOPs of a step's attention."""
+    """Count the FLOPs of a step's attention."""
     return (16 if layout.reference else 12) * sizes.attention_width * _model_query_key_pairs(sizes, layout)
 
 
 def step_flops(sizes: Sizes, layout: Layout, *, head_trained: bool) -> int:
-    """FLOPs of a training step over one layout."""
+    """Count the FLOPs of a training step over one layout."""
     return linear_flops(sizes, layout, head_trained=head_trained) + attention_flops(sizes, layout)
 
 
 def forward_flops(sizes: Sizes, layout: Layout) -> int:
-    """FLOPs of a forward pass over one layout, adapters included."""
+    """Count the FLOPs of a forward pass over one layout, adapters included."""
     head = layout.logits * sizes.hidden * sizes.vocabulary * 2
     attention = 4 * sizes.attention_width * _model_query_key_pairs(sizes, layout)
     return layout.positions * 2 * (sizes.body + sizes.adapters) + head + attention
 
 
 def _model_query_key_pairs(sizes: Sizes, layout: Layout) -> int:
-    """Query-key pairs of all layers."""
+    """Count the query-key pairs of all layers."""
     return sum(count * layout.query_key_pairs(window) for window, count in Counter(sizes.windows).items())
 
 
 def sizes_of(lm: Any) -> Sizes:
-    """Sizes of a causal language model of transformers, with or without adapters of peft.
+    """Count a causal language model's weights, with or without adapters of peft.
 
     Raises InputError for one without attention of the usual kind.
     """

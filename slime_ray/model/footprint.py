@@ -108,9 +108,9 @@ class Footprint:
 
     @property
     def merged(self) -> int:
-        """Bytes of the whole model after training, which is saved in float32; on a 4-bit base of its adapters alone.
+        """Bytes of the whole model after training, in float32.
 
-        A head that was trained is no longer that of the embeddings.
+        On a 4-bit base, of its adapters alone. A head that was trained is no longer that of the embeddings.
         """
         if self.model.quantization:
             return self.trained
@@ -118,7 +118,9 @@ class Footprint:
         return 4 * (self.numbers + (self.sizes.hidden * self.sizes.vocabulary if untied else 0))
 
     def step(self, row: int, pair: Lengths, *, gpu: bool, checkpointing: bool) -> float:
-        """Bytes of new tensors at the highest point of a step over a row of so many tokens, gradients left out.
+        """Measure the peak bytes of new tensors in a training step over one row.
+
+        row: its tokens. Gradients do not count.
 
         pair: mean lengths of the pairs in it. Raises InputError where the counted FLOPs are not the formula's.
         """
@@ -131,7 +133,10 @@ class Footprint:
         return self._peaks[key]
 
     def answers(self, batch: int, prompt: int, answer: int, *, gpu: bool) -> float:
-        """Bytes of new tensors while so many answers are drawn: the more of reading prompts and the last step."""
+        """Measure the peak bytes of new tensors while answers are drawn.
+
+        It is the larger of reading the prompts and of the last decoding step.
+        """
 
         def measure_reading(lm: Any) -> float:
             with _without_data(), torch.no_grad():
@@ -153,7 +158,10 @@ class Footprint:
         return self._peaks[key]
 
     def decoding_meter(self, batch: int, length: int, *, record: Callable[[str, int, int], None]) -> Meter:
-        """What a GPU runs to decode one token each of so many answers of `length` tokens with their prompts."""
+        """Count what a GPU runs to decode one token of each answer.
+
+        batch: number of answers. length: tokens of each, with its prompt.
+        """
         with _without_data(), torch.no_grad():
             policy, cache = self._fill_cache(batch, length, gpu=True)
             with Meter(record) as meter, _autocast(policy):
@@ -163,7 +171,7 @@ class Footprint:
         return meter
 
     def _fill_cache(self, batch: int, length: int, *, gpu: bool) -> tuple[Any, Any]:
-        """The whole model after it has read so many sequences, and what it keeps of them."""
+        """Build the whole model, and the cache of so many sequences that it has read."""
         policy = self._policy(self.model_of(self.layers), gpu=gpu)
         with _autocast(policy):
             ids = torch.ones(batch, length, dtype=torch.long)
@@ -193,7 +201,9 @@ class Footprint:
         checkpointing: bool = False,
         record: Callable[[str, int, int], None] = lambda name, size, flops: None,
     ) -> Meter:
-        """What one micro-batch of these pairs runs, forward and backward, once there are gradients to add to.
+        """Count what one micro-batch runs, forward and backward.
+
+        Gradients to add to are there already.
 
         lm: the model on the meta device, which is used up. record: as `Meter` takes it.
         """
@@ -221,11 +231,14 @@ class Footprint:
         return meter
 
     def model_of(self, layers: int) -> Any:
-        """The model with its adapters and so many layers, on the meta device."""
+        """Build the model with its adapters and so many layers, on the meta device."""
         return self._add_adapters(self._build_model(layers))
 
     def _extrapolate(self, measure: Callable[[Any], float]) -> float:
-        """A figure of the whole model, from two shallow ones where every layer adds the same."""
+        """Measure a figure of the whole model.
+
+        Where every layer adds the same, two shallow models stand for it.
+        """
         if self.layers <= SHALLOW_LAYERS[1] or not self._layers_alike:
             return measure(self.model_of(self.layers))
         shallow, deep = (measure(self.model_of(layers)) for layers in SHALLOW_LAYERS)
@@ -267,7 +280,7 @@ class Footprint:
         return lm
 
     def _policy(self, lm: Any, *, gpu: bool) -> Any:
-        """The policy on the CPU, computing attention and logits as on a GPU where that is wanted."""
+        """Build the policy on the CPU; gpu: with attention and logits as on a GPU."""
         from slime_ray.model.attention import HEAD_SIZE, varlen_kernel
         from slime_ray.model.fused_lora import unfuse_lora
         from slime_ray.model.logprobs import CHUNK_LOGITS, Policy
@@ -307,7 +320,7 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def fill_row(row: int, pair: Lengths) -> list[Lengths]:
-    """Pairs of about these lengths that make a row of just so many tokens."""
+    """Make pairs of about these lengths that fill a row of exactly so many tokens."""
     count = max(1, row // max(1, sum(pair)))
     prompt, chosen, rejected = (max(1, round(row / count * part / sum(pair))) if part else 0 for part in pair)
     rest = row - count * (prompt + chosen + rejected)
@@ -315,7 +328,10 @@ def fill_row(row: int, pair: Lengths) -> list[Lengths]:
 
 
 def _configuration(model: Model) -> tuple[Any, str]:
-    """The model's configuration, and where it comes from. Raises InputError where it is not known here."""
+    """Find the model's configuration, and say where it comes from.
+
+    Raises InputError where it is not known here.
+    """
     from transformers import AutoConfig
 
     from slime_ray.model.loading import load_config
@@ -338,12 +354,15 @@ def _footprint(key: str) -> Footprint:
 
 
 def footprint(model: Model) -> Footprint:
-    """The footprint of the settings' model, made once. Raises InputError where its shape is not known here."""
+    """Return the footprint of the settings' model, made once.
+
+    Raises InputError where its shape is not known here.
+    """
     return _footprint(model.model_dump_json())
 
 
 def _fixed_bytes(settings: Settings, *, workers: int, sharded: bool) -> dict[str, float]:
-    """Bytes of one worker that do not depend on the row, by part."""
+    """Return the bytes of one worker that do not depend on the row, by part."""
     share, model = workers if sharded else 1, footprint(settings.model)
     # On a 4-bit base the adapter of the SFT stage stays next to a trial's.
     frozen = bool(settings.sft and settings.model.quantization and not settings.model.kept)
@@ -399,7 +418,7 @@ def gpu_row(settings: Settings, memory: float, *, workers: int = 1, sharded: boo
 def peak_memory(
     settings: Settings, *, gpu: bool, workers: int, sharded: bool, row: int, pair: Lengths, prompt: int
 ) -> Memory:
-    """The peak of one worker of a trial.
+    """Estimate the peak of one worker of a trial.
 
     row: tokens of the longest micro-batch. pair: mean lengths in it. prompt: tokens of the longest prompt that is
     answered. sharded: parameters, gradients and moments are divided among the workers.

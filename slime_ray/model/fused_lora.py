@@ -15,7 +15,7 @@ class FusedLinear(lora.Linear):
     """What peft's layer computes. Anything but one plain adapter over a frozen linear layer is left to peft."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """x: (..., in features); returns (..., out features)."""
+        """Compute the layer. x: (..., in features); returns (..., out features)."""
         name = None if args or kwargs else self._only_adapter(x)
         if name is None:
             return super().forward(x, *args, **kwargs)
@@ -27,7 +27,10 @@ class FusedLinear(lora.Linear):
         return fused.view(*x.shape[:-1], -1)
 
     def _only_adapter(self, x: torch.Tensor) -> str | None:
-        """The adapter that is all there is to compute beside the frozen layer; None where there is more, or less."""
+        """Return the one adapter on the frozen layer.
+
+        None where there is more to compute, or less.
+        """
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
             return None
         name, base = self.active_adapters[0], self.base_layer
@@ -86,7 +89,10 @@ class _LowRankLinear(torch.autograd.Function):
 
 
 def fuse_lora(lm: nn.Module) -> None:
-    """Let every plain low-rank layer of a peft model compute in the fused way. Nothing else about it changes."""
+    """Let every plain low-rank layer of a peft model compute in the fused way.
+
+    Nothing else about it changes.
+    """
     for module in lm.modules():
         if type(module) is lora.Linear:
             module.__class__ = FusedLinear

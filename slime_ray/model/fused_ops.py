@@ -38,7 +38,10 @@ _compilers: list[Compiler] = []
 
 @contextmanager
 def compiled_by(compiler: Compiler) -> Iterator[None]:
-    """Have another compiler make the fused functions meanwhile, for every device, such as one that counts them."""
+    """Have another compiler make the fused functions within this context.
+
+    It does so for every device, such as a compiler that counts operations.
+    """
     _compilers.append(compiler)
     try:
         yield
@@ -47,12 +50,12 @@ def compiled_by(compiler: Compiler) -> Iterator[None]:
 
 
 def runs_fused(x: torch.Tensor) -> bool:
-    """Whether work on this tensor is done in the fused way."""
+    """Tell whether work on this tensor is done in the fused way."""
     return bool(_compilers) or x.device.type in DEVICES
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as compiled kernels, for any number of tokens."""
+    """Return the function as compiled kernels, for any number of tokens."""
     return _compilers[-1](function) if _compilers else _compiled(function)
 
 
@@ -63,7 +66,10 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, around_one: bool) -> torch.Tensor:
-    """x: (tokens, size) over its root mean square, times `weight`, or, as Gemma has it, times 1 + `weight`."""
+    """Divide x, (tokens, size), by its root mean square and scale it.
+
+    The scale is `weight`, or, as Gemma has it, 1 + `weight`.
+    """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     if around_one:
@@ -72,14 +78,14 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, around_one: b
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, *, activation: str) -> torch.Tensor:
-    """The activation of `gate`, times `up`, such as SwiGLU and GeGLU; (tokens, size) all."""
+    """Multiply the activation of `gate` by `up`, such as SwiGLU; (tokens, size) all."""
     return _ACTIVATIONS[activation](gate) * up
 
 
 def rotary(
     module: Any, query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries and keys turned by their positions.
+    """Rotate queries and keys by their positions.
 
     query, key: (1, tokens, heads, head size), and so is what is returned. cos, sin: (1, tokens, head size).
     """
@@ -100,7 +106,7 @@ def rotary(
 def softmax_tile(
     logits: torch.Tensor, top: torch.Tensor, cap: float | None, dtype: torch.dtype | None
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """One tile of a softmax over the vocabulary, before it is divided by its sum.
+    """Compute one tile of a softmax over the vocabulary, before its normalization.
 
     Args:
         logits: (positions, width), soft-capped.
@@ -130,7 +136,7 @@ def head_gradient(
     cap: float | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The gradient by a tile's raw logits, upstream * (onehot - p), in `dtype`.
+    """Compute the gradient by a tile's raw logits, upstream * (onehot - p).
 
     Args:
         logits: (positions, width), soft-capped.
@@ -172,7 +178,7 @@ def _attention_forward(
     attention_mask: torch.Tensor | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Packed rows alone; any other input goes the way of transformers."""
+    """Compute attention of packed rows; leave other input to transformers."""
     if options.get("row_layout") is None or not runs_fused(hidden_states):
         return plain(self, hidden_states, position_embeddings, attention_mask, **options)
     shape = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -204,7 +210,7 @@ _FORWARDS: dict[str, Callable[..., Any]] = {
 
 
 def fuse(lm: nn.Module) -> bool:
-    """Let a model's norms, gated MLPs and attention compute their elementwise work in the fused way.
+    """Let norms, gated MLPs and attention compute their elementwise work fused.
 
     Modules of classes that are not known here stay as they are. False where nothing can be compiled; then all stay.
     """
@@ -220,7 +226,7 @@ def fuse(lm: nn.Module) -> bool:
 
 @cache
 def _fused_class(module_class: Any) -> Any:
-    """The class with a fused forward pass; None for one that is not known."""
+    """Return the class with a fused forward pass; None for one that is not known."""
     forward = (
         _FORWARDS.get(module_class.__name__) if module_class.__module__.startswith("transformers.models.") else None
     )

@@ -40,7 +40,9 @@ ALIGNMENT = 128
 
 
 def logit_scale(config: Any) -> float:
-    """What a model multiplies its head's output by. Model types differ in the name, and in whether they divide.
+    """Return the factor of a model's logits.
+
+    Model types differ in its name, and in whether they divide by it.
 
     config: the whole model's, for what a text model does its multimodal wrapper may not.
     """
@@ -52,7 +54,10 @@ def logit_scale(config: Any) -> float:
 
 
 def logit_cap(config: Any) -> float | None:
-    """Where a model soft-caps its logits, after any scale; None where it does not. config: the whole model's."""
+    """Return the soft cap of a model's logits; None without one.
+
+    It applies after any scale. config: the whole model's.
+    """
     if config.model_type in UNCAPPED:
         return None
     return getattr(config.get_text_config(), _CAPS.get(config.model_type, "final_logit_softcapping"), None)
@@ -81,13 +86,15 @@ class Head:
         return max(1, self.limit // self.vocabulary)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(positions, vocabulary) logits in at least float32."""
+        """Compute (positions, vocabulary) logits in at least float32."""
         logits = self.module(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
     def logps(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """(positions,) log-probabilities of `targets` in nats, in at least float32, with their gradients.
+        """Compute log-probabilities of `targets`, (positions,), in nats.
+
+        They are in at least float32 and have gradients.
 
         hidden: (positions, hidden size); targets: (positions,).
         """
@@ -114,7 +121,7 @@ class Head:
 
 
 def plain_linear(module: nn.Module) -> nn.Linear | None:
-    """The linear layer that `module` computes and nothing more; None where there is more to it.
+    """Return the linear layer that `module` is; None where it computes more.
 
     peft wraps a head that is trained in full; a head with adapters is more than its base layer.
     """
@@ -170,7 +177,7 @@ class _Tiles:
         return self.hidden.new_empty(self.height * self.width, dtype=self.wide_dtype)
 
     def blocks(self) -> Iterator[slice]:
-        """The positions, a tile's height at a time."""
+        """Split the positions into blocks of a tile's height."""
         return (slice(start, start + self.height) for start in range(0, len(self.targets), self.height))
 
     def across(self, block: slice, cache: _TileCache | None = None) -> Iterator["_Tile"]:
@@ -200,7 +207,7 @@ class _Tiles:
     def softmax(
         self, tile: "_Tile", top: torch.Tensor, dtype: torch.dtype | None
     ) -> tuple[Any, torch.Tensor, torch.Tensor]:
-        """What `softmax_tile` gives, written over the logits where that is not compiled."""
+        """Compute `softmax_tile`, in place of the logits where that is not compiled."""
         if self.fused:
             result: tuple[Any, torch.Tensor, torch.Tensor] = compiled(softmax_tile)(tile.logits, top, self.cap, dtype)
             return result
@@ -215,7 +222,9 @@ class _Tiles:
     def gradient(
         self, tile: "_Tile", normaliser: torch.Tensor, upstream: torch.Tensor, target_gradient: torch.Tensor
     ) -> torch.Tensor:
-        """The gradient by raw logits, upstream * (onehot - p), written over the logits where that is not compiled.
+        """Compute the gradient by raw logits, upstream * (onehot - p).
+
+        It replaces the logits where that is not compiled.
 
         target_gradient: upstream times the cap's derivative at the target.
         """
@@ -236,7 +245,10 @@ class _Tiles:
         return probabilities.mul_(-upstream).scatter_add_(1, tile.column, target_gradient)
 
     def slope(self, logits: torch.Tensor) -> torch.Tensor | None:
-        """Derivative of capped by raw logits, given the capped ones; None without a cap, where it is 1."""
+        """Return the derivative of the capped by the raw logits; None without a cap.
+
+        logits: the capped ones.
+        """
         return None if self.cap is None else (logits / self.cap).square_().neg_().add_(1)
 
 
@@ -256,7 +268,10 @@ class _Tile(NamedTuple):
     top: torch.Tensor | None = None
 
     def pick(self, target: torch.Tensor) -> torch.Tensor:
-        """(height, 1) logits of the targets: this tile's where they are in it, else those of `target`."""
+        """Return (height, 1) logits of the targets.
+
+        They are this tile's where the targets are in it, else those of `target`.
+        """
         return torch.where(self.inside, self.logits.gather(1, self.column), target)
 
 
@@ -384,7 +399,10 @@ class _TrainedHead(torch.autograd.Function):
 
 
 def _product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left @ right into `out`, in its dtype. Only a CPU, which cannot do else, rounds it to a narrower one first."""
+    """Compute left @ right into `out`, in its dtype.
+
+    Only a CPU rounds the product to a narrower dtype first.
+    """
     if out.dtype == left.dtype:
         return torch.mm(left, right, out=out)
     if left.device.type == "cpu":
@@ -393,7 +411,7 @@ def _product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torc
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """total += left @ right, in one pass where the dtypes are the same."""
+    """Add left @ right to `total`, in one pass where the dtypes are the same."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:

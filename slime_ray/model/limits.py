@@ -33,7 +33,10 @@ class Limits:
     reason: str = ""
 
     def check_length(self, tokens: int, description: str, remedy: str) -> None:
-        """Raise InputError for a sequence of too many tokens. description: what it is; remedy: the way out."""
+        """Raise InputError for a sequence of too many tokens.
+
+        description: what it is. remedy: the way out.
+        """
         if self.positions is not None and tokens > self.positions:
             raise InputError(f"{description} has {tokens} tokens, more than {self.reason}. {remedy}")
 
@@ -46,7 +49,10 @@ class Limits:
         )
 
     def check_ids(self, largest: int, place: str, token: str | None = None) -> None:
-        """Raise InputError for an id that the model does not have. token: its text, where that is known."""
+        """Raise InputError for an id that the model does not have.
+
+        token: its text, where that is known.
+        """
         if largest >= self.ids:
             name = "a token" if token is None else f"the token {token!r}"
             raise InputError(
@@ -57,7 +63,7 @@ class Limits:
 
 
 def declared_limits(config: Any) -> Limits:
-    """The limits of a whole model's configuration, which alone is at hand.
+    """Return the limits of a whole model's configuration, which alone is at hand.
 
     An architecture that transformers does not have is taken to have none.
     """
@@ -70,7 +76,9 @@ def declared_limits(config: Any) -> Limits:
 
 
 def limits_of(lm: Any, steady: int | None = None) -> Limits:
-    """The shortest of a model's tables of positions and of the lengths up to which its frequencies are steady.
+    """Return the ids and positions of a model.
+
+    The shortest counts of its tables of positions and of the lengths up to which its frequencies are steady.
 
     lm: of transformers, with or without weights. steady: such a length of modules that are none of transformers', as
     `steady_length` measures it.
@@ -102,13 +110,16 @@ def limits_of(lm: Any, steady: int | None = None) -> Limits:
 
 
 def _ropes(config: Any) -> list[dict[str, Any]]:
-    """Rotary settings; some models have one for each kind of layer."""
+    """List the rotary settings; some models have one for each kind of layer."""
     rope = getattr(config, "rope_parameters", None) or {}
     return [rope, *(layer for layer in rope.values() if isinstance(layer, dict))]
 
 
 def _has_table(lm: Any, size: int) -> bool:
-    """Whether a decoder has an embedding, or a buffer of as many vectors, for each of `size` positions."""
+    """Tell whether a decoder has a table of `size` positions.
+
+    It is an embedding, or a buffer of as many vectors.
+    """
     decoder, embeddings = decoder_of(lm), lm.get_input_embeddings()
     return any(
         isinstance(module, nn.Embedding) and module is not embeddings and module.weight.shape[0] - size in _OFFSETS
@@ -128,7 +139,10 @@ Calls = dict[nn.Module, inspect.BoundArguments]
 
 @contextmanager
 def record_rotary_calls(lm: Any, calls: Calls) -> Iterator[None]:
-    """Note calls of modules without parameters that take positions and are none of transformers'."""
+    """Record calls of modules that turn positions into frequencies.
+
+    They have no parameters and are none of transformers'.
+    """
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.setdefault(module, inspect.signature(module.forward).bind(*args, **kwargs))
@@ -148,7 +162,9 @@ def record_rotary_calls(lm: Any, calls: Calls) -> Iterator[None]:
 
 
 def steady_length(lm: Any, calls: Calls) -> int | None:
-    """Tokens up to which these modules give early positions the same numbers, whatever stands behind them.
+    """Find the tokens up to which these modules treat early positions alike.
+
+    Up to then their numbers do not depend on what follows.
 
     calls: of one short sequence. None where that holds up to four times the positions of the model's configuration.
     """
@@ -165,7 +181,7 @@ def _steady(module: nn.Module, call: inspect.BoundArguments, *, far: int) -> int
         return None
 
     def is_steady(length: int) -> bool:
-        """Whether a sequence of so many tokens in the batch leaves the short one's numbers alone."""
+        """Tell whether a longer sequence leaves the short one's numbers alone."""
         near_outputs, far_outputs = (
             _early_outputs(module, call, argument, tokens, short) for tokens in (short + 1, length)
         )
@@ -187,7 +203,9 @@ def _steady(module: nn.Module, call: inspect.BoundArguments, *, far: int) -> int
 def _early_outputs(
     module: nn.Module, call: inspect.BoundArguments, argument: str, tokens: int, short: int
 ) -> list[torch.Tensor] | None:
-    """What the first `short` positions get beside one at the end of `tokens`; None where the module fails.
+    """Compute a module's outputs for the first `short` positions.
+
+    One more position is at the end of `tokens`. None where the module fails.
 
     A copy on the CPU computes it: the module may keep what it saw last, and a GPU does not survive a wrong index.
     """
@@ -210,6 +228,9 @@ def _early_outputs(
 
 
 def _position_argument(module: nn.Module) -> str:
-    """The argument of a module that takes positions, or their number; empty where none does."""
+    """Name the argument of a module that takes positions, or their number.
+
+    Empty where none does.
+    """
     parameters = inspect.signature(module.forward).parameters
     return next((name for name in ("position_ids", "seq_len") if name in parameters), "")

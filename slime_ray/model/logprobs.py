@@ -35,7 +35,10 @@ logger = logging.getLogger(__name__)
 def _in_policy_dtype(
     method: Callable[Concatenate["Policy", P], T],
 ) -> Callable[Concatenate["Policy", P], T]:
-    """A method of `Policy` that computes under the policy's own autocast, or without any, whoever calls it."""
+    """Have a method of `Policy` compute under the policy's autocast.
+
+    Whoever calls it, it is under that or under none.
+    """
 
     @functools.wraps(method)
     def run(self: "Policy", *arguments: P.args, **options: P.kwargs) -> T:
@@ -109,7 +112,7 @@ class Policy(nn.Module):
 
     @_in_policy_dtype
     def forward(self, rows: Rows, *, statistics: bool = False) -> TokenLogps:
-        """Log-probabilities of the completion tokens of `rows`.
+        """Compute log-probabilities of the completion tokens of `rows`.
 
         statistics: also measure entropy and top probability at chosen positions; for evaluation, without gradients.
         """
@@ -138,14 +141,16 @@ class Policy(nn.Module):
 
     @_in_policy_dtype
     def generate(self, **options: Any) -> torch.Tensor:
-        """(prompts, length) token ids: transformers' `generate` of the model."""
+        """Generate (prompts, length) token ids with transformers' `generate`."""
         # Step by step inputs have other shapes, each of which would be compiled.
         with torch.compiler.set_stance("force_eager"):
             generated: torch.Tensor = self.lm.generate(**options)
         return generated
 
     def prompts_at_a_time(self, longest: int, *, max_new_tokens: int, batch: int) -> int:
-        """How many prompts may be answered together: `batch`, or 1 where padding would change their answers.
+        """Return how many prompts may be answered together: `batch` or 1.
+
+        1 where padding would change their answers.
 
         longest: tokens of the longest prompt. Raises InputError where it leaves no room for an answer.
         """
@@ -166,13 +171,19 @@ class Policy(nn.Module):
 
     @_in_policy_dtype
     def own_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(sequences, tokens, vocabulary): what the model itself computes, for `probe` to compare with."""
+        """Compute (sequences, tokens, vocabulary) logits as the model itself does.
+
+        `probe` compares with them.
+        """
         logits: torch.Tensor = self.lm(input_ids=input_ids, use_cache=False).logits
         return logits
 
     @_in_policy_dtype
     def hidden(self, rows: Rows) -> torch.Tensor:
-        """(completion tokens, hidden size): the last hidden states that predict the completion tokens."""
+        """Compute the last hidden states that predict the completion tokens.
+
+        (completion tokens, hidden size).
+        """
         return self._hidden(rows)
 
     def _hidden(self, rows: Rows) -> torch.Tensor:
@@ -191,11 +202,14 @@ class Policy(nn.Module):
 
     @_in_policy_dtype
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(positions, vocabulary) next-token logits in at least float32, soft-capped where the model is."""
+        """Compute next-token logits, (positions, vocabulary), in at least float32.
+
+        They are soft-capped where the model's are.
+        """
         return self.head.logits(hidden)
 
     def pieces(self, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
-        """`hidden` cut so that the logits of one piece stay within the chunk size."""
+        """Split `hidden` so that the logits of one piece stay within the chunk size."""
         return iter(hidden.split(self.head.positions))
 
     @property
@@ -239,7 +253,10 @@ class Policy(nn.Module):
 
     @cached_property
     def shares_prompts(self) -> bool:
-        """Whether pairs may lie packed in one row with their prompt once; else every sequence has a row of its own."""
+        """Whether pairs may be packed in one row with their prompt once.
+
+        Else every sequence has a row of its own.
+        """
         return self.why_not_packed is None
 
     @property
@@ -264,7 +281,10 @@ class Policy(nn.Module):
 
 
 def _set_row_attention(lm: Any) -> bool:
-    """Make `ROW_ATTENTION` the model's attention; False where the architecture takes no such function, or no sdpa."""
+    """Make `ROW_ATTENTION` the model's attention.
+
+    False where the architecture takes no such function, or no sdpa.
+    """
     if not lm.is_backend_compatible():
         return False
     try:
@@ -277,6 +297,6 @@ def _set_row_attention(lm: Any) -> bool:
 
 
 def kl_divergence(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """(positions,) KL(softmax(logits) || softmax(reference)) over the whole vocabulary, in nats."""
+    """Compute KL(softmax(logits) || softmax(reference)), (positions,), in nats."""
     logp, reference_logp = logits.log_softmax(1), reference.log_softmax(1)
     return (logp.exp() * (logp - reference_logp)).sum(1)

@@ -38,7 +38,7 @@ class AdaptedWeights:
     barred: bool
 
     def facts(self) -> dict[str, Any]:
-        """What a run's manifest keeps: covered share of the decoder's linear weights, and layers with and without."""
+        """Summarize for the manifest: the share of linear weights with adapters, by layer."""
         total = max(1, sum(self.linear.values()))
         gaps: Counter[str] = Counter()
         for name in self.without:
@@ -83,7 +83,10 @@ class _Layers:
                         self.fused[f"{name}.{weight}"] = parameter.numel()
 
     def find(self, target: str) -> set[str]:
-        """What a target names: a layer by its name or the end of its path. Experts need a path: they cost memory."""
+        """Find the layers that a target names: by name, or by the end of a path.
+
+        Experts need a path: they cost memory.
+        """
         layers = {name for name in (*self.linear, *self.embeddings) if _ends_with(name, target)}
         return layers | {
             name
@@ -93,11 +96,11 @@ class _Layers:
         }
 
     def as_parameter(self, name: str) -> bool:
-        """Whether a weight is adapted as a parameter, which peft does without dropout."""
+        """Tell whether a weight is adapted as a parameter, which excludes dropout."""
         return name in self.fused or (bool(self.fused) and name.rsplit(".", 1)[-1] in READ_AS_EXPERTS)
 
     def target_names(self) -> str:
-        """All linear layers, as `targets` takes them."""
+        """List all linear layers, as `targets` takes them."""
         names = {name.rsplit(".", 1)[-1] if not name[-1].isdigit() else _name_in_layer(name) for name in self.linear}
         return f"{sorted(names | {_name_in_layer(name) for name in self.fused})}"
 
@@ -151,7 +154,7 @@ def _unmatched(layers: _Layers, lora: Lora, unmatched: list[str]) -> InputError:
 
 
 def make_trainable(lm: Any, lora: Lora | None) -> Any:
-    """Give a model what is trained of it: fresh adapters, or without `lora` every weight that text passes.
+    """Add fresh adapters to a model; without `lora`, train every weight of text.
 
     One whose adapter is kept has it already.
 
@@ -173,18 +176,22 @@ def make_trainable(lm: Any, lora: Lora | None) -> Any:
 
 
 def _hold_in_float32(lm: nn.Module) -> None:
-    """Widen what is trained: at 5e-7 an update is a hundredth of a bfloat16 step, and would be rounded away."""
+    """Widen the trained weights to float32.
+
+    At 5e-7 an update is a hundredth of a bfloat16 step, and would be rounded away.
+    """
     for parameter in lm.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
 def add_lora(lm: Any, lora: Lora) -> Any:
-    """Wrap a causal language model with fresh adapters (B = 0, so it computes what it did before).
+    """Wrap a causal language model with fresh adapters.
 
-    With `train_head` the output head is trained in full. A head that shares its weights with the input embeddings is
-    untied first where either is trained: otherwise the saved model would differ from the trained one. What is trained
-    is held in float32 at least. Raises InputError for targets that the model does not have, or that peft cannot adapt.
+    With B = 0 it computes what it did before. With `train_head` the output head is trained in full. A head that shares
+    its weights with the input embeddings is untied first where either is trained: otherwise the saved model would
+    differ from the trained one. What is trained is held in float32 at least. Raises InputError for targets that the
+    model does not have, or that peft cannot adapt.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -229,7 +236,10 @@ def add_lora(lm: Any, lora: Lora) -> Any:
 
 
 def _peft_targets(lm: Any, lora: Lora, adapted: AdaptedWeights) -> list[str]:
-    """The targets as given where peft finds the same layers by them, which other tools read easily; else full names."""
+    """Return the targets for peft: as the user gave them, or full names.
+
+    Short ones are easily read by other tools, so they stay where peft finds the same layers by them.
+    """
     if lora.targets != ALL_LINEAR and not adapted.parameters:
         short = [target for target in lora.targets if target not in adapted.unmatched]
         if {name for name, _ in lm.named_modules() if any(_ends_with(name, target) for target in short)} == {
@@ -240,7 +250,10 @@ def _peft_targets(lm: Any, lora: Lora, adapted: AdaptedWeights) -> list[str]:
 
 
 def _untie(lm: Any, trained: Iterable[str], layers: _Layers) -> None:
-    """Give trained layers weights of their own. Raises InputError where others than head and embeddings share them."""
+    """Give trained layers weights of their own.
+
+    Raises InputError where others than head and embeddings share them.
+    """
     layers_by_weight: dict[int, set[str]] = defaultdict(set)
     for name, module in lm.named_modules():
         for parameter in module.parameters(recurse=False):
@@ -268,7 +281,10 @@ def untie_head(lm: Any) -> None:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether a layer maps vectors to vectors by a weight. Some routers inherit from a linear layer and do more."""
+    """Tell whether a layer maps vectors to vectors by a weight.
+
+    Some routers inherit from a linear layer and do more.
+    """
     if type(module) in (nn.Linear, Conv1D):
         return True
     if not isinstance(module, (nn.Linear, Conv1D)):
@@ -281,7 +297,10 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _is_packed(module: Any) -> bool:
-    """Whether a layer's weights are quantized, in a tensor of another shape and number."""
+    """Tell whether a layer's weights are quantized.
+
+    They are then in a tensor of another shape and number.
+    """
     return not module.weight.is_floating_point()
 
 
@@ -295,6 +314,9 @@ def _ends_with(name: str, target: str) -> bool:
 
 
 def _name_in_layer(name: str) -> str:
-    """A weight's name inside its layer: `self_attn.q_proj` of `model.layers.3.self_attn.q_proj`."""
+    """Strip the layer's own name and number from a weight's name.
+
+    `self_attn.q_proj` of `model.layers.3.self_attn.q_proj`.
+    """
     match = re.match(r".*?\.\d+\.(.+)", name)
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", match[1] if match else name)

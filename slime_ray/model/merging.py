@@ -45,7 +45,10 @@ PROBED = 8
 
 
 def load_parts(kind: Any, parts: Parts, *, note: Note, task: str = CAUSAL, **options: Any) -> Any:
-    """Load a whole model, and merge an adapter into it if there is one. For options, see `load_whole`."""
+    """Load a whole model, and merge an adapter into it if there is one.
+
+    options: see `load_whole`.
+    """
     source, adapter = parts.source, parts.adapter
     if adapter is not None:
         check_texts(adapter)
@@ -86,7 +89,7 @@ def _find_culprit(kind: Any, parts: Parts, trust_remote_code: bool) -> None:
 
 
 def _snapshot(source: str, revision: str | None) -> Path | None:
-    """The folder of a Hub model in this machine's cache, or None."""
+    """Return the folder of a Hub model in this machine's cache, or None."""
     try:
         if not Path(source).exists():
             return Path(snapshot_download(source, revision=revision, local_files_only=True))
@@ -96,7 +99,9 @@ def _snapshot(source: str, revision: str | None) -> Path | None:
 
 
 def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL, trainable: bool = False, name: str = OWN) -> Any:
-    """Lay an adapter on its base, not merged. Raises FileFault unless every weight of it finds its place.
+    """Lay an adapter on its base, not merged.
+
+    Raises FileFault unless every weight of it finds its place.
 
     lm: may have an adapter of another name, which stays as it is. task, name: peft's names of what the model is for,
     and of the adapter. trainable: whether it goes on being trained.
@@ -153,7 +158,10 @@ def attach_sft(lm: Any, folder: Path) -> Any:
 
 
 def _biases(adapted: Any, adapter: str) -> set[str]:
-    """Names of the base's biases that the adapter has trained, which peft does not miss."""
+    """Name the base's biases that the adapter has trained.
+
+    peft does not report them as missing.
+    """
     from peft import get_peft_model_state_dict
 
     names = get_peft_model_state_dict(adapted, adapter_name=adapter, save_embedding_layers=False)
@@ -161,7 +169,10 @@ def _biases(adapted: Any, adapter: str) -> set[str]:
 
 
 def _refuse_unknown_options(folder: Path) -> None:
-    """Raise FileFault for an option that is on and that this peft would pass over, computing something else."""
+    """Raise FileFault for an option that is on and that this peft does not know.
+
+    peft would pass over it and compute something else.
+    """
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
     content = read_object(folder / ADAPTER)
@@ -214,7 +225,10 @@ def merge_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
 
 
 def _tie_or_untie(lm: Any) -> None:
-    """Share the weights of head and embeddings where they are still equal, else have the configuration say so."""
+    """Share the weights of head and embeddings where they are still equal.
+
+    Else the configuration says that they are apart.
+    """
     head, embeddings = lm.get_output_embeddings(), lm.get_input_embeddings()
     if torch.equal(head.weight, embeddings.weight):
         head.weight = embeddings.weight
@@ -230,6 +244,6 @@ def _logits(lm: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def heads_tied(lm: Any) -> bool:
-    """Whether a model's output head, if it has one, shares the weights of its input embeddings."""
+    """Tell whether a model's output head shares the weights of its embeddings."""
     head = lm.get_output_embeddings()
     return head is not None and head.weight is lm.get_input_embeddings().weight

@@ -44,7 +44,10 @@ class OperationTotals:
 
 @functools.cache
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """Return torch's own count of products by operation; it leaves out the one that adds in place."""
+    """Return torch's formulas of FLOPs by operation.
+
+    The one that adds in place is added.
+    """
     # Here, since it imports Triton, which every command would wait for, and whose exit some versions fill stderr with.
     from torch.utils.flop_counter import flop_registry
 
@@ -98,7 +101,10 @@ class Meter(TorchDispatchMode):
         self._record(name, size, flops)
 
     def fused(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function as one kernel forward and one backward, which keeps no more than its inputs between them."""
+        """Wrap a function as one kernel forward and one backward.
+
+        It saves no more than its inputs in between.
+        """
 
         def run(*inputs: Any, **options: Any) -> Any:
             return _Kernel.apply(self, function.__name__, functools.partial(function, **options), *inputs)
@@ -164,7 +170,7 @@ class _Kernel(torch.autograd.Function):
 
 
 def _saved_storages(function: Callable[..., Any], inputs: Sequence[Any]) -> set[int]:
-    """Storages of the inputs from which a backward pass can be computed: those that it asks for.
+    """Find the storages of the inputs that a backward pass needs.
 
     Where it asks for what is made of inputs with gradients it is all of them. Others, such as angles, are there anyway.
     """
@@ -186,7 +192,7 @@ def _tensors(values: Any) -> list[torch.Tensor]:
 
 
 def _traffic(operation: Any, func: Any, args: Any, read: list[torch.Tensor], written: list[torch.Tensor]) -> int:
-    """Bytes that one operation reads and writes."""
+    """Count the bytes that one operation reads and writes."""
     if operation is aten.copy_:
         return _accessed_bytes(args[0]) + _accessed_bytes(args[1])
     outputs = sum(map(_accessed_bytes, written))
@@ -207,15 +213,18 @@ def _accessed_bytes(tensor: torch.Tensor) -> int:
 
 @contextmanager
 def without_data() -> Iterator[None]:
-    """Let every tensor that is made inside have a shape and a dtype and no data; its device is the CPU."""
+    """Make tensors within this context that have a shape and a dtype and no data.
+
+    Their device is the CPU.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
 
 def strip(module: Module) -> Module:
-    """Replace a module's weights, which may be on the meta device, by ones of the CPU without data, in place.
+    """Replace a module's weights by tensors on the CPU without data, in place.
 
-    Called inside `without_data`.
+    They may be on the meta device. Called inside `without_data`.
     """
     replaced: dict[int, torch.Tensor] = {}
     for part in module.modules():

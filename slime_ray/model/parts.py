@@ -28,7 +28,10 @@ class Parts:
 
     @property
     def tokenizer(self) -> tuple[str, str | None]:
-        """Folder or Hub id of the tokenizer, and its revision. An adapter's own goes before its base's."""
+        """Folder or Hub id of the tokenizer, and its revision.
+
+        An adapter's own goes before its base's.
+        """
         if self.adapter is not None and any((self.adapter / name).is_file() for name in TOKENIZERS):
             return str(self.adapter), None
         return self.source, self.revision
@@ -68,7 +71,7 @@ def _adapter_on_hub(source: str, revision: str | None, local_only: bool) -> Path
 
 
 def downloaded(source: str) -> Path:
-    """The folder in this machine's cache of a model on the Hub, without its tokenizer and without pickled weights.
+    """Download a model from the Hub, without tokenizer and pickles; return its folder.
 
     Raises FileFault for one that cannot be had.
     """
@@ -85,7 +88,7 @@ def downloaded(source: str) -> Path:
 
 
 def _on_base(folder: Path) -> Parts:
-    """An adapter with the model that its adapter_config.json names.
+    """Combine an adapter with the model that its adapter_config.json names.
 
     A path that is not absolute is looked for from the adapter's folder upwards, never from where a process runs.
     """
@@ -106,7 +109,10 @@ def _on_base(folder: Path) -> Parts:
 
 
 def check_template(model: Model) -> None:
-    """Raise InputError where the chat template is surely not there. Of the Hub and GGUF files only loading tells."""
+    """Raise InputError where the chat template is surely not there.
+
+    Of the Hub and GGUF files only loading tells.
+    """
     if model.chat_template:
         read_template(model.chat_template)
     elif not model.trust_remote_code and (model.tokenizer or not model.gguf_file):
@@ -120,7 +126,10 @@ def check_template(model: Model) -> None:
 
 
 def check_model(path: Path) -> None:
-    """Look at a model's folder, or a file of weights. Raises FileFault for the first thing that is wrong with it."""
+    """Check a model's folder, or a file of weights.
+
+    Raises FileFault for the first thing that is wrong with it.
+    """
     if path.is_dir():
         check_folder(path)
         # Of an adapter, also what it was trained on.
@@ -134,7 +143,7 @@ def check_model(path: Path) -> None:
 
 
 def fault_of(path: Path) -> str | None:
-    """What `check_model` finds, or None."""
+    """Return what `check_model` finds, or None."""
     try:
         check_model(path)
     except (FileFault, OSError) as error:

@@ -38,7 +38,9 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def errors_as_input_error(refusal: Callable[[str], InputError]) -> Iterator[None]:
-    """Raise whatever goes wrong in loading as an InputError, which `refusal` makes of the reason and a way out.
+    """Raise errors of loading as an InputError.
+
+    `refusal` makes it of the reason and a way out.
 
     Lack of memory is left as it is: it says nothing about the files.
     """
@@ -61,7 +63,10 @@ def errors_as_input_error(refusal: Callable[[str], InputError]) -> Iterator[None
 
 
 def reason_of(error: BaseException) -> str:
-    """An error's message as part of a sentence: its first line, and the next where that only announces it."""
+    """Return an error's message as part of a sentence.
+
+    It is the first line, and the next where that only announces it.
+    """
     if isinstance(error, FileFault):
         return str(error).rstrip(".")
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
@@ -113,7 +118,10 @@ def load_whole(kind: Any, source: str, *, note: Note, adapter_modules: Collectio
 
 
 def read_tokenizer(source: str, **options: Any) -> Any:
-    """Load a tokenizer as AutoTokenizer does. Raises FileFault for a broken file in a local folder."""
+    """Load a tokenizer as AutoTokenizer does.
+
+    Raises FileFault for a broken file in a local folder.
+    """
     folder = Path(source)
     file = folder / options.get("gguf_file", "tokenizer.json")
     if folder.is_dir() and "gguf_file" not in options:
@@ -132,7 +140,7 @@ def read_tokenizer(source: str, **options: Any) -> Any:
 
 
 def _tokenizer_fault(folder: Path, error: Exception) -> str:
-    """Why a folder without tokenizer.json gives no tokenizer."""
+    """Say why a folder without tokenizer.json gives no tokenizer."""
     models = sorted(folder.glob("*.model"))
     if not models:
         return f"{folder} has no tokenizer.json"
@@ -143,7 +151,7 @@ def _tokenizer_fault(folder: Path, error: Exception) -> str:
 
 @contextmanager
 def errors_as_file_fault(file: Path) -> Iterator[None]:
-    """Raise what goes wrong as a FileFault of this file."""
+    """Raise errors within this context as a FileFault of this file."""
     try:
         yield
     except FileFault:
@@ -168,7 +176,10 @@ def _format_shape(shape: Any) -> str:
 
 
 def rename_hint(missing: Collection[str], unexpected: Collection[str]) -> str:
-    """What follows where the files have the missing weights under other names, as a wrapper leaves them."""
+    """Return the end of a sentence where missing weights have other names.
+
+    A wrapper may have left them so.
+    """
     if {_strip_wrappers(name) for name in missing} & {_strip_wrappers(name) for name in unexpected}:
         return (
             f", but have {quote_names(unexpected, 'weight')}, as a wrapped model saves them: save the model unwrapped"
@@ -177,7 +188,7 @@ def rename_hint(missing: Collection[str], unexpected: Collection[str]) -> str:
 
 
 def _strip_wrappers(name: str) -> tuple[str, ...]:
-    """A weight's name without what models and wrappers, such as those of torch.compile, put before it."""
+    """Strip what wrappers, such as torch.compile's, put before a weight's name."""
     return tuple(part for part in name.split(".") if part not in WRAPPERS)
 
 
@@ -198,17 +209,20 @@ def refuse_not_finite(lm: Any, *, skipped_modules: Collection[str] = ()) -> None
 
 
 def _belongs_to(weight: str, modules: Collection[str]) -> bool:
-    """Whether a weight belongs to one of the modules, of which the ends of their names are given."""
+    """Tell whether a weight belongs to one of the modules.
+
+    modules: the ends of their names.
+    """
     return any(f".{module}." in f".{weight}" for module in modules)
 
 
 def quote_names(names: Collection[str], noun: str) -> str:
-    """A count with the first names, such as "12 weights (a, b, c and more)"."""
+    """Return a count with the first names: "12 weights (a, b, c and more)"."""
     first_names = ", ".join(sorted(names)[:QUOTED_NAMES])
     ellipsis = " and more" if len(names) > QUOTED_NAMES else ""
     return f"{len(names)} {noun}{'s' if len(names) != 1 else ''} ({first_names}{ellipsis})"
 
 
 def log_note(sentence: str) -> None:
-    """A `Note` for whoever has no better place: the log."""
+    """Log a sentence: the `Note` for whoever has no better place."""
     logger.warning(sentence)

@@ -23,7 +23,9 @@ from slime_ray.model.limits import Calls, record_rotary_calls, steady_length
 
 @torch.no_grad()
 def probe(policy: Any) -> tuple[str | None, int | None]:
-    """Compare a Policy with its model's own logits, and look through code that came with the model.
+    """Compare a Policy with its model's own logits.
+
+    Code that came with the model is looked through as well.
 
     Args:
         policy: a Policy on the device where it will be used. All ranks of a sharded one call this together.
@@ -49,7 +51,9 @@ def probe(policy: Any) -> tuple[str | None, int | None]:
 
 @torch.no_grad()
 def why_not_padded(policy: Any) -> str | None:
-    """What speaks against answering prompts of unequal lengths together, padded on the left; None where nothing does.
+    """Say why prompts of unequal lengths cannot be answered together.
+
+    They are padded on the left. None where nothing speaks against it.
 
     policy: a Policy that `probe` has passed. All ranks of a sharded one call this together.
     """
@@ -61,7 +65,7 @@ def why_not_padded(policy: Any) -> str | None:
     policy.eval()
 
     def steps(rows: list[list[int]], mask: list[list[int]]) -> list[torch.Tensor]:
-        """The logits of the first row, a tensor for each token."""
+        """Return the logits of the first row, a tensor for each token."""
         ids, attention_mask = (torch.tensor(batch, device=policy.device) for batch in (rows, mask))
         output: Any = policy.generate(input_ids=ids, attention_mask=attention_mask, generation_config=options)
         return [logits[0].double().log_softmax(-1) for logits in output.logits]
@@ -117,7 +121,10 @@ class _Probe:
         return self._why_not_packed()
 
     def _model_logps(self, prompt: Sequence[int], completion: Sequence[int]) -> tuple[torch.Tensor, float]:
-        """Log-probabilities from the model's own logits of one sequence, and the largest logit."""
+        """Compute one sequence's log-probabilities by the model itself.
+
+        Also returns its largest logit.
+        """
         ids = torch.tensor([[*prompt, *completion]], device=self.policy.device)
         with record_rotary_calls(self.lm, self.rotary):
             logits = self.policy.own_logits(ids)[0, len(prompt) - 1 : -1].double()
@@ -129,14 +136,18 @@ class _Probe:
         return torch.cat([logps.chosen, logps.rejected]).double()
 
     def _difference(self, logps: torch.Tensor, expected: torch.Tensor) -> float:
-        """In nat: the largest, or the mean where one token may be off by much through rounding alone."""
+        """Compare log-probabilities, in nat.
+
+        It is the largest difference, or the mean where one token may be off by much through rounding alone.
+        """
         difference = (logps - expected).abs()
         return float(difference.max() if self.is_wide else difference.mean())
 
     def _check_attention(self) -> None:
-        """Compare `ROW_ATTENTION` with the plainest one: some of what an architecture needs may not come to it.
+        """Compare `ROW_ATTENTION` with transformers' eager attention.
 
-        Where it does not, the model gets sdpa back, as transformers knows it.
+        Some of what an architecture needs may not come to it. Where it does not, the model gets sdpa back, as
+        transformers knows it.
         """
         if not self.policy.takes_row_attention:
             return
@@ -208,7 +219,10 @@ class _Probe:
 
 @contextmanager
 def _errors_as_input_error(sentence: str) -> Iterator[None]:
-    """Refuse a model for an error of its own, with the sentence before it. Memory that runs out is none."""
+    """Raise a model's own errors as an InputError that starts with the sentence.
+
+    Memory that runs out is no such error.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
@@ -220,7 +234,7 @@ def _errors_as_input_error(sentence: str) -> Iterator[None]:
 
 
 def _logit_settings(config: Any) -> str:
-    """What a configuration says of logits and the head, to be read as a hint."""
+    """Quote a configuration's settings of logits and the head, as a hint."""
     text = config.get_text_config()
     names = [
         name
@@ -231,7 +245,10 @@ def _logit_settings(config: Any) -> str:
 
 
 def _synthetic_pairs(lm: Any) -> list[TokenPair]:
-    """Pairs of unequal lengths, without the ids that a configuration names: those may stand for images or padding."""
+    """Make pairs of unequal lengths, without ids that the configuration names.
+
+    Those may stand for images or padding.
+    """
     configs = {id(config): config.to_dict() for config in (lm.config, lm.config.get_text_config())}
     special_ids = {
         number

@@ -69,9 +69,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def find_objective(name: str) -> type[Objective]:
-    """The class of a registered objective, or of one of the user's, `package.module:Class`, which is imported.
+    """Return the class of a registered objective, or of a user's own.
 
-    Raises ValueError for a name that leads nowhere, or to no frozen dataclass whose knobs all have defaults.
+    A user's own is `package.module:Class`, which is imported. Raises ValueError for a name that leads nowhere, or to no
+    frozen dataclass whose knobs all have defaults.
     """
     module, colon, kind = name.partition(":")
     if not colon:
@@ -100,9 +101,10 @@ def find_objective(name: str) -> type[Objective]:
 
 
 def build_objective(name: str, **settings: Any) -> Objective:
-    """An objective by its registered name, or `package.module:Class`. `settings` are the fields of its dataclass.
+    """Build an objective by its registered name, or `package.module:Class`.
 
-    Raises ValueError for an unknown name, an unknown field or a value out of range.
+    settings: the fields of its dataclass. Raises ValueError for an unknown name, an unknown field or a value out of
+    range.
     """
     objective_class = find_objective(name)
     fields = [field.name for field in dataclasses.fields(objective_class)]  # type: ignore[arg-type]

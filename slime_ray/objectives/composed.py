@@ -127,13 +127,16 @@ class ComposedObjective(PairwiseObjective):
         }
 
     def _transform(self, logps: Tensor) -> Tensor:
-        """Scores of (pairs,) log-probs or log ratios."""
+        """Compute the scores of log-probs or log ratios, (pairs,)."""
         if self.without("score") or self.score == "logp":
             return logps
         return log_odds(logps) if self.score == "odds" else alphapo_rewards(logps, self.power)
 
     def _link(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """The weighted link, summed over pairs. Arguments: scores, (pairs,)."""
+        """Compute the weighted link, summed over pairs.
+
+        chosen, rejected: scores, (pairs,).
+        """
         link = "logistic" if self.without("link") and self.link != "none" else self.link
         if link == "none" or self.without("margin"):
             return zero_in_graph(chosen)
@@ -157,7 +160,7 @@ class ComposedObjective(PairwiseObjective):
         return self.link_weight * losses.sum()
 
     def _anchor(self, batch: Batch, chosen: Tensor) -> Term:
-        """The weighted anchor. chosen: scores, (pairs,)."""
+        """Compute the weighted anchor. chosen: scores, (pairs,)."""
         if self.anchor == "none" or self.without("anchor"):
             return Term(zero_in_graph(chosen), "pairs")
         if self.anchor == "pairs":
@@ -165,7 +168,10 @@ class ComposedObjective(PairwiseObjective):
         return Term(-self.anchor_weight * batch.chosen.sum(), "chosen_tokens")
 
     def _stabilizer(self, rejected: Tensor) -> Tensor:
-        """SLIME's eq. 7, weighted and summed. rejected: (tokens,) in nats."""
+        """Compute SLIME's eq. 7, weighted and summed.
+
+        rejected: (tokens,) in nats.
+        """
         if not self.stabilizer_strength or self.without("stabilizer"):
             return zero_in_graph(rejected)
         penalties = F.softplus(-rejected - self.stabilizer_threshold) ** self.stabilizer_exponent

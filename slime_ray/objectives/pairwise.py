@@ -43,7 +43,7 @@ def knob(
 
 
 def tuned_ranges(objective: type) -> dict[str, tuple[float, float]]:
-    """Return the range in which the literature tunes each knob of an objective, where one is known."""
+    """Return the range in which the literature tunes each knob, where it is known."""
     ranges = {field.name: field.metadata.get("tuned") for field in dataclasses.fields(objective)}
     return {name: tuned for name, tuned in ranges.items() if tuned is not None}
 
@@ -113,7 +113,10 @@ class PairwiseObjective:
         raise NotImplementedError
 
     def terms(self, batch: Batch, reference: ReferenceLogps | None) -> dict[str, Term]:
-        """Return the terms of one batch: one by the objective's own name, and `nll` where it has such a weight."""
+        """Return the terms of one batch.
+
+        One has the objective's own name; `nll` is added where it has such a weight.
+        """
         terms = {self.name: Term(self.pair_losses(batch, reference).sum(), "pairs")}
         weight = getattr(self, "nll_weight", None)
         if weight is not None:
@@ -139,7 +142,9 @@ class PairwiseObjective:
 
 
 def check_removals(remove: object, parts: Mapping[str, str]) -> tuple[str, ...]:
-    """Return `remove` in the order of `parts` and without repetitions, so that equal objectives compare equal.
+    """Return `remove` in the order of `parts` and without repetitions.
+
+    So equal objectives compare equal.
 
     Raises:
         ValueError: Something else than a list of these parts.

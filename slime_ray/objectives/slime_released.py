@@ -40,12 +40,15 @@ class ReleasedSlimeObjective(SlimeObjective):
         return self.micro_batch_pairs
 
     def terms(self, batch: Batch, reference: ReferenceLogps | None) -> dict[str, Term]:
-        """Return SLIME's terms of one batch of whole micro-batches, summed as often. `reference` is not read."""
+        """Return SLIME's terms of one batch of whole micro-batches, summed as often.
+
+        `reference` is not read.
+        """
         terms = super().terms(batch, reference)
         return {name: Term(self.times_summed * term.total, term.unit) for name, term in terms.items()}
 
     def _stabilizer(self, batch: Batch) -> Term:
-        """Eq. 7 as a mean over each micro-batch's tokens, times its pairs."""
+        """Compute eq. 7 as a mean over each micro-batch's tokens, times its pairs."""
         if "stabilizer" in self.remove:
             return Term(zero_in_graph(batch.rejected), "pairs")
         tokens, micro_batches = batch.rejected, batch.rejected_lengths.split(self.micro_batch_pairs)
