@@ -17,7 +17,10 @@ from slime_ray.on_ray.connection import connected
 
 
 def vllm_command(checkpoint: Path, *, model: str, rank: int, adapters: int, port: int) -> list[str]:
-    """The command that serves a checkpoint and loads so many adapters of at most this rank."""
+    """Build the command that serves a checkpoint with so many adapters.
+
+    rank: the largest of an adapter.
+    """
     return [
         *("vllm", "serve", str(checkpoint), "--served-model-name", model, "--port", str(port)),
         *("--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(adapters)),
@@ -40,7 +43,10 @@ class VllmServer:
 
 
 def serve_answers(checkpoint: Path, *, model: str, rank: int, adapters: int, port: int, gpus: int, say: Any) -> None:
-    """Serve until Ctrl-C. Raises InputError where vLLM or the checkpoint is missing, RunError where vLLM ends."""
+    """Serve answers from a node of the cluster until Ctrl-C.
+
+    Raises InputError where vLLM or the checkpoint is missing, RunError where vLLM ends.
+    """
     if find_spec("vllm") is None:
         raise InputError("serve-answers needs vLLM here and on the node that serves: pip install 'slime-ray[vllm]'.")
     if not (checkpoint / "config.json").is_file():

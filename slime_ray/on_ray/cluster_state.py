@@ -37,7 +37,10 @@ Question = Literal["get_draining_nodes", "get_cluster_config", "available_resour
 
 
 def cluster_state(question: Question) -> Any:
-    """Ray's answer; None where this version of Ray cannot be asked, which is logged once a process."""
+    """Ask Ray a question about the cluster.
+
+    None where this version of Ray cannot be asked, which is logged once a process.
+    """
     try:
         return getattr(ray._private.state.state, question)()
     except Exception as error:  # Whatever another version of Ray makes of it.
@@ -94,14 +97,14 @@ class NodeReport:
 
 
 def alive_nodes() -> list[Node]:
-    """What the nodes have in all, and those that an autoscaler may add."""
+    """List the nodes' whole resources, with nodes that an autoscaler may add."""
     config = cluster_state("get_cluster_config")
     living = [node for node in ray.nodes() if node["Alive"]]
     return add_scalable_nodes(living, config.node_group_configs if config is not None else ())
 
 
 def add_scalable_nodes(living: Sequence[Mapping[str, Any]], groups: Iterable[Any]) -> list[Node]:
-    """The living nodes, and those by which each of an autoscaler's groups may still grow.
+    """List the living nodes, and those by which an autoscaler's groups may still grow.
 
     living: as `ray.nodes` gives them. groups: of `ClusterConfig` in Ray's autoscaler.proto; max_count includes the
     living, and -1 is no limit.
@@ -122,14 +125,17 @@ def add_scalable_nodes(living: Sequence[Mapping[str, Any]], groups: Iterable[Any
 
 
 def free_nodes() -> list[Node]:
-    """What the living nodes have left."""
+    """List what the living nodes have free."""
     names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
     available = cluster_state("available_resources_per_node") or {}
     return [Node(names[key], free.get("CPU", 0), free.get("GPU", 0)) for key, free in available.items() if key in names]
 
 
 def connected_cluster(experiment: Experiment, *, storage: RunStore) -> Cluster:
-    """The Ray cluster that this process is connected to, with what an autoscaler may add."""
+    """Describe the Ray cluster that this process is connected to.
+
+    What an autoscaler may add counts.
+    """
     nodes, prefix = alive_nodes(), "accelerator_type:"
     living = [node for node in ray.nodes() if node["Alive"]]
     names = {name for node in living for name in node["Resources"] if name.startswith(prefix)}
@@ -145,7 +151,10 @@ def connected_cluster(experiment: Experiment, *, storage: RunStore) -> Cluster:
 
 
 def inspect_node(node: str, request: NodeRequest, *, gpus: bool = False) -> NodeReport:
-    """Ray task: report on the node it runs on, and on its GPUs where it has some."""
+    """Report on the node that this Ray task runs on.
+
+    gpus: also on its GPUs.
+    """
     storage, write_error, can_read = request.storage, None, False
     try:
         storage.check()
@@ -183,7 +192,10 @@ def inspect_node(node: str, request: NodeRequest, *, gpus: bool = False) -> Node
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide what a trial computes, without importing them."""
+    """Return versions of the packages that decide what a trial computes.
+
+    They are not imported.
+    """
     versions = {}
     for package in PACKAGES:
         try:

@@ -69,12 +69,15 @@ def janitor(pid: int, *, exclude: Container[int] = ()) -> Iterator[None]:
 
 
 def descendants(pid: int) -> set[int]:
-    """Ids of the living descendants of a process."""
+    """Return ids of the living descendants of a process."""
     return {child.pid for child in psutil.Process(pid).children(recursive=True) if _lives(child)}
 
 
 def _lives(process: psutil.Process) -> bool:
-    """Whether a process has not ended. Older Ray, such as 2.52, leaves what it killed as zombies of the driver."""
+    """Tell whether a process has not ended.
+
+    Older Ray, such as 2.52, leaves what it killed as zombies of the driver.
+    """
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -83,9 +86,10 @@ def _lives(process: psutil.Process) -> bool:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """The Ray instance at RAY_ADDRESS or of this process, else one for this process alone.
+    """Connect to a Ray instance for the time of this context.
 
-    Raises InputError, within seconds, for an address that cannot be used.
+    It is the one at RAY_ADDRESS or of this process, else a new one for this process alone. Raises InputError, within
+    seconds, for an address that cannot be used.
     """
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
@@ -125,7 +129,9 @@ def connected() -> Iterator[None]:
 
 @contextmanager
 def errors_as_sentences(failed: str) -> Iterator[None]:
-    """Raise a task's sentence as it is; whatever else a task or Ray raises as a RunError that begins with this.
+    """Raise errors of a task or of Ray as a RunError that begins with `failed`.
+
+    A task's own sentence is raised as it is.
 
     failed: such as "The probe failed".
     """
@@ -140,7 +146,10 @@ def errors_as_sentences(failed: str) -> Iterator[None]:
 
 
 def last_line(error: object) -> str:
-    """The last line of an error, where Ray and servers say what is wrong, as part of a sentence."""
+    """Return an error's last line, where Ray and servers say what is wrong.
+
+    It is part of a sentence.
+    """
     lines = str(error or "").strip().splitlines()
     if lines:
         return lines[-1].strip()[:300]
@@ -148,7 +157,10 @@ def last_line(error: object) -> str:
 
 
 def check_address(address: str) -> None:
-    """Refuse an address that nobody answers, or that a driver cannot use. Ray itself would wait for over a minute."""
+    """Refuse an address that nobody answers, or that a driver cannot use.
+
+    Ray itself would wait for over a minute.
+    """
     if address == "auto":
         return
     if "://" in address:
@@ -173,7 +185,7 @@ def check_address(address: str) -> None:
 
 
 def _speaks_grpc(stream: socket.socket) -> bool:
-    """Whether the other side opens an HTTP/2 connection, as gRPC is spoken over (RFC 9113, 3.4)."""
+    """Tell whether the other side speaks HTTP/2, as gRPC does (RFC 9113, 3.4)."""
     settings = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
     stream.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
     answer = b""

@@ -61,7 +61,10 @@ class Submission:
         return hashlib.sha256("\0".join([self.text, *self.options]).encode()).hexdigest()
 
     def job(self, attempt: int) -> str:
-        """The id of its nth submission. The server refuses an id that it knows, so two launches start one job."""
+        """Return the id of the nth submission.
+
+        The server refuses an id that it knows, so two launches start one job.
+        """
         key = hashlib.sha256(f"{self.run}\0{self.content}".encode()).hexdigest()[:8]
         return f"slime-ray-{self.name}-{key}" + (f"-{attempt}" if attempt > 1 else "")
 
@@ -73,9 +76,10 @@ class Submission:
 
 
 def launch(experiment: Experiment, submission: Submission, *, address: str, out: TextIO, follow: bool = True) -> None:
-    """Start the sweep on the cluster unless it runs there or is done, and follow its log until it ends.
+    """Start the sweep on the cluster, and follow its log until it ends.
 
-    Raises InputError where nothing could be submitted, RunError where the sweep failed or cannot be followed any more.
+    A sweep that runs there is only followed, and one that is done is left alone. Raises InputError where nothing could
+    be submitted, RunError where the sweep failed or cannot be followed any more.
     """
     _refuse_local_paths(experiment)
     if not (PurePosixPath(submission.storage).is_absolute() or is_url(submission.storage)):
@@ -118,7 +122,10 @@ def launch(experiment: Experiment, submission: Submission, *, address: str, out:
 
 
 def job_client(address: str) -> Any:
-    """A client of the job server at an address of the form http://host:8265. Raises InputError within seconds."""
+    """Connect to the job server at an address of the form http://host:8265.
+
+    Raises InputError within seconds.
+    """
     import requests
 
     try:
@@ -167,7 +174,10 @@ def job_client(address: str) -> Any:
 
 @contextmanager
 def _ignore_address_variables() -> Iterator[None]:
-    """Ray's client would prefer an address of the environment to the one that it is given."""
+    """Hide Ray's addresses in the environment.
+
+    Ray's client would prefer them to the one that it is given.
+    """
     names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     variables = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
@@ -177,14 +187,14 @@ def _ignore_address_variables() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause, which is where the socket's own words are."""
+    """Return the message of the innermost cause, which has the socket's own words."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _refuse_local_paths(experiment: Experiment) -> None:
-    """Relative paths mean files of this machine, which the cluster does not have."""
+    """Raise InputError for paths of this machine, which the cluster does not have."""
     for changes in ({}, *(arm.set for arm in experiment.arms)):
         values = with_values(experiment.base, changes)
         config_texts = set(texts(values))
@@ -204,7 +214,10 @@ def _refuse_local_paths(experiment: Experiment) -> None:
 
 
 def _find(client: Any, submission: Submission) -> tuple[str, str | None]:
-    """The job that is this sweep, with its status; or the id for a new one, with None."""
+    """Find the sweep's job and its status.
+
+    Where there is none, return the id for a new one, and None.
+    """
     jobs = [job for job in _ask(client.list_jobs) if (job.metadata or {}).get(RUN) == submission.run]
     for job in jobs:
         if not job.status.is_terminal():
@@ -247,7 +260,10 @@ def _ask(call: Any, *arguments: Any) -> Any:
 
 
 async def _follow(client: Any, job: str, out: TextIO) -> tuple[str, str]:
-    """Print the job's log until it ends, over broken connections too. The server tells a log from its start."""
+    """Print the job's log until it ends, over broken connections too.
+
+    The server sends a log from its start.
+    """
     printed, silent_since = 0, time.monotonic()
     while True:
         received = 0
@@ -272,7 +288,7 @@ async def _follow(client: Any, job: str, out: TextIO) -> tuple[str, str]:
 
 
 def sweep_options(*, trials: int | None, seeds: str | None, seed: int, overrides: Sequence[str]) -> list[str]:
-    """The options of a launch that decide what its sweep computes, in one order."""
+    """Return the options that decide what a launched sweep computes, in one order."""
     values: Mapping[str, object] = {"--trials": trials, "--seeds": seeds, "--seed": seed or None}
     options = [word for flag, value in values.items() if value is not None for word in (flag, str(value))]
     return options + [word for text in overrides for word in ("--set", text)]

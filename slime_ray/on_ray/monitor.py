@@ -159,37 +159,40 @@ class Monitor:
         )
 
     def begin(self, trial_id: str) -> None:
-        """See MonitorActor.begin."""
+        """Call `MonitorActor.begin`."""
         self.actor.begin.remote(trial_id)
 
     def join(self, trial_id: str, group: PlacementGroup | None) -> None:
-        """Called by a process of a trial: register it."""
+        """Register a process of a trial; it calls this itself."""
         context = ray.get_runtime_context()
         self._ask("join", trial_id, context.current_actor, context.get_node_id(), group)
 
     def report(self, trial_id: str, metrics: Mapping[str, Any], *, searched: bool) -> Command | None:
-        """See MonitorActor.report. None where the monitor does not answer: no trial ends for that."""
+        """Call `MonitorActor.report`.
+
+        None where the monitor does not answer: no trial ends for that.
+        """
         command: Command | None = self._ask("report", trial_id, dict(metrics), searched)
         return command
 
     def leave(self, reason: str) -> None:
-        """See MonitorActor.leave."""
+        """Call `MonitorActor.leave`."""
         self.actor.leave.remote(reason)
 
     def stop_trial(self, trial_id: str, reason: str) -> None:
-        """See MonitorActor.stop."""
+        """Call `MonitorActor.stop`."""
         self.actor.stop.remote(trial_id, reason)
 
     def statuses(self) -> dict[str, TrialStatus]:
-        """See MonitorActor.statuses; empty where the monitor does not answer."""
+        """Call `MonitorActor.statuses`; empty where the monitor does not answer."""
         return self._ask("statuses") or {}
 
     def kill(self, trial_id: str) -> None:
-        """See MonitorActor.kill."""
+        """Call `MonitorActor.kill`."""
         self._ask("kill", trial_id)
 
     def end(self, trial_id: str) -> None:
-        """See MonitorActor.end."""
+        """Call `MonitorActor.end`."""
         self._ask("end", trial_id)
 
     def stop(self) -> None:

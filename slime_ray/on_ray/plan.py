@@ -33,23 +33,26 @@ class SearchPlan:
         self.confirmed = False
 
     def trial_ids(self) -> list[str]:
-        """Ids of its search trials."""
+        """List ids of the search trials."""
         return [self.part.trial_id(number) for number in range(1, self.part.trials + 1)]
 
     def trial(self, name: str, values: Mapping[str, Any]) -> Trial:
-        """A trial of the search, which runs from here on. values: what it sets over base."""
+        """Make a trial of the search and count it as running.
+
+        values: what it sets over base.
+        """
         self.running.add(name)
         return search_trial(self.experiment, name, values, SEARCH_SEED + self.seed)
 
     def extend(self, trials: int) -> None:
-        """Search on, for so many trials more."""
+        """Extend the search by so many trials."""
         ids = {*self.trial_ids(), *self.rows}
         self.part = replace(self.part, trials=self.part.trials + trials)
         # Of a run that was extended before, some of them may have finished.
         self.ids += [name for name in self.trial_ids() if name not in ids]
 
     def next(self) -> Trial | None:
-        """The next trial of the search; None where all have begun."""
+        """Take the next trial of the search; None where all have begun."""
         if self.ids and (entry := self.study.ask(self.ids)):
             name, point = entry
             self.ids.remove(name)
@@ -58,7 +61,10 @@ class SearchPlan:
         return None
 
     def confirmations(self) -> list[Trial]:
-        """Its winners again, once, when nothing of the search runs any more; none of those that have finished."""
+        """Make the winners' confirmations, once nothing of the search runs any more.
+
+        None of those that have finished; none the second time.
+        """
         if self.ids or self.running or self.confirmed:
             return []
         self.confirmed = True
@@ -67,7 +73,10 @@ class SearchPlan:
         ]
 
     def missing(self) -> list[str]:
-        """Ids of the trials that have yet to finish; confirmations are known once the search has."""
+        """List ids of the trials that have yet to finish.
+
+        Confirmations are known once the search has finished.
+        """
         ids = [name for name in self.trial_ids() if name not in self.rows]
         if ids:
             return ids
@@ -75,7 +84,10 @@ class SearchPlan:
         return [trial.trial_id for trial in confirmations if trial.trial_id not in self.rows]
 
     def max_remaining(self) -> int:
-        """Trials that may still have to run; how many confirmations there will be is known only after the search."""
+        """Count the trials that may still have to run.
+
+        How many confirmations there will be is known only after the search.
+        """
         missing = self.missing()
         if not any(name.startswith("search-") for name in missing):
             return len(missing)
@@ -132,7 +144,10 @@ class TrialPlan(Searcher):
         self.paused_ids: set[str] = set()
 
     def part_of(self, trial_id: str) -> SearchPlan | None:
-        """The search that learns of a trial; none in a league learns of a clone, which would be one trial more."""
+        """Return the search that learns of a trial.
+
+        None in a league learns of a clone, which would be one trial more.
+        """
         return self.parts.get(entry_of(trial_id) or "")
 
     def add(self, clone: Clone) -> bool:
@@ -146,7 +161,10 @@ class TrialPlan(Searcher):
         return True
 
     def extend(self, trials: int) -> bool:
-        """Search on, for so many trials more; False where there is no search or its winners run again already."""
+        """Extend each search by so many trials.
+
+        False where there is no search, or its winners run again already.
+        """
         parts = list(self.parts.values())
         is_over = any(part.confirmed for part in parts) or any(row["phase"] == "confirm" for row in self.rows.values())
         if not parts or self.experiment.league is not None or is_over:
@@ -156,7 +174,10 @@ class TrialPlan(Searcher):
         return True
 
     def missing(self) -> list[str]:
-        """Ids of the trials that have yet to finish; a search's confirmations are known once it has."""
+        """List ids of the trials that have yet to finish.
+
+        A search's confirmations are known once it has finished.
+        """
         return self._missing_outside_searches() + [name for part in self.parts.values() for name in part.missing()]
 
     def _missing_outside_searches(self) -> list[str]:
@@ -164,11 +185,17 @@ class TrialPlan(Searcher):
         return [name for name in [*arms, *self.clones] if name not in self.rows]
 
     def max_remaining(self) -> int:
-        """Trials that may still have to run; how many confirmations there will be is known only after a search."""
+        """Count the trials that may still have to run.
+
+        How many confirmations there will be is known only after a search.
+        """
         return len(self._missing_outside_searches()) + sum(part.max_remaining() for part in self.parts.values())
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """The next trial's configuration; None while it depends on trials that still run."""
+        """Return the next trial's configuration.
+
+        None while it depends on trials that still run.
+        """
         if self.is_ending:
             return Searcher.FINISHED
         if not self.queue:
@@ -182,7 +209,7 @@ class TrialPlan(Searcher):
         return None if set(at_work) - self.paused_ids else Searcher.FINISHED
 
     def _search(self) -> list[Trial]:
-        """The next trial of the searches, which take turns."""
+        """Take the next trial of the searches, which take turns."""
         for label in list(self.label_cycle):
             self.label_cycle.remove(label)
             self.label_cycle.append(label)
@@ -191,13 +218,14 @@ class TrialPlan(Searcher):
         return []
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing is learnt from unfinished trials here."""
+        """Ignore unfinished trials: nothing is learnt from them here."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Keep the row; tell the study, if the trial was a search trial. A paused one has no row yet.
+        """Keep the row, and tell the study of a search trial.
 
-        Tune would take an error raised here for one of the trial's, and train it again. Where the study cannot be told,
-        that is kept in `failure`, and the study hears of the row when the run is gone on with.
+        A paused trial has no row yet. Tune would take an error raised here for one of the trial's, and train it again.
+        Where the study cannot be told, that is kept in `failure`, and the study hears of the row when the run is gone
+        on with.
         """
         trial = self.by_tune_id[trial_id]
         if trial.phase == "search" and (part := self.part_of(trial.trial_id)):
@@ -216,23 +244,32 @@ class TrialPlan(Searcher):
         }
 
     def close(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
-        """Nothing is at work any more, and no trial is left running in a study. rows: of all that has finished."""
+        """End every trial that is left running in a study.
+
+        Nothing is at work any more. rows: of all that has finished.
+        """
         for part in self.parts.values():
             part.study.close(rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Empty: Ray pickles the searcher for a restore of its own, which is never used here."""
+        """Return no state.
+
+        Ray pickles the searcher for a restore of its own, which is never used here.
+        """
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the run's files and the study say all there is, and a resumed sweep is planned from them."""
+        """Save nothing.
+
+        The run's files and the study say all there is, and a resumed sweep is planned from them.
+        """
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as in `save`."""
+        """Restore nothing, as in `save`."""
 
 
 def search_trial(experiment: Experiment, name: str, point: Mapping[str, Any], seed: int) -> Trial:
-    """One trial of the search, judged on the selection prompts."""
+    """Make one trial of the search, judged on the selection prompts."""
     return Trial(
         trial_id=name,
         phase="search",
@@ -245,9 +282,10 @@ def search_trial(experiment: Experiment, name: str, point: Mapping[str, Any], se
 
 
 def confirm_trials(experiment: Experiment, part: SearchPart, rows: Mapping[str, Mapping[str, Any]]) -> list[Trial]:
-    """The best trials of a search again, with the table's seeds (further ones if it has too few), on report prompts.
+    """Make the confirmations of a search's best trials, on report prompts.
 
-    In a league each is followed by its entry's defaults at the same learning rate, where these are asked for.
+    They have the table's seeds, and further ones if these are too few. In a league each is followed by its entry's
+    defaults at the same learning rate, where these are asked for.
     """
     # A winner that equals an arm stands in the table already, with these seeds. A league's entry has a row of its own.
     arms = [] if part.entry else experiment.arms
@@ -281,7 +319,10 @@ def confirm_trials(experiment: Experiment, part: SearchPart, rows: Mapping[str, 
 
 
 def refuse_other_confirmations(rows: Mapping[str, Mapping[str, Any]], points: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise InputError for a confirmation of other knobs than its trial has: it confirms a point, not an id."""
+    """Raise InputError for a confirmation of other knobs than its trial has.
+
+    It confirms a point, not an id.
+    """
     for name, row in rows.items():
         trial = str(row.get("label")) if row["phase"] == "confirm" else ""
         values = rows[trial]["values"] if trial in rows else points.get(trial)

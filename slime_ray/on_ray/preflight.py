@@ -45,7 +45,7 @@ class Finding:
 
 
 def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding]:
-    """Look at the cluster that this process is connected to, at the storage, and at what the experiment asks for."""
+    """Examine the connected cluster, the storage, and what the experiment asks for."""
     findings = list(_fit(experiment)) if experiment else []
     token, probe = uuid.uuid4().hex, storage.root / f".probe-{uuid.uuid4().hex[:8]}"
     try:
@@ -79,7 +79,7 @@ def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding
 
 
 def _report(request: NodeRequest, *, gpus: bool) -> tuple[list[NodeReport], list[Finding]]:
-    """Every living node's report, and a finding for each that does not answer.
+    """Collect every living node's report, and a finding for each that is silent.
 
     A process that has opened a GPU keeps some of its memory, so each task has one of its own, and the driver itself
     reports only where no GPU is asked for.
@@ -178,7 +178,10 @@ def _token(reports: Sequence[NodeReport]) -> Iterator[Finding]:
 
 
 def local_paths(settings: Settings) -> list[str]:
-    """Files and folders of this machine that the trials read; every node needs them."""
+    """List files and folders of this machine that the trials read.
+
+    Every node needs them.
+    """
     model, evaluation = settings.model, settings.evaluation
     data = [source.source for source in settings.data.sources]
     paths = [model.tokenizer, *data, model.chat_template, evaluation.questions]
@@ -187,13 +190,16 @@ def local_paths(settings: Settings) -> list[str]:
 
 
 def local_models(settings: Settings, *, judge: bool = True) -> list[str]:
-    """Folders and files of this machine that hold models, after each adapter what it was trained on."""
+    """List files and folders of this machine that hold models.
+
+    After each adapter comes what it was trained on.
+    """
     sources = [source for _, source in _models(settings, judge)]
     return [path for path in sources if Path(path).is_absolute()]
 
 
 def _models(settings: Settings, judge: bool = True) -> list[tuple[str, str]]:
-    """What loads a model, in words, and its folder, file or Hub id."""
+    """List what loads a model, in words, with its folder, file or Hub id."""
     sources = [("model.source", settings.model.source, settings.model.gguf_file)]
     members = settings.evaluation.judge.members if judge else ()
     sources += [
@@ -235,7 +241,10 @@ def _model_and_data(settings: Settings, reports: Sequence[NodeReport]) -> Iterat
 
 
 def _tokenizer(settings: Settings) -> Iterator[Finding]:
-    """Read configuration and tokenizer of a model that this machine has; its weights are left alone."""
+    """Read configuration and tokenizer of a model that this machine has.
+
+    Its weights are left alone.
+    """
     model = settings.model
     if model.task or not all(Path(path).is_absolute() for path in (model.source, model.tokenizer or model.source)):
         return
@@ -259,7 +268,10 @@ def _lacks(reports: Sequence[NodeReport]) -> Iterator[Finding]:
 
 
 def _of(report: NodeReport, reports: Sequence[NodeReport]) -> str:
-    """The node's name as the beginning of a sentence, where there is more than one."""
+    """Return the node's name as the beginning of a sentence.
+
+    Empty where there is only one node.
+    """
     return f"Node {report.name}: " if len(reports) > 1 else ""
 
 
@@ -309,11 +321,12 @@ def _disk(reports: Sequence[NodeReport], experiment: Experiment, storage: RunSto
 
 
 def forecast_bytes(experiment: Experiment) -> int | None:
-    """The most that a run may write, from the size of a local model's weights; None where that is unknown.
+    """Estimate the most that a run may write.
 
-    One SFT checkpoint and one merged copy while it is made, neither of a 4-bit base; for every model that is kept, and
-    for every trial that runs at a time (a checkpoint and its successor, with two moments of every trained parameter),
-    the weights, or for adapters a twentieth of them.
+    It follows from the size of a local model's weights; None where that is unknown. One SFT checkpoint and one merged
+    copy while it is made, neither of a 4-bit base; for every model that is kept, and for every trial that runs at a
+    time (a checkpoint and its successor, with two moments of every trained parameter), the weights, or for adapters a
+    twentieth of them.
     """
     settings = experiment.settings
     # An adapter is merged, so what counts is what it was trained on.
@@ -353,7 +366,10 @@ def _gpus(reports: Sequence[NodeReport], settings: Settings) -> Iterator[Finding
 
 
 def _quantized(experiment: Experiment) -> Iterator[Finding]:
-    """What 4-bit base weights need; that nodes have the same packages is looked at elsewhere."""
+    """Find what 4-bit base weights lack.
+
+    That nodes have the same packages is looked at elsewhere.
+    """
     if not any(settings.model.quantization for settings in all_settings(experiment)):
         return
     if lack := lacking_bitsandbytes():
@@ -378,7 +394,7 @@ def refuse(findings: Iterable[Finding]) -> None:
 
 
 def print_findings(findings: Sequence[Finding], console: Console) -> None:
-    """A line for each, what has to be mended last."""
+    """Print a line for each finding, what has to be mended last."""
     order: Mapping[Level, int] = {"fine": 0, "warning": 1, "error": 2}
     for finding in sorted(findings, key=lambda finding: order[finding.level]):
         console.print(
@@ -387,7 +403,10 @@ def print_findings(findings: Sequence[Finding], console: Console) -> None:
 
 
 def doctor(experiment: Experiment | None, *, storage: RunStore, console: Console, as_json: bool = False) -> None:
-    """Examine and print, for a person or as JSON. Raises InputError where something has to be mended."""
+    """Examine and print the findings, for a person or as JSON.
+
+    Raises InputError where something has to be mended.
+    """
     started = time.perf_counter()
     storage.check()
     with connected():

@@ -59,7 +59,9 @@ logger = logging.getLogger("slime_ray.sweep")
 def prepare_on_cluster(
     experiment: Experiment, context: WorkerContext, console: Console, note: Note = lambda metrics: None
 ) -> dict[str, Any]:
-    """Make what is missing of the shared stages, and say how it goes. Returns what the manifest holds of them.
+    """Make what is missing of the shared stages, and report the progress.
+
+    Returns what the manifest holds of them.
 
     note: Takes how far the making is, again and again.
 
@@ -97,7 +99,10 @@ def prepare_on_cluster(
 
 
 def _end(task_ref: Any, maker: Any) -> None:
-    """End the making of stages, if it has not ended: first so that it can delete what it has half made."""
+    """End the making of stages, if it has not ended.
+
+    First it may delete what it has half made.
+    """
     if maker is not None:
         ray.kill(maker)
         return
@@ -108,7 +113,7 @@ def _end(task_ref: Any, maker: Any) -> None:
 
 
 def _follow(task_ref: Any, context: WorkerContext, console: Console, note: Note) -> None:
-    """Say how it goes until it has ended.
+    """Report the progress of the making until it has ended.
 
     Raises PlacementTimeout where it never begins, RunError where it falls silent.
     """
@@ -162,9 +167,10 @@ def _line(metrics: dict[str, Any]) -> str:
 
 
 def make_stages(bases: list[dict[str, Any]], context: WorkerContext) -> dict[str, Any]:
-    """Ray task: make what is missing of the stages, once for each base; returns hashes and counts, the first's.
+    """Make what is missing of the stages, once for each base; a Ray task.
 
-    Of the SFT checkpoints of further bases the hashes are added, by their seed.
+    Returns hashes and counts, those of the first base. Of the SFT checkpoints of further bases the hashes are added, by
+    their seed.
     """
     single_worker = context.resources.workers == 1
     all_settings = [Settings.model_validate(base) for base in bases]
@@ -287,7 +293,7 @@ def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: RunStor
 
 
 def _probe(config: dict[str, Any]) -> MeasuredRates:
-    """Ray task: measure in this process."""
+    """Measure in this process; a Ray task."""
     clock = time.perf_counter()
     from slime_ray.planning.probe import probe
 
@@ -320,7 +326,7 @@ class _ProbeGroup:
     """Runs as a Ray actor: measures on a group of workers."""
 
     def measure(self, config: dict[str, Any]) -> MeasuredRates:
-        """What rank 0 found."""
+        """Measure on a group of workers and return rank 0's rates."""
         actor: Any = ray.remote(_RatesHolder)
         box = actor.options(num_cpus=0).remote()
         resources, storage = config["resources"], config["storage"]
@@ -338,7 +344,7 @@ def _probe_worker(config: dict[str, Any]) -> None:
 
 
 def show(measured: MeasuredRates, console: Console) -> None:
-    """What was measured, in a line."""
+    """Print what was measured, in a line."""
     rates = measured.rates
     console.print(
         f"Probe: {1e6 * rates.token:.1f} us a training token and {1e3 * rates.update:.1f} ms an update beside, "

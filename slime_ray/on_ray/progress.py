@@ -26,7 +26,7 @@ class Callback(tune.Callback):
     """A callback of Tune's that keeps nothing for a restore of Tune's own, which is never used here."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Empty."""
+        """Return no state."""
         return {}
 
 
@@ -126,16 +126,19 @@ class Progress(Callback):
         return self.finished_before + sum(bool(state.get("finished")) for state in self.states.values())
 
     def running(self) -> list[dict[str, Any]]:
-        """The trials that are not done."""
+        """List the trials that are not done."""
         return [state for state in self.states.values() if not state.get("finished")]
 
     def time_left(self) -> str:
-        """The same as minutes and seconds."""
+        """Format the time that is left, as minutes and seconds."""
         seconds = self.seconds_left()
         return "unknown time" if seconds is None else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
     def seconds_left(self) -> float | None:
-        """What is left if each trial takes as long as those that are done; None before one is."""
+        """Estimate the seconds that are left; None before one trial is done.
+
+        Each trial is taken to need as long as those that are done.
+        """
         if not self.durations:
             return None
         mean, now = sum(self.durations) / len(self.durations), time.monotonic()
@@ -150,7 +153,7 @@ class Progress(Callback):
             self.live.update(self.table())
 
     def table(self) -> Group:
-        """Running trials first, then the latest that are done."""
+        """Build the table: running trials first, then the latest that are done."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("trial", "knobs", "doing"):
             table.add_column(column, no_wrap=column != "knobs", overflow="ellipsis")
@@ -168,7 +171,7 @@ class Progress(Callback):
 
 
 def knobs(values: Mapping[str, Any]) -> str:
-    """Set values, short: `anchor_weight=0.1 hard_margin=1.5`."""
+    """Format knobs in short: `anchor_weight=0.1 hard_margin=1.5`."""
     flat: dict[str, Any] = {}
     for path, value in values.items():
         items = value.items() if isinstance(value, dict) else [(path.rsplit(".", 1)[-1], value)]
@@ -179,16 +182,16 @@ def knobs(values: Mapping[str, Any]) -> str:
 
 
 def steps(state: Mapping[str, Any]) -> str:
-    """`step/updates`, as far as known."""
+    """Format `step/updates`, as far as known."""
     step, updates = state.get("step"), state.get("updates")
     return "" if step is None else f"{step}/{updates}" if updates else str(step)
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage with one decimal."""
+    """Format a share as a percentage with one decimal."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
 def number(value: float | None, digits: int) -> str:
-    """A number with so many decimals."""
+    """Format a number with so many decimals."""
     return "-" if value is None else f"{value:.{digits}f}"

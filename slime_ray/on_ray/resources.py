@@ -36,7 +36,10 @@ class Node:
     count: int = 1
 
     def slots(self, resources: Resources) -> int:
-        """Workers that fit on one such node. A share of a GPU is of a single one: 0.4 fits on each of them twice."""
+        """Count the workers that fit on one such node.
+
+        A share of a GPU is of a single one: 0.4 fits on each of them twice.
+        """
         by_cpu = _count_fits(self.cpus, resources.cpu_per_worker)
         if not resources.gpu_per_worker:
             return by_cpu
@@ -47,7 +50,7 @@ class Node:
 
 
 def concurrent_trials(resources: Resources, nodes: Sequence[Node]) -> int:
-    """Trials that fit side by side on these nodes, as their placement asks."""
+    """Count the trials that fit side by side on these nodes, as placement asks."""
     slots = [node.slots(resources) for node in nodes for _ in range(node.count)]
     if resources.placement == "STRICT_PACK":
         return sum(slot // resources.workers for slot in slots)
@@ -61,13 +64,19 @@ def concurrent_trials(resources: Resources, nodes: Sequence[Node]) -> int:
 
 
 def trials_at_once(resources: Resources, nodes: Sequence[Node]) -> int:
-    """Trials that run side by side on these nodes: as many as fit, or fewer where the user says so."""
+    """Count the trials that run side by side on these nodes.
+
+    As many as fit, or fewer where the user says so.
+    """
     fits = concurrent_trials(resources, nodes)
     return fits if resources.concurrent_trials == "auto" else min(fits, resources.concurrent_trials)
 
 
 def why_never(resources: Resources, nodes: Sequence[Node]) -> str | None:
-    """Why a trial could never be placed on these nodes, be they empty, as a sentence with the arithmetic; else None."""
+    """Say why no trial could ever be placed on these nodes; None where one could.
+
+    It is a sentence with the arithmetic. The nodes count as empty.
+    """
     share = resources.gpu_per_worker
     if resources.workers > 1 and 0 < share < 1:
         return (
@@ -97,7 +106,9 @@ def why_never(resources: Resources, nodes: Sequence[Node]) -> str | None:
 
 
 def waiting_for(resources: Resources, free: Sequence[Node]) -> str:
-    """What a trial that is not placed now waits for. free: what every node has left.
+    """Say what a trial that is not placed now waits for.
+
+    free: what every node has left.
 
     What is free may be enough: in all, but not on one node, or where Ray has not come to start it yet.
     """
@@ -130,12 +141,18 @@ def _request(resources: Resources) -> str:
 
 
 def _count_fits(amount: float, share: float) -> int:
-    """How often a part fits, forgiving what floating point makes of 0.3 / 0.1."""
+    """Count how often a part fits.
+
+    What floating point makes of 0.3 / 0.1 is forgiven.
+    """
     return int(amount / share + 1e-9)
 
 
 def given_cluster(experiment: Experiment, *, gpus: int, gpu: str) -> Cluster:
-    """So many GPUs, on nodes of up to eight. Its disk is not known."""
+    """Describe a cluster of so many GPUs, on nodes of up to eight.
+
+    Its disk is not known.
+    """
     whole, rest = divmod(gpus, GPUS_OF_A_NODE)
     nodes = [Node("given", UNLIMITED_CPUS, GPUS_OF_A_NODE, whole)] if whole else []
     nodes += [Node("given", UNLIMITED_CPUS, rest)] if rest else []
@@ -144,7 +161,7 @@ def given_cluster(experiment: Experiment, *, gpus: int, gpu: str) -> Cluster:
 
 
 def this_machine(experiment: Experiment, *, storage: RunStore) -> Cluster:
-    """The machine itself, looked at without starting anything."""
+    """Describe this machine as a cluster, without starting anything."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     names = [_name(folder) for folder in sorted(DRIVERS.glob("*/information"))]
     node = Node("this machine", cpus, len(names))
@@ -171,7 +188,10 @@ def cluster_for(
     disk: int | None,
     notes: tuple[str, ...],
 ) -> Cluster:
-    """What a plan has to know of these nodes. memory: of the smallest node, for trials on CPUs."""
+    """Describe what a plan has to know of these nodes.
+
+    memory: of the smallest node, for trials on CPUs.
+    """
     resources = experiment.resources
     limit = trials_at_once(resources, nodes)
     workers = max((node.slots(resources) for node in nodes), default=0)
@@ -191,20 +211,23 @@ def cluster_for(
 
 
 def _name(file: Path) -> str:
-    """What NVIDIA's driver calls the GPU of one of its files."""
+    """Read a GPU's name from a file of NVIDIA's driver."""
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("Model:")), "GPU")
 
 
 def free_bytes(storage: RunStore) -> int | None:
-    """Bytes that are free at the storage; a bucket has no end."""
+    """Return the bytes that are free at the storage; None for a bucket.
+
+    A bucket has no end.
+    """
     if storage.url is not None:
         return None
     return shutil.disk_usage(nearest_folder(storage.root)).free
 
 
 def nearest_folder(path: Path) -> Path:
-    """The path itself or the nearest folder above it that is there."""
+    """Return the path itself, or the nearest folder above it that exists."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
@@ -225,7 +248,7 @@ class SweepSpending:
         return f"spent: {', '.join(parts)}"
 
     def as_json(self) -> dict[str, Any]:
-        """As the manifest keeps it."""
+        """Convert to what the manifest keeps."""
         return {name: value if value is None else round(value, 4) for name, value in asdict(self).items()}
 
 
@@ -272,7 +295,10 @@ class BudgetMeter:
         )
 
     def over(self) -> str | None:
-        """The part of the budget that is spent, such as `gpu_hours`; None while all of them have something left."""
+        """Return the part of the budget that is spent, such as `gpu_hours`.
+
+        None while all parts have something left.
+        """
         spent = self.spent
         for name in ("hours", "gpu_hours", "judge_calls", "cost"):
             limit, value = getattr(self.budget, name), getattr(spent, name)
@@ -281,7 +307,7 @@ class BudgetMeter:
         return None
 
     def sentence(self, name: str) -> str:
-        """That a part of the budget is spent."""
+        """Say that a part of the budget is spent."""
         limit, value = getattr(self.budget, name), getattr(self.spent, name)
         if name == "hours":
             return f"its time, budget.hours {limit:g}, is spent"
@@ -289,7 +315,10 @@ class BudgetMeter:
 
 
 def earlier_gpu_hours(run: Path, resources: Resources) -> float:
-    """GPU-hours that the attempts at all trials of a run have held, those that led nowhere included."""
+    """Sum the GPU-hours that all attempts of a run have held.
+
+    Those that led nowhere count, too.
+    """
     all_attempts = [attempt for folder in sorted((run / "trials").glob("*/")) for attempt in attempts.read(folder)]
     seconds = sum(attempt.workers * max(0.0, attempt.alive - attempt.started) for attempt in all_attempts)
     return seconds * resources.gpu_per_worker / 3600

@@ -49,7 +49,7 @@ class RuledSampler(BaseSampler):
         self.sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """All dimensions, also those that not every point has."""
+        """Return all dimensions, also those that not every point has."""
         # TPE learns from this call which dimensions occur together.
         self.sampler.infer_relative_search_space(study, trial)
         return self.space
@@ -57,7 +57,7 @@ class RuledSampler(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Scalar]:
-        """A new point that keeps the requirements, by the names of its dimensions.
+        """Draw a new point that keeps the requirements, by names of its dimensions.
 
         Raises:
             InputError: no such point came up in MAX_DRAWS draws.
@@ -114,7 +114,7 @@ class RuledSampler(BaseSampler):
 
 
 def optuna_sampler(search: Search, *, trials: int, seed: int, position: Sequence[int]) -> BaseSampler:
-    """Optuna's sampler of the name that the search gives.
+    """Build Optuna's sampler of the name that the search gives.
 
     Args:
         search: the space, with the sampler's name.
@@ -145,18 +145,21 @@ def optuna_sampler(search: Search, *, trials: int, seed: int, position: Sequence
 
 
 def grid(search: Search, rules: Rules, seed: int) -> list[Point]:
-    """Every point of a finite space that keeps the requirements, in an order of the seed's."""
+    """List every point of a finite space that keeps the requirements.
+
+    Their order follows from the seed.
+    """
     points = [point for point in search.points() if not rules.broken(point)]
     return [points[index] for index in np.random.default_rng([seed]).permutation(len(points))]
 
 
 def key(point: Point) -> PointKey:
-    """A point as a set may hold it."""
+    """Convert a point to what a set may hold."""
     return frozenset(point.items())
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
-    """Optuna's form of a dimension."""
+    """Convert a dimension to Optuna's form."""
     if dimension.choice is not None:
         return CategoricalDistribution(dimension.choice)
     low, high = dimension.bounds

@@ -53,7 +53,7 @@ class StudyFailed(RunError):
 
 @contextmanager
 def study_errors() -> Iterator[None]:
-    """Around whatever needs the study. Raises StudyFailed."""
+    """Raise errors of the study within this context as StudyFailed."""
     try:
         yield
     except (SQLAlchemyError, StorageInternalError, OSError) as error:
@@ -61,9 +61,9 @@ def study_errors() -> Iterator[None]:
 
 
 def study_storage(run: Path, url: str | None = None) -> BaseStorage:
-    """Where the run's study is: a journal file in its folder, or the database at `url`, as SQLAlchemy writes it.
+    """Open the run's study: a journal file in its folder, or a database.
 
-    `optuna-dashboard` opens either as it is.
+    url: of the database, as SQLAlchemy writes it. `optuna-dashboard` opens either as it is.
 
     Raises:
         InputError: the database cannot be used, or the journal cannot be read.
@@ -162,7 +162,7 @@ class StudySearch:
         self.queue = [*search.known_points, *(grid(search, rules, seed) if search.sampler == "grid" else ())]
 
     def _create(self, name: str) -> optuna.Study:
-        """The study of this name, a new one where there is none."""
+        """Return the study of this name, a new one where there is none."""
         study = optuna.create_study(
             study_name=name,
             storage=self.storage,
@@ -178,7 +178,10 @@ class StudySearch:
         return self.study.get_trials(deepcopy=False)
 
     def _point(self, entry: FrozenTrial) -> Point | None:
-        """The point of an entry; None where it was cut off before it had all of its knobs."""
+        """Return the point of an entry.
+
+        None where it was cut off before it had all of its knobs.
+        """
         point = {path_of(name): value for name, value in entry.params.items()}
         try:
             return point if self.search.named(point).keys() == entry.params.keys() else None
@@ -210,7 +213,10 @@ class StudySearch:
         return f"Give the run a new --name, or move the study away: {REBUILD_HINT}."
 
     def _reconcile(self, rows: Rows, lost: Mapping[str, Mapping[str, Any]]) -> None:
-        """Have the study say what the results say, and queue the points of the trials that have none."""
+        """Make the study agree with the results.
+
+        Points of trials without a result are queued.
+        """
         points = {trial_id: point for trial_id, row in rows.items() if (point := self.search.locate(row["values"]))}
         self._refuse_another_run(points)
         self._fail_unfinished()
@@ -258,7 +264,7 @@ class StudySearch:
             )
 
     def _fail_unfinished(self) -> None:
-        """Nothing is at work while a study is opened."""
+        """Fail the unfinished entries: nothing is at work while a study is opened."""
         while self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             self.study.tell(self.study.ask(), state=TrialState.FAIL)
         for entry in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -373,7 +379,10 @@ class StudySearch:
             del self.running[trial_id]
 
     def record(self, trial_id: str, values: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """Record a trial that the study did not draw, once, where it lies in the space. Raises StudyFailed."""
+        """Record a trial that the study did not draw, once.
+
+        It has to lie in the space. Raises StudyFailed.
+        """
         point = self.search.locate(values)
         if point is None or trial_id in self.final_ids:
             return
@@ -398,7 +407,10 @@ class StudySearch:
         self.study.tell(trial, self._values(result), state=state)
 
     def _constrain(self, trial: Trial, excesses: Sequence[float]) -> None:
-        """Let the sampler know by how much each constraint is broken; GP learns the same of requirements."""
+        """Tell the sampler by how much each constraint is broken.
+
+        GP learns the same of requirements.
+        """
         if self.search.sampler == "gp":
             point = {path_of(name): value for name, value in trial.params.items()}
             for requirement, excess in self.sampler.rules.excesses(point).items():
@@ -412,13 +424,19 @@ class StudySearch:
         return TrialState.COMPLETE if self._values(result) else TrialState.FAIL
 
     def _values(self, result: Mapping[str, Any]) -> list[float] | None:
-        """The goals of a completed trial; None for any other, and where one of them is no finite number."""
+        """Return the goals of a completed trial; None for any other.
+
+        None also where one of them is no finite number.
+        """
         values = [result.get(goal) for goal in self.goals]
         finite = [float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
         return finite if result.get("status") == "completed" and len(finite) == len(values) else None
 
     def close(self, rows: Rows = MappingProxyType({})) -> None:
-        """End every trial that still runs: by its row, or failed, and then its point is queued on the next opening."""
+        """End every trial that still runs.
+
+        It ends by its row, or failed; then its point is queued on the next opening.
+        """
         for trial_id in list(self.running):
             with suppress(StudyFailed):
                 self.tell(trial_id, rows.get(trial_id) or {"status": PAUSED})
@@ -429,7 +447,10 @@ def _id(entry: FrozenTrial) -> str:
 
 
 def _without_result(entry: FrozenTrial) -> FrozenTrial:
-    """An entry whose trial has no such result any more: it keeps the point of its id."""
+    """Return an entry without its result.
+
+    Its trial has no such result any more, and it keeps the point of its id.
+    """
     return create_trial(
         state=TrialState.FAIL,
         params=entry.params,

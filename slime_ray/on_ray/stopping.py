@@ -50,7 +50,10 @@ class Ranking:
     tie_break: Literal["winner", "spread"] = "winner"
 
     def count_before(self, point: Point, rivals: Sequence[Point]) -> int:
-        """How many of `rivals` stand before `point`. One with something that is no finite number comes last."""
+        """Count how many of `rivals` stand before `point`.
+
+        One with something that is no finite number comes last.
+        """
         values = signed([point, *rivals], list(self.goals.values()))
         values[~np.isfinite(values).all(axis=1)] = -np.inf
         if len(self.goals) == 1:
@@ -66,14 +69,19 @@ class Ranking:
         return int(counts[earlier].sum() + counts[ahead].sum())
 
     def _winner_order(self, points: np.ndarray) -> np.ndarray:
-        """Order of a front's points, as indices, where the best by the first goal come first already."""
+        """Order a front's points as winners are chosen; returns indices.
+
+        The best by the first goal come first already.
+        """
         if self.goals.get("stability") != "maximize":
             return np.arange(len(points))
         return np.argsort(points[:, list(self.goals).index("stability")] < WITHIN_TOLERANCE, kind="stable")
 
 
 def epsilon_net(points: np.ndarray) -> np.ndarray:
-    """Order in which points of a front are taken, as indices: the first one, then the farthest from all so far.
+    """Order points of a front: the first one, then the farthest from all so far.
+
+    Returns indices.
 
     points: (points, goals).
     """
@@ -92,11 +100,14 @@ class Rule(Protocol):
     """Decides, report by report, which trials go on."""
 
     def decide(self, trial_id: str, metrics: Mapping[str, Any]) -> Command | None:
-        """Return a command to stop, or None. metrics: a report with `step` and `updates`, maybe the rule's metrics."""
+        """Return a command to stop, or None.
+
+        metrics: a report with `step` and `updates`, maybe the rule's metrics.
+        """
 
 
 def build_rule(settings: EarlyStopping) -> Rule | None:
-    """The rule that the settings name; None for `none`."""
+    """Build the rule that the settings name; None for `none`."""
     if settings.rule == "none":
         return None
     if settings.rule == "median":
@@ -128,7 +139,7 @@ class Halving:
         self.reached = [{} for _ in self.rungs]
 
     def decide(self, trial_id: str, metrics: Mapping[str, Any]) -> Command | None:
-        """See Rule."""
+        """Decide at a report; see `Rule`."""
         share, values = progress(metrics), [metrics.get(metric) for metric in self.ranking.goals]
         if share is None or None in values:
             return None
@@ -163,7 +174,7 @@ class Median:
     history: dict[str, dict[float, float]] = field(default_factory=dict)
 
     def decide(self, trial_id: str, metrics: Mapping[str, Any]) -> Command | None:
-        """See Rule."""
+        """Decide at a report; see `Rule`."""
         share, value = progress(metrics), metrics.get(self.metric)
         curve = self.history.setdefault(trial_id, {})
         # What a trial that started again reports a second time was decided the first time.
@@ -182,7 +193,10 @@ class Median:
 
 
 def progress(metrics: Mapping[str, Any]) -> float | None:
-    """Share of its updates that a trial has made, if the report says; None before the first one."""
+    """Return the share of its updates that a trial has made.
+
+    None before the first one, or where the report does not say.
+    """
     step, updates = metrics.get("step"), metrics.get("updates")
     return step / updates if step and updates else None
 
@@ -199,9 +213,9 @@ def _stop(metrics: Mapping[str, Any], summary: str, reason: str) -> Command:
 
 
 def past_reports(run: Path) -> list[TrialMetrics]:
-    """Every evaluation of the search trials that have finished, trial by trial, in the order in which they began.
+    """Read every evaluation of the search trials that have finished.
 
-    A trial whose curves cannot be read has reported nothing.
+    Trial by trial, in the order in which they began. A trial whose curves cannot be read has reported nothing.
     """
     rows = [row for row in results.finished_trials(run).values() if row["phase"] == "search"]
     return [

@@ -81,9 +81,10 @@ class Sweep:
 
     @contextmanager
     def log_store_errors(self, message: str) -> Iterator[None]:
-        """No trial has to end because a store does not answer for a while; at the end everything is asked for again.
+        """Log errors of the store within this context: no trial has to end for them.
 
-        Tune would take an error of its callbacks for one of the trial's, and train a finished trial again.
+        At the end everything is asked for again. Tune would take an error of its callbacks for one of the trial's, and
+        train a finished trial again.
         """
         try:
             yield
@@ -101,7 +102,7 @@ def run_sweep(
     console: Console,
     study: str | None = None,
 ) -> Path:
-    """Run everything of `experiment` that has not finished, and return the run's folder on this machine.
+    """Run what of `experiment` has not finished, and return the run's local folder.
 
     source: the YAML it came from, or its text, kept beside the results. storage: a folder, or an address such as s3://bucket/runs.
     study: address of a database for the search's studies, instead of a file in the run's folder. Raises InputError
@@ -229,9 +230,10 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
 
 
 def with_extensions(experiment: Experiment, run: Path) -> Experiment:
-    """Add the trials that the search was extended by while it ran, which the file knows nothing of.
+    """Add the trials by which the search was extended while it ran.
 
-    Once its winners are confirmed the search is over, and what was asked for then was refused.
+    The experiment's file knows nothing of them. Once its winners are confirmed the search is over, and what was asked
+    for then was refused.
     """
     extensions, budget = Instructions.read(run).extensions, experiment.budget.trials
     is_over = any(row["phase"] == "confirm" for row in results.finished_trials(run).values())
@@ -241,7 +243,10 @@ def with_extensions(experiment: Experiment, run: Path) -> Experiment:
 
 
 def _keep_extension(sweep: Sweep, trials: int) -> None:
-    """Have the manifest say that the search has more trials, as if the run had been extended after its end."""
+    """Add the search's further trials to the manifest.
+
+    It is as if the run had been extended after its end.
+    """
     budget = sweep.manifest["experiment"]["budget"]
     budget["trials"] += trials
     with sweep.log_store_errors("has a manifest that is not up to date"):
@@ -250,7 +255,10 @@ def _keep_extension(sweep: Sweep, trials: int) -> None:
 
 
 def _close_attempts(sweep: Sweep) -> None:
-    """Attempts that an earlier sweep left open ended with it, through no fault of their trials."""
+    """End attempts that an earlier sweep left open.
+
+    They ended with it, through no fault of their trials.
+    """
     for folder in (sweep.run / "trials").glob("*/"):
         if not (folder / "trial.json").is_file():
             attempts.note(folder, ended="interrupted")
@@ -258,7 +266,10 @@ def _close_attempts(sweep: Sweep) -> None:
 
 
 def interruptions(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The trials that were begun more than once: how each attempt but the last ended, and what was computed twice."""
+    """List the trials that were begun more than once.
+
+    Says how each attempt but the last ended, and what was computed twice.
+    """
     return [
         {
             "trial_id": trial_id,
@@ -306,17 +317,23 @@ def _plan(sweep: Sweep, observed: list[Observation]) -> TrialPlan:
 
 
 def own_rows(part: SearchPart, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The rows of one search's trials, with the values of their points alone."""
+    """Select the rows of one search's trials, with their points' values alone."""
     return {name: {**row, "values": part.point(row["values"])} for name, row in rows.items() if part.owns(name)}
 
 
 def seed_of(label: str, seed: int) -> int:
-    """Seed of a search: an entry's follows from its label, so that no other entry changes its draws."""
+    """Return the seed of a search.
+
+    An entry's follows from its label, so that no other entry changes its draws.
+    """
     return seed if not label else (seed + zlib.crc32(label.encode())) % LARGEST_SEED
 
 
 def lost_values(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What search trials without a result set over base, by id, where other files of the run still say so."""
+    """Find what search trials without a result set over base, by id.
+
+    Other files of the run may still say so.
+    """
     confirmed = [row for row in rows.values() if row["phase"] == "confirm" and not row["label"].endswith(DEFAULTS)]
     lost = {row["label"]: row["values"] for row in confirmed}
     lost |= {name: state.get("values") or {} for name, state in read_status(run).trials.items()}
@@ -363,7 +380,10 @@ def _fit(sweep: Sweep, plan: TrialPlan, context: WorkerContext, callbacks: list[
 
 
 def _side_by_side(experiment: Experiment) -> int | None:
-    """Trials at a time. Tune knows what trials of one worker hold; what groups of workers hold, it does not."""
+    """Return the limit of trials at a time; None where Tune finds it itself.
+
+    Tune knows what trials of one worker hold; what groups of workers hold, it does not.
+    """
     resources = experiment.resources
     if resources.concurrent_trials != "auto":
         return resources.concurrent_trials
@@ -371,7 +391,10 @@ def _side_by_side(experiment: Experiment) -> int | None:
 
 
 def drop_models(sweep: Sweep, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Delete the trained models of the search that are not among the best that budget.checkpoints keeps."""
+    """Delete the search's models that are not among the best to keep.
+
+    budget.checkpoints says how many are kept.
+    """
     limit = sweep.experiment.budget.checkpoints
     if limit is None:
         return
@@ -402,12 +425,18 @@ class Recorder(Callback):
                 self.last = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Without the study the search cannot go on; from here an error ends the sweep, and no trial."""
+        """End the sweep where the study failed: the search cannot go on without it.
+
+        From here an error ends the sweep, and no trial.
+        """
         if self.plan.failure is not None:
             raise self.plan.failure
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial that cannot speak for itself any more still has its place in every table."""
+        """Write the row of a trial that cannot speak for itself any more.
+
+        It still has its place in every table.
+        """
         spec = Trial.model_validate(trial.config["trial"])
         run = self.sweep.run
         folder = run / "trials" / spec.trial_id

@@ -51,7 +51,7 @@ class PlacementTimer:
         self.reset()
 
     def reset(self) -> None:
-        """Something is at work, or nothing is wanted."""
+        """Start the time anew: something is at work, or nothing waits."""
         self.since = self.last_warning = time.monotonic()
 
     def check(self) -> None:
@@ -103,7 +103,10 @@ class Watch(Callback):
 
     @contextmanager
     def interrupts_as_orders(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM have the trials leave with a checkpoint; the second one ends everything at once."""
+        """Turn Ctrl-C and SIGTERM into an order to leave with a checkpoint.
+
+        The second one ends everything at once.
+        """
 
         def handle() -> None:
             self.interrupts += 1
@@ -114,7 +117,7 @@ class Watch(Callback):
             yield
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Called by Tune again and again, several times a second."""
+        """Look at everything; Tune calls this several times a second."""
         now = time.monotonic()
         if now - self.last_look < LOOK_SECONDS:
             return
@@ -227,7 +230,7 @@ class Watch(Callback):
             self.leave(str(result.get("reason")).rstrip("."))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The same for one that cannot go on."""
+        """Free what a trial holds that cannot go on."""
         self.monitor.end(trial.config["trial"]["trial_id"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -260,7 +263,10 @@ class Watch(Callback):
                 self.leave(f"{trial.trial_id} was begun {len(trial_attempts)} times, and {what_failed(refused(error))}")
 
     def _point_out_nodes(self, trial_id: str) -> None:
-        """Name a node whose GPUs failed more than once. Ray has no public way to keep trials away from it."""
+        """Name a node whose GPUs failed more than once.
+
+        Ray has no public way to keep trials away from it.
+        """
         counts_before = Counter(map(_node, self.gpu_faults.values()))
         trial_attempts = attempts.read(self.run / "trials" / trial_id)
         self.gpu_faults |= {(trial_id, attempt.started): attempt.fault for attempt in trial_attempts if attempt.fault}
@@ -282,14 +288,17 @@ class Watch(Callback):
             logger.warning("It could not be noted that %s is %s: %s", name, ended, error)
 
     def clear(self) -> None:
-        """Whatever happened: no process and no resource of a trial stays behind."""
+        """End every trial's processes and free its resources, whatever happened."""
         for name in self.monitor.statuses():
             self.monitor.kill(name)
             self.monitor.end(name)
 
 
 def _ending(error: str) -> attempts.Ending:
-    """How an attempt ended whose process raised or died, from Tune's error."""
+    """Classify how an attempt ended, from Tune's error.
+
+    Its process raised or died.
+    """
     restart = f"{RestartTrial.__name__}: "
     if "OutOfMemory" in error or f"{restart}out of memory" in error:
         return "memory"

@@ -82,11 +82,14 @@ class WorkerContext:
         return self.storage.root / self.name
 
     def trial(self, trial_id: str) -> Path:
-        """A trial's folder on this machine."""
+        """Return a trial's folder on this machine."""
         return self.run / "trials" / trial_id
 
     def patiently(self, trial_id: str, work: Callable[[], None]) -> None:
-        """Do what the storage may refuse for a while. Raises OSError when it has for `faults.storage_minutes`."""
+        """Do what the storage may refuse for a while.
+
+        Raises OSError when it has for `faults.storage_minutes`.
+        """
         from slime_ray.training.outcome import patiently
 
         report = partial(self.monitor.report, trial_id, searched=False)
@@ -108,7 +111,9 @@ class WorkerContext:
 
 
 def tune_function(config: dict[str, Any], *, context: bytes) -> None:
-    """Run one trial and report to Ray Tune once, at its end: its goals, with `finished`; or that it was paused.
+    """Run one trial and report to Ray Tune once, at its end.
+
+    It reports the trial's goals, with `finished`, or that it was paused.
 
     context: a `WorkerContext`, as cloudpickle packed it, so that its parts are imported here and not with the actor.
     """
@@ -143,7 +148,10 @@ def tune_function(config: dict[str, Any], *, context: bytes) -> None:
 
 
 def run_worker(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
-    """One of the processes that run a trial: it joins the monitor, and does the trial's work, unless that is done."""
+    """Run one of a trial's processes: join the monitor and do the trial's work.
+
+    A trial that is done is only read.
+    """
     import ray
     from ray.util import get_current_placement_group
 
@@ -188,9 +196,9 @@ def run_worker(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
 
 
 def run_group_trial(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
-    """Run a trial on a group of workers, and again on a new one for as long as that may help. Returns its row.
+    """Run a trial on a group of workers and return its row.
 
-    Raises Paused where the workers left on an order.
+    It is run again on a new group for as long as that may help. Raises Paused where the workers left on an order.
     """
     from slime_ray.runs import results
     from slime_ray.training import attempts
@@ -250,7 +258,10 @@ def run_group_trial(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
 
 
 def _outside_cause(error: Exception) -> str | None:
-    """Why a trial of this error leaves without a result, where stages, a storage or a judge did not do their part."""
+    """Say why a trial leaves without a result through no fault of its own.
+
+    A stage, a storage or a judge did not do its part. None for any other error.
+    """
     from slime_ray.runs import files
     from slime_ray.training.outcome import refused, what_failed
 
@@ -261,7 +272,7 @@ def _outside_cause(error: Exception) -> str | None:
 
 
 def _trial_worker(config: dict[str, Any]) -> None:
-    """What each worker of a trial's group does."""
+    """Run a trial on one worker of its group."""
     from slime_ray.config.experiment import Trial
     from slime_ray.training.orders import Paused
 
@@ -312,7 +323,10 @@ def run_group(
 
 
 def _cause(error: "WorkerGroupError") -> BaseException:
-    """What broke a group. When one worker is lost the others fail too, with broken connections."""
+    """Return what broke a group.
+
+    When one worker is lost the others fail too, with broken connections.
+    """
     from slime_ray.runs import files
     from slime_ray.training.outcome import DeviceFailure, OutOfMemory, one_sentence
 
@@ -328,13 +342,19 @@ def _cause(error: "WorkerGroupError") -> BaseException:
 
 
 def _unwrap(failure: Exception) -> BaseException:
-    """What a worker raised; Ray Train hands it over inside of an error of its own, with the traceback as text."""
+    """Return what a worker raised.
+
+    Ray Train hands it over inside of an error of its own, with the traceback as text.
+    """
     inner = failure.args[0] if failure.args else None
     return inner if isinstance(inner, BaseException) else failure
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether an error says that a process, a node or a connection was lost, rather than that the work is wrong."""
+    """Tell whether an error says that a process, node or connection was lost.
+
+    Otherwise the work is wrong.
+    """
     from torch.distributed import DistError
 
     text = str(error).lower()
