@@ -249,7 +249,7 @@ class Policy(nn.Module):
     @property
     def limits(self) -> Limits:
         """Ids and positions that the model has. The probe runs before, see `why_not_packed`."""
-        return limits_of(self.causal_lm, self._probed[1])
+        return limits_of(self.causal_lm, self._probe_result[1])
 
     @cached_property
     def shares_prompts(self) -> bool:
@@ -266,10 +266,10 @@ class Policy(nn.Module):
         The probe says so, which runs once, at first use, on the model as it is then. Raises InputError where
         log-probabilities would not be those of the model itself.
         """
-        return self._probed[0]
+        return self._probe_result[0]
 
     @cached_property
-    def _probed(self) -> tuple[str | None, int | None]:
+    def _probe_result(self) -> tuple[str | None, int | None]:
         reason, steady = probe(self)
         if reason is not None:
             logger.warning(

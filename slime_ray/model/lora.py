@@ -24,24 +24,24 @@ class AdaptedWeights:
     """Which weights of a model get adapters, by their full names.
 
     modules: layers that peft wraps. parameters: weights that peft adapts as parameters, such as fused experts. linear:
-    elements of the decoder's linear layers, by name. without: those of them that get no adapter. outside: how many
-    layers of the same names are not the decoder's, such as those of a vision tower. unmatched: targets that name
-    nothing. barred: whether targets name weights that only `dropout: 0` can adapt.
+    elements of the decoder's linear layers, by name. unadapted: those of them that get no adapter. outside_decoder: how
+    many layers of the same names are not the decoder's, such as those of a vision tower. unmatched: targets that name
+    nothing. dropout_conflict: whether targets name weights that only `dropout: 0` can adapt.
     """
 
     modules: tuple[str, ...]
     parameters: tuple[str, ...]
     linear: dict[str, int]
-    without: tuple[str, ...]
-    outside: int
+    unadapted: tuple[str, ...]
+    outside_decoder: int
     unmatched: tuple[str, ...]
-    barred: bool
+    dropout_conflict: bool
 
     def facts(self) -> dict[str, Any]:
         """Summarize for the manifest: the share of linear weights with adapters, by layer."""
         total = max(1, sum(self.linear.values()))
         gaps: Counter[str] = Counter()
-        for name in self.without:
+        for name in self.unadapted:
             gaps[_name_in_layer(name)] += self.linear[name]
         return {
             "share": 1 - sum(gaps.values()) / total,
@@ -49,8 +49,8 @@ class AdaptedWeights:
                 {_name_in_layer(name).removesuffix(".weight") for name in self.modules + self.parameters}
             ),
             "not_adapted": {name: elements / total for name, elements in gaps.most_common()},
-            "outside": self.outside,
-            "barred_by_dropout": self.barred,
+            "outside": self.outside_decoder,
+            "barred_by_dropout": self.dropout_conflict,
             "unmatched_targets": list(self.unmatched),
         }
 
@@ -69,10 +69,10 @@ class _Layers:
         self.linear: dict[str, int] = {}
         self.fused: dict[str, int] = {}
         self.embeddings: set[str] = set()
-        self.outside: set[str] = set()
+        self.outside_decoder: set[str] = set()
         for name, module in lm.named_modules():
             if not (id(module) in end_ids or not decoder_name or name.startswith(f"{decoder_name}.")):
-                self.outside |= {name} if _is_linear(module) else set()
+                self.outside_decoder |= {name} if _is_linear(module) else set()
             elif _is_linear(module):
                 self.linear[name] = _weights_of(module)
             elif isinstance(module, nn.Embedding):
@@ -117,8 +117,8 @@ def find_adapted(lm: Any, lora: Lora) -> AdaptedWeights:
         matches = {ALL_LINEAR: {*layers.linear, *layers.fused} - {layers.head}}
     else:
         matches = {target: layers.find(target) for target in lora.targets}
-    barred = bool(lora.dropout) and any(map(layers.as_parameter, set().union(*matches.values())))
-    if barred:
+    dropout_conflict = bool(lora.dropout) and any(map(layers.as_parameter, set().union(*matches.values())))
+    if dropout_conflict:
         matches = {
             target: {name for name in names if not layers.as_parameter(name)} for target, names in matches.items()
         }
@@ -134,10 +134,10 @@ def find_adapted(lm: Any, lora: Lora) -> AdaptedWeights:
         modules=tuple(sorted(adapted - parameters)),
         parameters=tuple(sorted(name if name in layers.fused else f"{name}.weight" for name in parameters)),
         linear=body,
-        without=tuple(name for name in body if name not in adapted),
-        outside=sum(any(_ends_with(name, target) for target in matches) for name in layers.outside),
+        unadapted=tuple(name for name in body if name not in adapted),
+        outside_decoder=sum(any(_ends_with(name, target) for target in matches) for name in layers.outside_decoder),
         unmatched=tuple(unmatched),
-        barred=barred,
+        dropout_conflict=dropout_conflict,
     )
 
 
@@ -145,7 +145,7 @@ def _unmatched(layers: _Layers, lora: Lora, unmatched: list[str]) -> InputError:
     reason = ""
     if lora.dropout and any(map(layers.find, unmatched)):
         reason = " that takes lora.dropout, which has to be 0 for experts"
-    elif any(_ends_with(name, target) for target in unmatched for name in layers.outside):
+    elif any(_ends_with(name, target) for target in unmatched for name in layers.outside_decoder):
         reason = "'s text decoder; outside it, where no text passes, layers get no adapters"
     return InputError(
         f"lora.targets {unmatched or lora.targets} name no layer of this model{reason}. Its linear layers are: "

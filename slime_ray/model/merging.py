@@ -34,13 +34,13 @@ from slime_ray.model.pretrained import (
     rename_hint,
 )
 
-OWN, SFT = "default", "sft"
+DEFAULT_ADAPTER, SFT = "default", "sft"
 """peft's names of an adapter, and of that of an SFT stage which stays next to it."""
 CAUSAL, CLASSIFIER = "CAUSAL_LM", "SEQ_CLS"
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 """How far merging may change the logits, as a share of their size: what rounding does, and not more."""
 
-PROBED = 8
+PROBE_TOKENS = 8
 """Tokens on which a merged model is compared with what it was merged of."""
 
 
@@ -98,7 +98,9 @@ def _snapshot(source: str, revision: str | None) -> Path | None:
     return None
 
 
-def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL, trainable: bool = False, name: str = OWN) -> Any:
+def attach_adapter(
+    lm: Any, folder: Path, *, task: str = CAUSAL, trainable: bool = False, name: str = DEFAULT_ADAPTER
+) -> Any:
     """Lay an adapter on its base, not merged.
 
     Raises FileFault unless every weight of it finds its place.
@@ -195,7 +197,7 @@ def merge_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
     """
     head, embeddings = lm.get_output_embeddings(), lm.get_input_embeddings()
     tied = heads_tied(lm)
-    ids = torch.arange(min(PROBED, embeddings.weight.shape[0]))[None]
+    ids = torch.arange(min(PROBE_TOKENS, embeddings.weight.shape[0]))[None]
     dtypes = {name: parameter.dtype for name, parameter in lm.named_parameters()}
     adapted = attach_adapter(lm, folder, task=task).eval()
     if not hasattr(adapted.base_model, "merge_and_unload"):

@@ -71,12 +71,12 @@ class Meter(TorchDispatchMode):
         self._formulas = _formulas()
         self.live = self.peak = 0
         self._sizes: dict[int, int] = {}
-        self._inside = False
+        self._suspended = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation and count it."""
         kwargs = kwargs or {}
-        if self._inside:
+        if self._suspended:
             return func(*args, **kwargs)
         if func is aten.nonzero.default:
             out = args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
@@ -113,11 +113,11 @@ class Meter(TorchDispatchMode):
 
     def uncounted(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """Run a function whose operations do not count."""
-        self._inside = True
+        self._suspended = True
         try:
             return function(*inputs)
         finally:
-            self._inside = False
+            self._suspended = False
 
     def kernel(self, name: str, function: Callable[..., Any], *inputs: Any, saved_tensors: Sequence[Any] = ()) -> Any:
         """Run a function as one kernel from its inputs and the tensors saved for it to its outputs."""

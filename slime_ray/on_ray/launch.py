@@ -264,14 +264,14 @@ async def _follow(client: Any, job: str, out: TextIO) -> tuple[str, str]:
 
     The server sends a log from its start.
     """
-    printed, silent_since = 0, time.monotonic()
+    printed_length, silent_since = 0, time.monotonic()
     while True:
-        received = 0
+        received_length = 0
         try:
             async for text in client.tail_job_logs(job):
-                new = text[max(0, printed - received) :]
-                received += len(text)
-                printed = max(printed, received)
+                new = text[max(0, printed_length - received_length) :]
+                received_length += len(text)
+                printed_length = max(printed_length, received_length)
                 silent_since = time.monotonic()
                 print(new, end="", flush=True, file=out)
             info = await asyncio.to_thread(client.get_job_info, job)

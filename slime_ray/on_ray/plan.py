@@ -30,7 +30,7 @@ class SearchPlan:
         self.experiment, self.part, self.study, self.rows, self.seed = experiment, part, study, rows, seed
         self.ids = [name for name in self.trial_ids() if name not in rows]
         self.running: set[str] = set()
-        self.confirmed = False
+        self.has_confirmations = False
 
     def trial_ids(self) -> list[str]:
         """List ids of the search trials."""
@@ -65,9 +65,9 @@ class SearchPlan:
 
         None of those that have finished; none the second time.
         """
-        if self.ids or self.running or self.confirmed:
+        if self.ids or self.running or self.has_confirmations:
             return []
-        self.confirmed = True
+        self.has_confirmations = True
         return [
             trial for trial in confirm_trials(self.experiment, self.part, self.rows) if trial.trial_id not in self.rows
         ]
@@ -166,7 +166,9 @@ class TrialPlan(Searcher):
         False where there is no search, or its winners run again already.
         """
         parts = list(self.parts.values())
-        is_over = any(part.confirmed for part in parts) or any(row["phase"] == "confirm" for row in self.rows.values())
+        is_over = any(part.has_confirmations for part in parts) or any(
+            row["phase"] == "confirm" for row in self.rows.values()
+        )
         if not parts or self.experiment.league is not None or is_over:
             return False
         for part in parts:

@@ -123,7 +123,7 @@ def _follow(task_ref: Any, context: WorkerContext, console: Console, note: Note)
         print_line(console, line)
 
     placement, last_line, last_note = PlacementTimer(context.resources, context.faults, say), "", -math.inf
-    notices, mark = set[str](), ("", 0)
+    notices, quarter = set[str](), ("", 0)
 
     def listen() -> "TrialStatus | None":
         status = context.monitor.statuses().get(STAGES)
@@ -153,8 +153,8 @@ def _follow(task_ref: Any, context: WorkerContext, console: Console, note: Note)
                 display.update(line)
                 step, updates = status.metrics.get("step") or 0, status.metrics.get("updates") or 1
                 # Where no line can be rewritten, each quarter of what is done is said once.
-                before, mark = mark, (str(status.metrics.get("doing")), 4 * step // updates)
-                if console.is_terminal or mark == before:
+                last_quarter, quarter = quarter, (str(status.metrics.get("doing")), 4 * step // updates)
+                if console.is_terminal or quarter == last_quarter:
                     logger.info(line)
                 else:
                     say(line)

@@ -41,7 +41,7 @@ class Progress(Callback):
         self.states: dict[str, dict[str, Any]] = {}
         self.durations: list[float] = []
         self.max_running = 1
-        self.untracked: set[str] = set()
+        self.failed_trackers: set[str] = set()
         self.notices: set[str] = set()
         self.live: Live | None = None
 
@@ -77,8 +77,8 @@ class Progress(Callback):
                     self.say(f"Sentinel: {name}: {report['alarm']}.")
                 for tracker, reason in report.get("untracked", {}).items():
                     # A server that is gone fails for every trial; their logs have it.
-                    if tracker not in self.untracked:
-                        self.untracked.add(tracker)
+                    if tracker not in self.failed_trackers:
+                        self.failed_trackers.add(tracker)
                         self.say(f"{name} goes on without {tracker}: {reason} (said for the first trial only)")
                 self.states[name].update({key: value for key, value in report.items() if value is not None})
         self.refresh()

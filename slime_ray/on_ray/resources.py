@@ -262,21 +262,21 @@ class BudgetMeter:
         self.budget, self.resources = experiment.budget, experiment.resources
         self.verdicts = verdicts
         self.judges = experiment.settings.evaluation.judge.endpoints
-        self.started = self.updated = now
-        self.judges_counted = float("-inf")
+        self.started = self.last_update = now
+        self.last_judge_count = float("-inf")
         self.gpu_hours = earlier_gpu_hours(run, self.resources)
-        self.judged = [Spending() for _ in self.judges]
+        self.judge_spending = [Spending() for _ in self.judges]
 
     def update(self, at_work: Iterable[str], now: float) -> None:
         """Add what trials at work have held and asked since the last call."""
         trial_gpus = self.resources.workers * self.resources.gpu_per_worker
-        self.gpu_hours += trial_gpus * len(list(at_work)) * (now - self.updated) / 3600
-        self.updated = now
-        if self.judges and now - self.judges_counted > JUDGE_SECONDS:
-            self.judges_counted = now
+        self.gpu_hours += trial_gpus * len(list(at_work)) * (now - self.last_update) / 3600
+        self.last_update = now
+        if self.judges and now - self.last_judge_count > JUDGE_SECONDS:
+            self.last_judge_count = now
             # A damaged file is told by the trials that need it.
             with suppress(RunError):
-                self.judged = [self.verdicts.spent(judge.identity) for judge in self.judges]
+                self.judge_spending = [self.verdicts.spent(judge.identity) for judge in self.judges]
 
     @property
     def spent(self) -> SweepSpending:
@@ -284,13 +284,13 @@ class BudgetMeter:
         price = self.budget.price_per_gpu_hour
         all_costs = [
             None if price is None else price * self.gpu_hours,
-            *(spending.cost(judge.prices) for judge, spending in zip(self.judges, self.judged, strict=True)),
+            *(spending.cost(judge.prices) for judge, spending in zip(self.judges, self.judge_spending, strict=True)),
         ]
         costs = [part for part in all_costs if part is not None]
         return SweepSpending(
-            hours=(self.updated - self.started) / 3600,
+            hours=(self.last_update - self.started) / 3600,
             gpu_hours=self.gpu_hours,
-            judge_calls=sum(spending.requests for spending in self.judged),
+            judge_calls=sum(spending.requests for spending in self.judge_spending),
             cost=sum(costs) if costs else None,
         )
 

@@ -113,7 +113,7 @@ def build_rule(settings: EarlyStopping) -> Rule | None:
     if settings.rule == "median":
         (metric,) = settings.ranked_by
         return Median(metric, first=settings.first)
-    goals: dict[str, str] = {str(goal): way for goal, way in (settings.goals or {}).items()}
+    goals: dict[str, str] = {str(goal): direction for goal, direction in (settings.goals or {}).items()}
     ranking = Ranking(goals or dict.fromkeys(settings.ranked_by, "maximize"), settings.tie_break)
     return Halving(ranking, first=settings.first, reduction=settings.reduction)
 
@@ -131,12 +131,12 @@ class Halving:
     first: float
     reduction: int
     rungs: list[float] = field(init=False)
-    reached: list[dict[str, Point]] = field(init=False)
+    points_by_rung: list[dict[str, Point]] = field(init=False)
 
     def __post_init__(self) -> None:
         shares = [self.first * self.reduction**k for k in range(64)]
         self.rungs = [share for share in shares if share < 1]
-        self.reached = [{} for _ in self.rungs]
+        self.points_by_rung = [{} for _ in self.rungs]
 
     def decide(self, trial_id: str, metrics: Mapping[str, Any]) -> Command | None:
         """Decide at a report; see `Rule`."""
@@ -144,7 +144,7 @@ class Halving:
         if share is None or None in values:
             return None
         point = tuple(float(value) for value in values if value is not None)
-        for rung, rung_points in zip(self.rungs, self.reached, strict=True):
+        for rung, rung_points in zip(self.rungs, self.points_by_rung, strict=True):
             # A trial that started again passes the same rungs again; what it was there does not change.
             if share < rung or trial_id in rung_points:
                 continue

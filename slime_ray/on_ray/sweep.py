@@ -412,17 +412,17 @@ class Recorder(Callback):
 
     def __init__(self, sweep: Sweep, plan: TrialPlan):
         self.sweep, self.plan = sweep, plan
-        self.last = time.monotonic()
+        self.last_save = time.monotonic()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Keep the models of the best; rewrite the consolidated files, now and then."""
         self.sweep.fetch(trial.config["trial"]["trial_id"])
         with self.sweep.log_store_errors("has models and tables that are not up to date"):
             drop_models(self.sweep, self.plan.rows)
-            if time.monotonic() - self.last > self.EVERY_SECONDS:
+            if time.monotonic() - self.last_save > self.EVERY_SECONDS:
                 results.consolidate(self.sweep.run)
                 self.sweep.save()
-                self.last = time.monotonic()
+                self.last_save = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """End the sweep where the study failed: the search cannot go on without it.

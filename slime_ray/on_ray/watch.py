@@ -92,7 +92,7 @@ class Watch(Callback):
         self.leave_reason: str | None = None
         self.spent: str | None = None
         self.leave_time = self.last_look = self.last_status = self.last_sync = 0.0
-        self.stopping: set[str] = set()
+        self.stop_ids: set[str] = set()
         self.budget, self.on_extend = experiment.budget.trials, on_extend
         self.refused_budget: int | None = None
         self.placement = PlacementTimer(experiment.resources, experiment.faults, progress.say)
@@ -165,8 +165,8 @@ class Watch(Callback):
             except OSError as error:
                 logger.warning("The storage could not be asked for instructions: %s", error)
         instructions = Instructions.read(self.run)
-        for name in instructions.stops.keys() & statuses.keys() - self.stopping:
-            self.stopping.add(name)
+        for name in instructions.stops.keys() & statuses.keys() - self.stop_ids:
+            self.stop_ids.add(name)
             self.progress.say(f"{name} is {instructions.stops[name]}.")
             self.monitor.stop_trial(name, instructions.stops[name])
         # One that was taken up has raised the budget, and is of no budget any more.

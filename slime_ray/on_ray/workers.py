@@ -85,7 +85,7 @@ class WorkerContext:
         """Return a trial's folder on this machine."""
         return self.run / "trials" / trial_id
 
-    def patiently(self, trial_id: str, work: Callable[[], None]) -> None:
+    def retry_storage(self, trial_id: str, work: Callable[[], None]) -> None:
         """Do what the storage may refuse for a while.
 
         Raises OSError when it has for `faults.storage_minutes`.
@@ -182,7 +182,7 @@ def run_worker(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
 
     # All ranks read the checkpoint that rank 0 goes on from; one on each node fetches it.
     if world.gather(node).index(node) == world.rank:
-        context.patiently(trial.trial_id, lambda: storage.pull(folder, skip=(MODEL,)))
+        context.retry_storage(trial.trial_id, lambda: storage.pull(folder, skip=(MODEL,)))
     finished_row: dict[str, Any] | None = world.broadcast(results.finished_trial(folder) if world.main else None)
     if finished_row:
         return finished_row
@@ -190,7 +190,7 @@ def run_worker(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
         return run_trial(trial, run=context.run, storage=storage, report=report, runtime=context.runtime)
     finally:
         if world.main:
-            context.patiently(trial.trial_id, lambda: storage.push(folder, prune=True))
+            context.retry_storage(trial.trial_id, lambda: storage.push(folder, prune=True))
             if storage.url is not None:
                 shutil.rmtree(folder / MODEL, ignore_errors=True)
 
@@ -208,12 +208,12 @@ def run_group_trial(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
     folder, storage = context.trial(trial.trial_id), context.storage
 
     def read_attempts() -> list[attempts.Attempt]:
-        context.patiently(trial.trial_id, lambda: storage.pull(folder, skip=(MODEL, CHECKPOINTS)))
+        context.retry_storage(trial.trial_id, lambda: storage.pull(folder, skip=(MODEL, CHECKPOINTS)))
         return attempts.read(folder)
 
     def record_row(reason: str) -> dict[str, Any]:
         row = record_failure(trial, context.run, reason, workers=context.resources.workers)
-        context.patiently(trial.trial_id, lambda: storage.push_files(folder))
+        context.retry_storage(trial.trial_id, lambda: storage.push_files(folder))
         return row
 
     trial_attempts = read_attempts()
@@ -237,7 +237,7 @@ def run_group_trial(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
             raise Paused(Command("preempt" if preempted else "pause", "the workers left as they were told"))
         if reason := _outside_cause(failure):
             attempts.note(folder, ended="paused")
-            context.patiently(trial.trial_id, lambda: storage.push_files(folder))
+            context.retry_storage(trial.trial_id, lambda: storage.push_files(folder))
             raise Paused(Command("pause", reason))
         if not isinstance(failure, (DeviceFailure, GroupLost, OutOfMemory)):
             return record_row(one_sentence(failure))
@@ -253,7 +253,7 @@ def run_group_trial(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
         trial_attempts = attempts.read(folder)
         if limit := attempts.enough(trial_attempts, context.faults):
             return record_row(f"given up: {limit}")
-        context.patiently(trial.trial_id, lambda: storage.push_files(folder))
+        context.retry_storage(trial.trial_id, lambda: storage.push_files(folder))
     return row
 
 
