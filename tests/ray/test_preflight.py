@@ -73,7 +73,7 @@ def test_a_shared_folder_is_fine(probe):
     ("other", "words"),
     [
         # The other node has a folder of the same path, in which the driver's probe is not.
-        ({"read": False}, "Node two does not see .* as this process does .another disk.*has to be shared"),
+        ({"can_read": False}, "Node two does not see .* as this process does .another disk.*has to be shared"),
         (
             {"can_read": False, "write_error": "No such file or directory"},
             "as this process does .No such file or directory",
