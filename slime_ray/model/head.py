@@ -169,7 +169,7 @@ class _Tiles:
         self.wide_dtype = torch.promote_types(dtype, torch.float32)
         # One tile that holds everything takes no more when it is kept.
         self.is_single = self.height >= positions and self.width >= vocabulary
-        self.cache_limit = self.height * self.width if self.is_single else head.cache_limit
+        self.cache_room = self.height * self.width if self.is_single else head.cache_limit
 
     @cached_property
     def buffer(self) -> torch.Tensor:
@@ -352,7 +352,7 @@ class _TrainedHead(torch.autograd.Function):
             for tile in tiles.across(block):
                 target[block] = tile.pick(target[block])
                 lowest = torch.full_like(target[block], -math.inf)
-                keep = tile.logits.numel() <= tiles.cache_limit
+                keep = tile.logits.numel() <= tiles.cache_room
                 exponentials, total, top = tiles.softmax(tile, lowest, tiles.wide_dtype if keep else None)
                 normaliser[block] = torch.logaddexp(normaliser[block], top + total.log())
                 if keep:
@@ -360,7 +360,7 @@ class _TrainedHead(torch.autograd.Function):
                         # Probabilities, which cost one pass less than exponentials to be scaled later.
                         exponentials, top = exponentials.div_(total), normaliser[block]
                     cache[block.start, tile.vocabulary.start] = exponentials, top
-                    tiles.cache_limit -= tile.logits.numel()
+                    tiles.cache_room -= tile.logits.numel()
                     del tiles.buffer
         ctx.save_for_backward(hidden, weight, bias, targets, target, normaliser)
         ctx.head, ctx.dtype, ctx.cache_limit = head, tiles.dtype, cache
