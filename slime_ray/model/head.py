@@ -363,7 +363,7 @@ class _TrainedHead(torch.autograd.Function):
                     tiles.cache_room -= tile.logits.numel()
                     del tiles.buffer
         ctx.save_for_backward(hidden, weight, bias, targets, target, normaliser)
-        ctx.head, ctx.dtype, ctx.cache_limit = head, tiles.dtype, cache
+        ctx.head, ctx.dtype, ctx.cache = head, tiles.dtype, cache
         return (target - normaliser).squeeze(1)
 
     @staticmethod
@@ -380,7 +380,7 @@ class _TrainedHead(torch.autograd.Function):
         upstream = gradient[:, None].to(tiles.wide_dtype)
         target_gradient = upstream if target_slope is None else upstream * target_slope
         for block in tiles.blocks():
-            for tile in tiles.across(block, ctx.cache_limit):
+            for tile in tiles.across(block, ctx.cache):
                 logits_grad = tiles.gradient(tile, normaliser[block], upstream[block], target_gradient[block])
                 if bias_grad is not None:
                     bias_grad[tile.vocabulary] += logits_grad.sum(0)
