@@ -8,7 +8,7 @@ from types import FrameType
 from slime_ray.bench.machine import Say
 from slime_ray.config.model import Lora, Model
 from slime_ray.model.flops import Layout, Lengths, attention_flops, step_flops
-from slime_ray.model.footprint import SHALLOW, Footprint, footprint
+from slime_ray.model.footprint import SHALLOW_LAYERS, Footprint, footprint
 from slime_ray.planning.tables import table
 
 from .common import run
@@ -68,9 +68,9 @@ def measure_roofline(pairs: int, prompt: int, chosen: int, rejected: int, say: S
 
 def _step(name: str, model: Footprint, pairs: list[Lengths]) -> StepCost:
     step = StepCost(name, len(pairs), _answers(model))
-    beyond = (model.layers - SHALLOW[0]) / (SHALLOW[1] - SHALLOW[0])
+    beyond = (model.layers - SHALLOW_LAYERS[0]) / (SHALLOW_LAYERS[1] - SHALLOW_LAYERS[0])
     # Every layer adds the same, so that the whole model lies on the line through two shallow ones.
-    for layers, weight in zip(SHALLOW, (1 - beyond, beyond), strict=True):
+    for layers, weight in zip(SHALLOW_LAYERS, (1 - beyond, beyond), strict=True):
         _count(step, model, layers, pairs, weight)
     layout, head = Layout.of_packed(pairs), model.trains_head
     step.flops = step_flops(model.sizes, layout, head_trained=head)

@@ -18,9 +18,9 @@ def run() -> None:
     sys.exit(code)
 
 
-def _without_secrets(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
-    """Print the traceback of an error that nobody expected without the secrets that it may quote."""
-    print(redact_sentence("".join(traceback.format_exception(kind, error, at))), end="", file=sys.stderr)
+def _without_secrets(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an unexpected error's traceback without the secrets it may quote."""
+    print(redact_sentence("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 if __name__ == "__main__":

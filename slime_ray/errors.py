@@ -39,17 +39,17 @@ INTERRUPTED = "it was interrupted"
 """Why trials leave then."""
 
 
-LISTED = 60
+MAX_OPTIONS = 60
 """Options that are listed where a word is none of them; a run may have a thousand trials."""
 
 
 def near(word: str, options: Iterable[str]) -> str:
-    """What follows a misspelt word in an error: the option that was meant, if one is like it, and what there is."""
+    """Return the end of an error about a misspelt word: the nearest option, and all."""
     options = list(options)
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
-    hint = f". Did you mean {close[0]!r}?" if close else "."
-    more = f" and {len(options) - LISTED} others" if len(options) > LISTED else ""
-    return f"{hint} Allowed: {', '.join(sorted(options)[:LISTED])}{more}"
+    matches = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    hint = f". Did you mean {matches[0]!r}?" if matches else "."
+    ellipsis = f" and {len(options) - MAX_OPTIONS} others" if len(options) > MAX_OPTIONS else ""
+    return f"{hint} Allowed: {', '.join(sorted(options)[:MAX_OPTIONS])}{ellipsis}"
 
 
 def is_memory_error(error: BaseException) -> bool:
@@ -58,9 +58,9 @@ def is_memory_error(error: BaseException) -> bool:
 
 
 def device_error(error: BaseException) -> BaseException | None:
-    """Find the error of a GPU in this one, or in those that it was raised for: no later call on that GPU works.
+    """Find the error of a GPU in this one, or in its causes.
 
-    Memory that ran out is none.
+    No later call on that GPU works. Memory that ran out is none.
     """
     chain: list[BaseException] = []
     current: BaseException | None = error
@@ -69,7 +69,7 @@ def device_error(error: BaseException) -> BaseException | None:
         current = current.__cause__ or current.__context__
     for cause in chain:
         # Triton's OutOfResources is no RuntimeError.
-        known = isinstance(cause, RuntimeError) or type(cause).__name__ == "OutOfResources"
-        if known and _DEVICE.search(str(cause)) and not is_memory_error(cause):
+        is_candidate = isinstance(cause, RuntimeError) or type(cause).__name__ == "OutOfResources"
+        if is_candidate and _DEVICE.search(str(cause)) and not is_memory_error(cause):
             return cause
     return None

@@ -24,7 +24,7 @@ class World:
 
     @classmethod
     def current(cls) -> "World":
-        """The ranks of the process group that has been joined, or one process alone."""
+        """Return the ranks of the process group that was joined, or one process alone."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
         return cls(distributed.get_rank(), distributed.get_world_size())
@@ -35,15 +35,18 @@ class World:
         return self.rank == 0
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's value, on every rank."""
+        """Send rank 0's value to every rank."""
         if self.size == 1:
             return value
-        box = [value if self.main else None]
-        distributed.broadcast_object_list(box, src=0, device=_device())
-        return box[0]  # type: ignore[return-value]
+        values = [value if self.main else None]
+        distributed.broadcast_object_list(values, src=0, device=_device())
+        return values[0]  # type: ignore[return-value]
 
     def from_main(self, work: Callable[[], T]) -> T:
-        """What `work` gives on rank 0, on every rank. A SlimeRayError that it raises there is raised everywhere."""
+        """Run `work` on rank 0 and return its result on every rank.
+
+        A SlimeRayError that it raises there is raised everywhere.
+        """
         result: T | SlimeRayError | None = None
         if self.main:
             try:
@@ -56,7 +59,7 @@ class World:
         return result  # type: ignore[return-value]
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in order of rank, on every rank."""
+        """Return every rank's value, in order of rank, on every rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -64,7 +67,9 @@ class World:
         return values
 
     def share(self, items: Sequence[T], work: Callable[[T], Any]) -> list[Any]:
-        """`work` of every item, in order, on every rank; the ranks divide the items among themselves.
+        """Divide `work` of the items among the ranks; return all results on each.
+
+        They are in the items' order.
 
         Every rank calls `work` equally often, some of them for nothing: a forward pass of a sharded model is an
         exchange between all ranks.
@@ -72,8 +77,10 @@ class World:
         if self.size == 1 or not items:
             return [work(item) for item in items]
         rounds = -(-len(items) // self.size)
-        mine = [work(items[min(turn * self.size + self.rank, len(items) - 1)]) for turn in range(rounds)]
-        gathered = self.gather(mine)
+        local_results = [
+            work(items[min(round_index * self.size + self.rank, len(items) - 1)]) for round_index in range(rounds)
+        ]
+        gathered = self.gather(local_results)
         return [gathered[index % self.size][index // self.size] for index in range(len(items))]
 
 

@@ -22,7 +22,7 @@ from slime_ray.data.packing import Segment, Spans
 ROW_ATTENTION = "slime_ray_rows"
 """The name under which transformers knows `row_attention`."""
 
-_LOCAL = (
+_LOCAL_SETTINGS = (
     "attention_chunk_size",
     "attention_window_size",
     "index_topk",
@@ -38,7 +38,7 @@ kernel for the whole row. `auto` takes the latter where it can."""
 HEAD_SIZE = 256
 """The largest head that FlashAttention's kernels take; sizes are multiples of 8."""
 
-SHORT = 128
+SHORT_SEGMENT = 128
 """Tokens of a segment up to which one masked call beats a causal call for chosen and a masked one for rejected: above,
 what the mask blanks costs more than a second call. Measured on a CPU."""
 
@@ -57,37 +57,46 @@ class RowLayout:
         self._masks: dict[Any, list[torch.Tensor | None]] = {}
 
     def masks(self, window: int | None, like: torch.Tensor) -> list[torch.Tensor | None]:
-        """Per segment the additive mask of its only call, or None where it is attended in two calls or is causal."""
+        """Return each segment's additive mask.
+
+        None for a segment that is attended in two calls, or without a mask.
+        """
         if (window, like.dtype) not in self._masks:
             self._masks[window, like.dtype] = [
-                segment_mask(segment, window, like) if segment.rejected and sum(segment) <= SHORT else None
+                segment_mask(segment, window, like) if segment.rejected and sum(segment) <= SHORT_SEGMENT else None
                 for segment in self.segments
             ]
         return self._masks[window, like.dtype]
 
 
 def local_setting(config: Any) -> str | None:
-    """The setting under which a token sees only some of those before it; None where there is none.
+    """Return the setting that limits attention to a local window; None without one.
 
     Short sequences do not show whether an attention function honours it. config: the text model's.
     """
-    return next((name for name in _LOCAL if getattr(config, name, None)), None)
+    return next((name for name in _LOCAL_SETTINGS if getattr(config, name, None)), None)
 
 
 def varlen_kernel() -> Callable[..., Any] | None:
-    """torch's variable-length attention; None where torch has none, or one without windows or shared key heads."""
+    """Return torch's variable-length attention kernel, or None.
+
+    None where torch has none, or one without windows or shared key heads.
+    """
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    known = inspect.signature(varlen_attn).parameters
-    return varlen_attn if {"scale", "window_size", "enable_gqa"} <= known.keys() else None
+    parameters = inspect.signature(varlen_attn).parameters
+    return varlen_attn if {"scale", "window_size", "enable_gqa"} <= parameters.keys() else None
 
 
 def why_no_varlen(dtype: torch.dtype, head_size: int, dropout: float) -> str | None:
-    """What the kernel needs and has not, in words; None where nothing is missing. dropout: of attention."""
-    if lacking := _lacking_here():
-        return lacking
+    """Say in words what the variable-length kernel lacks; None where nothing.
+
+    dropout: of attention.
+    """
+    if requirement := _missing_requirement():
+        return requirement
     if dtype not in (torch.bfloat16, torch.float16):
         return f"bfloat16; model.dtype is {str(dtype).removeprefix('torch.')}"
     if head_size > HEAD_SIZE or head_size % 8:
@@ -98,7 +107,7 @@ def why_no_varlen(dtype: torch.dtype, head_size: int, dropout: float) -> str | N
 
 
 @cache
-def _lacking_here() -> str | None:
+def _missing_requirement() -> str | None:
     if not torch.cuda.is_available():
         return "a GPU; this is a CPU"
     capability = torch.cuda.get_device_capability()
@@ -122,7 +131,7 @@ def row_attention(
     row_layout: RowLayout | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one layer, as transformers calls it.
+    """Compute one layer's attention, as transformers calls it.
 
     query: (1, heads, tokens, head size); key, value: (1, key heads, tokens, head size); returns (1, tokens, heads,
     head size). Without `row_layout` it is transformers' sdpa.
@@ -139,26 +148,29 @@ def row_attention(
             sliding_window=sliding_window,
             **options,
         )
-    query, key, value = _in_autocast(query, key, value)
+    query, key, value = _cast_to_autocast(query, key, value)
     size = query.shape[-1]
-    fits = query.is_cuda and size == value.shape[-1] and why_no_varlen(query.dtype, size, dropout) is None
-    if row_layout.kernel == "varlen" or (row_layout.kernel == "auto" and fits):
-        return _by_row(query, key, value, row_layout.spans, sliding_window, scaling), None
+    varlen_fits = query.is_cuda and size == value.shape[-1] and why_no_varlen(query.dtype, size, dropout) is None
+    if row_layout.kernel == "varlen" or (row_layout.kernel == "auto" and varlen_fits):
+        return _attend_row(query, key, value, row_layout.spans, sliding_window, scaling), None
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    attended = _by_segment(query, key, value, row_layout, sliding_window, scale=scaling, dropout_p=dropout)
-    return attended.transpose(1, 2).contiguous(), None
+    output = _attend_segments(query, key, value, row_layout, sliding_window, scale=scaling, dropout_p=dropout)
+    return output.transpose(1, 2).contiguous(), None
 
 
-def _in_autocast(*tensors: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The tensors in autocast's dtype, which torch applies to sdpa but not to the variable-length kernel."""
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind) or tensors[0].dtype == torch.float64:
+def _cast_to_autocast(*tensors: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Cast tensors to autocast's dtype.
+
+    torch does so for sdpa, but not for the variable-length kernel.
+    """
+    device_type = tensors[0].device.type
+    if not torch.is_autocast_enabled(device_type) or tensors[0].dtype == torch.float64:
         return iter(tensors)
-    return (tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
+    return (tensor.to(torch.get_autocast_dtype(device_type)) for tensor in tensors)
 
 
-def _by_row(
+def _attend_row(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -166,11 +178,14 @@ def _by_row(
     window: int | None,
     scale: float | None,
 ) -> torch.Tensor:
-    """One call for the row. Its masks are aligned to the end of keys and queries, so that rejected sees its prompt."""
+    """Compute a row's attention in one call.
+
+    Its masks are aligned to the end of keys and queries, so that rejected sees its prompt.
+    """
     attend: Any = varlen_kernel()
     # Views alone: the gradient of an index would be written into zeros and copied.
     query, key, value = (tensor.transpose(1, 2).squeeze(0) for tensor in (query, key, value))
-    attended: torch.Tensor = attend(
+    output: torch.Tensor = attend(
         query,
         key.index_select(0, spans.keys),
         value.index_select(0, spans.keys),
@@ -183,10 +198,10 @@ def _by_row(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return attended[None]
+    return output[None]
 
 
-def _by_segment(
+def _attend_segments(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -198,28 +213,31 @@ def _by_segment(
     lengths = [sum(segment) for segment in layout.segments]
     # `split` rather than slices throughout: its backward pass is one concatenation.
     pieces = zip(*(tensor.split(lengths, 2) for tensor in (query, key, value)), strict=True)
-    attended = []
+    outputs = []
     for segment, mask, (q, k, v) in zip(layout.segments, layout.masks(window, query), pieces, strict=True):
         if mask is not None:
-            attended.append(attend(q, k, v, attn_mask=mask))
+            outputs.append(attend(q, k, v, attn_mask=mask))
             continue
         prompt, chosen, rejected = segment
         first = prompt + chosen
         q_first, q_rejected = q.split((first, rejected), 2)
         k_first, k_rejected = k.split((first, rejected), 2)
         v_first, v_rejected = v.split((first, rejected), 2)
-        banded = causal_mask(first, window, q) if window is not None and first > window else None
-        attended.append(attend(q_first, k_first, v_first, attn_mask=banded, is_causal=banded is None))
+        window_mask = causal_mask(first, window, q) if window is not None and first > window else None
+        outputs.append(attend(q_first, k_first, v_first, attn_mask=window_mask, is_causal=window_mask is None))
         if rejected:
             k_all = torch.cat((k_first.split((prompt, chosen), 2)[0], k_rejected), 2)
             v_all = torch.cat((v_first.split((prompt, chosen), 2)[0], v_rejected), 2)
             mask = causal_mask(prompt + rejected, window, q)[prompt:]
-            attended.append(attend(q_rejected, k_all, v_all, attn_mask=mask))
-    return torch.cat(attended, 2)
+            outputs.append(attend(q_rejected, k_all, v_all, attn_mask=mask))
+    return torch.cat(outputs, 2)
 
 
 def segment_mask(segment: Segment, window: int | None, like: torch.Tensor) -> torch.Tensor:
-    """(tokens, tokens) additive mask, 0 or -inf, of one whole segment in the dtype of `like`."""
+    """Build the (tokens, tokens) additive mask of one segment, 0 or -inf.
+
+    like: a tensor of the mask's dtype and device.
+    """
     prompt, chosen, rejected = segment
     causal = causal_mask(prompt + max(chosen, rejected), window, like)
     first = prompt + chosen
@@ -231,7 +249,10 @@ def segment_mask(segment: Segment, window: int | None, like: torch.Tensor) -> to
 
 
 def causal_mask(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
-    """(length, length) additive mask of one sequence: 0 for itself and up to `window` - 1 tokens before, else -inf."""
+    """Return the (length, length) additive mask of one sequence.
+
+    0 for a token itself and up to `window` - 1 tokens before it, else -inf.
+    """
     size = 1 << max(7, (length - 1).bit_length())
     return _causal_mask(size, window, like.dtype, like.device)[:length, :length]
 
@@ -241,8 +262,8 @@ def _causal_mask(size: int, window: int | None, dtype: torch.dtype, device: torc
     # Made outside inference mode, so that a later training step may save it for its backward pass.
     with torch.inference_mode(False):
         distance = torch.arange(size, device=device)[:, None] - torch.arange(size, device=device)[None, :]
-        seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-        return torch.zeros(size, size, dtype=dtype, device=device).masked_fill_(~seen, -math.inf)
+        visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        return torch.zeros(size, size, dtype=dtype, device=device).masked_fill_(~visible, -math.inf)
 
 
 def forget_masks() -> None:

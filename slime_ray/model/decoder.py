@@ -19,7 +19,10 @@ DECODER_NAMES = {
 
 
 def text_decoder(config: Any) -> Any:
-    """Return the configuration of a vision-language model's text decoder, or `config` of any other model."""
+    """Return the configuration of a model's text decoder.
+
+    That is `config` itself unless the model is a vision-language model that is known here.
+    """
     if config.model_type not in WITH_TOWERS:
         return config
     text = copy.deepcopy(config.get_text_config())
@@ -30,7 +33,7 @@ def text_decoder(config: Any) -> Any:
 
 
 def decoder_of(lm: Any) -> Any:
-    """The module below the output head, from token ids to last hidden states.
+    """Return the module below the output head, from token ids to last hidden states.
 
     Raises InputError for a model in which there is none.
     """

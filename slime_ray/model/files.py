@@ -20,7 +20,7 @@ OBJECTS = (
 """JSON files that transformers reads. Trainers leave others next to a model, which nobody reads."""
 PACKED = ("I8", "U8", "F8_E4M3", "F8_E5M2")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-AGAIN = "Mend that, download or save it again, or give another one."
+FILE_REMEDY = "Mend that, download or save it again, or give another one."
 """The way out of a fault."""
 _LFS = b"version https://git-lfs"
 
@@ -30,7 +30,10 @@ class FileFault(ValueError):
 
 
 def check_folder(folder: Path) -> None:
-    """Look at a model's or an adapter's folder. Raises FileFault for the first thing that is wrong with it."""
+    """Check a model's or an adapter's folder.
+
+    Raises FileFault for the first thing that is wrong with it.
+    """
     check_texts(folder)
     if (folder / ADAPTER).is_file():
         check_adapter(folder)
@@ -38,19 +41,26 @@ def check_folder(folder: Path) -> None:
     config = folder / "config.json"
     if not config.is_file():
         names = sorted(path.name for path in folder.iterdir())
-        holds = f"it holds {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}" if names else "it is empty"
-        raise FileFault(f"{folder} has no config.json: {holds}")
-    quantized = "quantization_config" in read_object(config)
+        content = f"it holds {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}" if names else "it is empty"
+        raise FileFault(f"{folder} has no config.json: {content}")
+    is_quantized = "quantization_config" in read_object(config)
     for file in weight_files(folder):
         check_weights(file)
         # Read as they are, they would count as weights without their scales.
-        packed = [name for name, kind in weight_dtypes(file).items() if kind in PACKED and name.endswith(".weight")]
-        if packed and not quantized:
-            raise FileFault(f"{file} holds quantized weights, such as {packed[0]}, and config.json does not say how")
+        quantized_weights = [
+            name for name, kind in weight_dtypes(file).items() if kind in PACKED and name.endswith(".weight")
+        ]
+        if quantized_weights and not is_quantized:
+            raise FileFault(
+                f"{file} holds quantized weights, such as {quantized_weights[0]}, and config.json does not say how"
+            )
 
 
 def check_adapter(folder: Path) -> None:
-    """Look at an adapter's weights. Raises FileFault for a folder without them, or with a whole model's as well."""
+    """Check an adapter's weights.
+
+    Raises FileFault for a folder without them, or with a whole model's as well.
+    """
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise FileFault(f"{folder} has {ADAPTER} but no {ADAPTER_WEIGHTS}{_pickled(folder)}")
     if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
@@ -62,7 +72,10 @@ def check_adapter(folder: Path) -> None:
 
 
 def check_texts(folder: Path) -> None:
-    """Look at a folder's JSON files, those of a tokenizer among them. Raises FileFault for one that cannot be read."""
+    """Check a folder's JSON files, those of a tokenizer among them.
+
+    Raises FileFault for one that cannot be read.
+    """
     if not folder.is_dir():
         raise FileFault(f"{folder} is no folder")
     try:
@@ -77,7 +90,7 @@ def check_texts(folder: Path) -> None:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """What a JSON file holds. Raises FileFault where that is no object."""
+    """Read a JSON object. Raises FileFault where the file holds none."""
     if _start(file).startswith(_LFS):
         raise FileFault(f"{file} {_POINTER}")
     try:
@@ -92,11 +105,14 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> Iterator[Path]:
-    """The safetensors files of a whole model, as transformers chooses them. Raises FileFault where there are none."""
+    """List the safetensors files of a whole model, as transformers chooses them.
+
+    Raises FileFault where there are none.
+    """
     # A configuration may name another file.
-    named = read_object(folder / "config.json").get("transformers_weights")
-    index = folder / (named if isinstance(named, str) and named.endswith(".index.json") else INDEX)
-    single = folder / (named if isinstance(named, str) else WEIGHTS)
+    file_name = read_object(folder / "config.json").get("transformers_weights")
+    index = folder / (file_name if isinstance(file_name, str) and file_name.endswith(".index.json") else INDEX)
+    single = folder / (file_name if isinstance(file_name, str) else WEIGHTS)
     if single != index and single.is_file():
         yield single
     elif index.is_file():
@@ -112,7 +128,7 @@ def weight_files(folder: Path) -> Iterator[Path]:
 
 
 def weight_dtypes(file: Path) -> dict[str, str]:
-    """Names of the weights in a safetensors file, and how they are stored, such as F32."""
+    """Return the dtype of each weight in a safetensors file, such as F32, by name."""
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(length))
@@ -120,7 +136,10 @@ def weight_dtypes(file: Path) -> dict[str, str]:
 
 
 def check_weights(file: Path) -> None:
-    """Compare a safetensors file's size with what its header says. Raises FileFault where it is cut or no such file."""
+    """Compare a safetensors file's size with what its header says.
+
+    Raises FileFault where it is cut short or no such file.
+    """
     start = _start(file)
     if start.startswith(_LFS):
         raise FileFault(f"{file} {_POINTER}")
@@ -137,12 +156,12 @@ def check_weights(file: Path) -> None:
             stream.seek(8)
             header = json.loads(stream.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        wanted = 8 + length + max(ends, default=0)
+        expected_size = 8 + length + max(ends, default=0)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         raise FileFault(f"{file} is no safetensors file: its header cannot be read") from None
-    if wanted != size:
-        kind = "is cut short" if size < wanted else "is too long"
-        raise FileFault(f"{file} {kind}: it has {size} bytes of {wanted}")
+    if expected_size != size:
+        fault = "is cut short" if size < expected_size else "is too long"
+        raise FileFault(f"{file} {fault}: it has {size} bytes of {expected_size}")
 
 
 def check_gguf(file: Path) -> None:
@@ -166,7 +185,7 @@ def _start(file: Path) -> bytes:
 
 
 def _pickled(folder: Path) -> str:
-    """What follows where safetensors are missed and pickles are there instead."""
+    """Return the end of a sentence that names pickled weights, where there are any."""
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if not pickles:
         return ""

@@ -85,11 +85,11 @@ class Layout:
     def of_rows(
         cls, *, rows: int, width: int, lengths: Sequence[Lengths], logits_everywhere: bool, reference: bool
     ) -> "Layout":
-        """Padded rows. Padding counts as a token that sees what is before it."""
-        completions = sum(each.chosen + each.rejected for each in lengths)
+        """Describe padded rows. Padding counts as a token that sees what is before it."""
+        completions = sum(pair.chosen + pair.rejected for pair in lengths)
         return cls(
             positions=rows * width,
-            real=completions + 2 * sum(each.prompt for each in lengths),
+            real=completions + 2 * sum(pair.prompt for pair in lengths),
             logits=rows * width if logits_everywhere else completions,
             runs=((0, width),) * rows,
             reference=reference,
@@ -97,27 +97,27 @@ class Layout:
 
     @classmethod
     def of_packed(cls, lengths: Sequence[Lengths]) -> "Layout":
-        """Pairs end to end: chosen goes on from the prompt, and rejected again from the prompt."""
+        """Describe packed pairs: chosen and rejected each continue the one prompt."""
         tokens = sum(map(sum, lengths))
-        runs = [(0, each.prompt + each.chosen) for each in lengths]
-        runs += [(each.prompt, each.prompt + each.rejected) for each in lengths]
+        runs = [(0, pair.prompt + pair.chosen) for pair in lengths]
+        runs += [(pair.prompt, pair.prompt + pair.rejected) for pair in lengths]
         return cls(
-            positions=tokens, real=tokens, logits=sum(each.chosen + each.rejected for each in lengths), runs=tuple(runs)
+            positions=tokens, real=tokens, logits=sum(pair.chosen + pair.rejected for pair in lengths), runs=tuple(runs)
         )
 
-    def seen(self, window: int | None) -> int:
-        """Query-key pairs of one layer."""
-        return sum(_seen_up_to(last, window) - _seen_up_to(first, window) for first, last in self.runs)
+    def query_key_pairs(self, window: int | None) -> int:
+        """Count the query-key pairs of one layer."""
+        return sum(_query_key_pairs(last, window) - _query_key_pairs(first, window) for first, last in self.runs)
 
 
-def _seen_up_to(length: int, window: int | None) -> int:
-    """Keys that the first `length` positions of a sequence see, themselves included."""
+def _query_key_pairs(length: int, window: int | None) -> int:
+    """Count the keys that the first `length` positions of a sequence see."""
     full = length if window is None else min(length, window)
     return full * (full + 1) // 2 + (length - full) * full
 
 
 def linear_flops(sizes: Sizes, layout: Layout, *, head_trained: bool) -> int:
-    """FLOPs of a step's matrix products with weights."""
+    """Count the FLOPs of a step's matrix products with weights."""
     body = 4 * sizes.body + 6 * sizes.adapters - 2 * (sizes.body_first + sizes.adapters_first)
     one_logit_row = sizes.hidden * sizes.vocabulary
     total = layout.positions * body + layout.logits * one_logit_row * (6 if head_trained else 4)
@@ -127,55 +127,57 @@ def linear_flops(sizes: Sizes, layout: Layout, *, head_trained: bool) -> int:
 
 
 def attention_flops(sizes: Sizes, layout: Layout) -> int:
-    """FLOPs of a step's attention."""
-    return (16 if layout.reference else 12) * sizes.attention_width * _seen_in_all(sizes, layout)
+    """Count the FLOPs of a step's attention."""
+    return (16 if layout.reference else 12) * sizes.attention_width * _model_query_key_pairs(sizes, layout)
 
 
 def step_flops(sizes: Sizes, layout: Layout, *, head_trained: bool) -> int:
-    """FLOPs of a training step over one layout."""
+    """Count the FLOPs of a training step over one layout."""
     return linear_flops(sizes, layout, head_trained=head_trained) + attention_flops(sizes, layout)
 
 
 def forward_flops(sizes: Sizes, layout: Layout) -> int:
-    """FLOPs of a forward pass over one layout, adapters included."""
+    """Count the FLOPs of a forward pass over one layout, adapters included."""
     head = layout.logits * sizes.hidden * sizes.vocabulary * 2
-    attention = 4 * sizes.attention_width * _seen_in_all(sizes, layout)
+    attention = 4 * sizes.attention_width * _model_query_key_pairs(sizes, layout)
     return layout.positions * 2 * (sizes.body + sizes.adapters) + head + attention
 
 
-def _seen_in_all(sizes: Sizes, layout: Layout) -> int:
-    """Query-key pairs of all layers."""
-    return sum(count * layout.seen(window) for window, count in Counter(sizes.windows).items())
+def _model_query_key_pairs(sizes: Sizes, layout: Layout) -> int:
+    """Count the query-key pairs of all layers."""
+    return sum(count * layout.query_key_pairs(window) for window, count in Counter(sizes.windows).items())
 
 
 def sizes_of(lm: Any) -> Sizes:
-    """Sizes of a causal language model of transformers, with or without adapters of peft.
+    """Count a causal language model's weights, with or without adapters of peft.
 
     Raises InputError for one without attention of the usual kind.
     """
     base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
     config = base.config.get_text_config()
-    ends = {id(base.get_output_embeddings()), id(base.get_input_embeddings())}
-    counted = {(trained, first): 0 for trained in (False, True) for first in (False, True)}
+    end_ids = {id(base.get_output_embeddings()), id(base.get_input_embeddings())}
+    counts = {(trained, first): 0 for trained in (False, True) for first in (False, True)}
     for name, module in base.get_decoder().named_modules():
         weight: Any = getattr(module, "weight", None)
         # Those of other kinds are norms, embeddings and convolutions; peft's layers hold linear ones.
-        other = weight is None or weight.ndim != 2 or isinstance(module, nn.Embedding) or hasattr(module, "base_layer")
-        if other or id(module) in ends:
+        not_linear = (
+            weight is None or weight.ndim != 2 or isinstance(module, nn.Embedding) or hasattr(module, "base_layer")
+        )
+        if not_linear or id(module) in end_ids:
             continue
         # Nothing needs the gradient of what the first layer reads, unless the embeddings are trained.
         first = bool(FIRST_TO_READ.search(name)) and not base.get_input_embeddings().weight.requires_grad
-        counted[weight.requires_grad, first] += weight.numel()
+        counts[weight.requires_grad, first] += weight.numel()
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
         raise InputError(f"A model of type {config.model_type} has no num_attention_heads: its cost is not known.")
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     return Sizes(
-        body=counted[False, False] + counted[False, True],
-        adapters=counted[True, False] + counted[True, True],
-        body_first=counted[False, True],
-        adapters_first=counted[True, True],
+        body=counts[False, False] + counts[False, True],
+        adapters=counts[True, False] + counts[True, True],
+        body_first=counts[False, True],
+        adapters_first=counts[True, True],
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
         attention_width=heads * head_size,

@@ -24,21 +24,21 @@ from slime_ray.model.flops import Layout, Lengths, Sizes, linear_flops, sizes_of
 from slime_ray.model.meter import Meter, strip, without_data
 
 KNOWN_MODELS = Path(__file__).with_name("known_models.yaml")
-CONTEXT = 1.0 * 2**30
+CONTEXT_BYTES = 1.0 * 2**30
 """Bytes that a GPU holds beside tensors: the context, libraries' workspaces."""
 FRAGMENTS = 1.08
 """What an allocator takes over what it hands out."""
 SAMPLING = 5
 """Copies of a decoding step's logits, in float32: they are scaled, sorted and drawn from."""
-PROCESS = 0.75 * 2**30
+PROCESS_BYTES = 0.75 * 2**30
 """Bytes of a worker's process on a CPU with everything imported, as measured."""
 STEP = 256
 """Tokens between two budgets of a row."""
-USUAL = (180, 250, 250)
+USUAL_PAIR = (180, 250, 250)
 """Tokens of a pair's parts in UltraFeedback; the shape of pairs for which rows are chosen."""
 SLACK = 0.02
 """Share by which the formula's FLOPs may differ from those that are counted."""
-SHALLOW = (2, 4)
+SHALLOW_LAYERS = (2, 4)
 """Layers of the two models that stand for a deep one."""
 
 
@@ -58,9 +58,9 @@ class Footprint:
     """One model with its adapters, without data.
 
     source: where its shape comes from, in words. numbers, weights: all parameters, and those of matrices and tables.
-    held, trained, plain: bytes of all weights as they are trained, of those that training changes, and of the model's
-    files without adapters. unpacked: bytes of the largest layer of a 4-bit base, which is unpacked to compute with it.
-    tied: whether head and embeddings are one.
+    weight_bytes, trained, plain: bytes of all weights as they are trained, of those that training changes, and of the
+    model's files without adapters. unpacked: bytes of the largest layer of a 4-bit base, which is unpacked to compute
+    with it. tied: whether head and embeddings are one.
     """
 
     def __init__(self, model: Model):
@@ -69,22 +69,22 @@ class Footprint:
         text = self.config.get_text_config()
         if any(getattr(text, key, None) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
             raise InputError(f"A model of type {text.model_type} has experts, whose cost the formula does not know.")
-        plain = self._plain(text.num_hidden_layers)
-        self.plain = _bytes(plain.parameters())
-        self.numbers = sum(parameter.numel() for parameter in plain.parameters())
-        self.weights = sum(parameter.numel() for parameter in plain.parameters() if parameter.ndim > 1)
-        head = plain.get_output_embeddings().weight
-        self.tied = head is plain.get_input_embeddings().weight
+        lm_without_adapters = self._build_model(text.num_hidden_layers)
+        self.plain = _bytes(lm_without_adapters.parameters())
+        self.numbers = sum(parameter.numel() for parameter in lm_without_adapters.parameters())
+        self.weights = sum(parameter.numel() for parameter in lm_without_adapters.parameters() if parameter.ndim > 1)
+        head = lm_without_adapters.get_output_embeddings().weight
+        self.tied = head is lm_without_adapters.get_input_embeddings().weight
         self.layers: int = text.num_hidden_layers
         saved = self.unpacked = 0
         if model.quantization:
             from slime_ray.model.quantized import quantized_bytes, quantized_weights
 
-            packed = quantized_weights(plain)
+            packed = quantized_weights(lm_without_adapters)
             self.unpacked = max((weight.nbytes for weight in packed), default=0)
             saved = _bytes(packed) - round(sum(quantized_bytes(model, weight.numel()) for weight in packed))
-        lm = self._with_adapters(plain)
-        self.held = _bytes(lm.parameters()) - saved
+        lm = self._add_adapters(lm_without_adapters)
+        self.weight_bytes = _bytes(lm.parameters()) - saved
         self.trained = _bytes(parameter for parameter in lm.parameters() if parameter.requires_grad)
         self.sizes: Sizes = sizes_of(lm)
         self._peaks: dict[Any, float] = {}
@@ -104,13 +104,13 @@ class Footprint:
     @property
     def saved(self) -> int:
         """Bytes of a trained model as it is kept: what was trained, or all weights."""
-        return self.trained if self.model.lora else self.held
+        return self.trained if self.model.lora else self.weight_bytes
 
     @property
     def merged(self) -> int:
-        """Bytes of the whole model after training, which is saved in float32; on a 4-bit base of its adapters alone.
+        """Bytes of the whole model after training, in float32.
 
-        A head that was trained is no longer that of the embeddings.
+        On a 4-bit base, of its adapters alone. A head that was trained is no longer that of the embeddings.
         """
         if self.model.quantization:
             return self.trained
@@ -118,22 +118,27 @@ class Footprint:
         return 4 * (self.numbers + (self.sizes.hidden * self.sizes.vocabulary if untied else 0))
 
     def step(self, row: int, pair: Lengths, *, gpu: bool, checkpointing: bool) -> float:
-        """Bytes of new tensors at the highest point of a step over a row of so many tokens, gradients left out.
+        """Measure the peak bytes of new tensors in a training step over one row.
+
+        row: its tokens. Gradients do not count.
 
         pair: mean lengths of the pairs in it. Raises InputError where the counted FLOPs are not the formula's.
         """
         key = (row, pair, gpu, checkpointing)
         if key not in self._peaks:
             lengths = fill_row(row, pair)
-            self._peaks[key] = self._by_layers(
-                lambda lm: self._step_peak(lm, lengths, gpu=gpu, checkpointing=checkpointing)
+            self._peaks[key] = self._extrapolate(
+                lambda lm: self._measure_step(lm, lengths, gpu=gpu, checkpointing=checkpointing)
             )
         return self._peaks[key]
 
     def answers(self, batch: int, prompt: int, answer: int, *, gpu: bool) -> float:
-        """Bytes of new tensors while so many answers are drawn: the more of reading prompts and the last step."""
+        """Measure the peak bytes of new tensors while answers are drawn.
 
-        def read(lm: Any) -> float:
+        It is the larger of reading the prompts and of the last decoding step.
+        """
+
+        def measure_reading(lm: Any) -> float:
             with _without_data(), torch.no_grad():
                 policy = self._policy(lm, gpu=gpu)
                 with Meter() as meter, _autocast(policy):
@@ -143,39 +148,44 @@ class Footprint:
         key = (batch, prompt, answer, gpu)
         if key not in self._peaks:
             with _without_data(), torch.no_grad():
-                _, cache = self._with_cache(1, prompt + answer, gpu=gpu)
+                _, cache = self._fill_cache(1, prompt + answer, gpu=gpu)
             # A layer with a window gives back what lies before it.
             states = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
             size = _bytes(tensor for tensor in states if tensor is not None)
-            self._peaks[key] = max(self._by_layers(read), batch * (size + SAMPLING * 4 * self.sizes.vocabulary))
+            self._peaks[key] = max(
+                self._extrapolate(measure_reading), batch * (size + SAMPLING * 4 * self.sizes.vocabulary)
+            )
         return self._peaks[key]
 
     def decoding_meter(self, batch: int, length: int, *, record: Callable[[str, int, int], None]) -> Meter:
-        """What a GPU runs to decode one token each of so many answers of `length` tokens with their prompts."""
+        """Count what a GPU runs to decode one token of each answer.
+
+        batch: number of answers. length: tokens of each, with its prompt.
+        """
         with _without_data(), torch.no_grad():
-            policy, cache = self._with_cache(batch, length, gpu=True)
+            policy, cache = self._fill_cache(batch, length, gpu=True)
             with Meter(record) as meter, _autocast(policy):
                 ids = torch.ones(batch, 1, dtype=torch.long)
                 hidden = policy.decoder(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
                 policy.causal_lm.get_output_embeddings()(hidden)
         return meter
 
-    def _with_cache(self, batch: int, length: int, *, gpu: bool) -> tuple[Any, Any]:
-        """The whole model after it has read so many sequences, and what it keeps of them."""
+    def _fill_cache(self, batch: int, length: int, *, gpu: bool) -> tuple[Any, Any]:
+        """Build the whole model, and the cache of so many sequences that it has read."""
         policy = self._policy(self.model_of(self.layers), gpu=gpu)
         with _autocast(policy):
             ids = torch.ones(batch, length, dtype=torch.long)
             return policy, policy.decoder(input_ids=ids, use_cache=True).past_key_values
 
-    def _step_peak(self, lm: Any, lengths: list[Lengths], *, gpu: bool, checkpointing: bool) -> float:
+    def _measure_step(self, lm: Any, lengths: list[Lengths], *, gpu: bool, checkpointing: bool) -> float:
         meter = self.meter(lm, lengths, gpu=gpu, checkpointing=checkpointing)
         layout, sizes = Layout.of_packed(lengths), sizes_of(lm)
         formula = linear_flops(sizes, layout, head_trained=self.trains_head)
         # A trained head computes its logits again where they do not fit one tile.
-        again = 2 * layout.logits * sizes.hidden * sizes.vocabulary if self.trains_head else 0
+        recomputation = 2 * layout.logits * sizes.hidden * sizes.vocabulary if self.trains_head else 0
         counted = meter.products.flops
         comparable = gpu and self.packed and not checkpointing
-        if comparable and not (1 - SLACK) * formula < counted < (1 + SLACK) * (formula + again):
+        if comparable and not (1 - SLACK) * formula < counted < (1 + SLACK) * (formula + recomputation):
             raise InputError(
                 f"model.source {self.model.source}: a step of it takes {counted / 1e9:,.1f} GFLOP, and the formula "
                 f"says {formula / 1e9:,.1f}: its layers are built otherwise, which the formula does not know."
@@ -191,7 +201,9 @@ class Footprint:
         checkpointing: bool = False,
         record: Callable[[str, int, int], None] = lambda name, size, flops: None,
     ) -> Meter:
-        """What one micro-batch of these pairs runs, forward and backward, once there are gradients to add to.
+        """Count what one micro-batch runs, forward and backward.
+
+        Gradients to add to are there already.
 
         lm: the model on the meta device, which is used up. record: as `Meter` takes it.
         """
@@ -200,7 +212,7 @@ class Footprint:
         from slime_ray.model.fused_ops import compiled_by, fuse
         from slime_ray.model.train_mode import checkpoint_layers
 
-        pairs = [TokenPair([1] * each.prompt, [1] * each.chosen, [1] * each.rejected) for each in lengths]
+        pairs = [TokenPair([1] * pair.prompt, [1] * pair.chosen, [1] * pair.rejected) for pair in lengths]
         with _without_data():
             policy = self._policy(lm, gpu=gpu)
             if checkpointing:
@@ -219,23 +231,28 @@ class Footprint:
         return meter
 
     def model_of(self, layers: int) -> Any:
-        """The model with its adapters and so many layers, on the meta device."""
-        return self._with_adapters(self._plain(layers))
+        """Build the model with its adapters and so many layers, on the meta device."""
+        return self._add_adapters(self._build_model(layers))
 
-    def _by_layers(self, measure: Callable[[Any], float]) -> float:
-        """A figure of the whole model, from two shallow ones where every layer adds the same."""
-        if self.layers <= SHALLOW[1] or not self._alike:
+    def _extrapolate(self, measure: Callable[[Any], float]) -> float:
+        """Measure a figure of the whole model.
+
+        Where every layer adds the same, two shallow models stand for it.
+        """
+        if self.layers <= SHALLOW_LAYERS[1] or not self._layers_alike:
             return measure(self.model_of(self.layers))
-        few, more = (measure(self.model_of(layers)) for layers in SHALLOW)
-        return few + (more - few) / (SHALLOW[1] - SHALLOW[0]) * (self.layers - SHALLOW[0])
+        shallow, deep = (measure(self.model_of(layers)) for layers in SHALLOW_LAYERS)
+        return shallow + (deep - shallow) / (SHALLOW_LAYERS[1] - SHALLOW_LAYERS[0]) * (self.layers - SHALLOW_LAYERS[0])
 
     @cached_property
-    def _alike(self) -> bool:
+    def _layers_alike(self) -> bool:
         """Whether all layers have equally many weights."""
-        few, more = (_bytes(self._plain(layers).parameters()) for layers in SHALLOW)
-        return (more - few) * (self.layers - SHALLOW[0]) == (self.plain - few) * (SHALLOW[1] - SHALLOW[0])
+        shallow, deep = (_bytes(self._build_model(layers).parameters()) for layers in SHALLOW_LAYERS)
+        return (deep - shallow) * (self.layers - SHALLOW_LAYERS[0]) == (self.plain - shallow) * (
+            SHALLOW_LAYERS[1] - SHALLOW_LAYERS[0]
+        )
 
-    def _plain(self, layers: int) -> Any:
+    def _build_model(self, layers: int) -> Any:
         from transformers import AutoModelForCausalLM
 
         config = copy.deepcopy(self.config)
@@ -253,7 +270,7 @@ class Footprint:
                 f"configuration: {error}"
             ) from None
 
-    def _with_adapters(self, lm: Any) -> Any:
+    def _add_adapters(self, lm: Any) -> Any:
         from slime_ray.model.lora import make_trainable
         from slime_ray.model.train_mode import set_train_mode
 
@@ -263,7 +280,7 @@ class Footprint:
         return lm
 
     def _policy(self, lm: Any, *, gpu: bool) -> Any:
-        """The policy on the CPU, computing attention and logits as on a GPU where that is wanted."""
+        """Build the policy on the CPU; gpu: with attention and logits as on a GPU."""
         from slime_ray.model.attention import HEAD_SIZE, varlen_kernel
         from slime_ray.model.fused_lora import unfuse_lora
         from slime_ray.model.logprobs import CHUNK_LOGITS, Policy
@@ -303,7 +320,7 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def fill_row(row: int, pair: Lengths) -> list[Lengths]:
-    """Pairs of about these lengths that make a row of just so many tokens."""
+    """Make pairs of about these lengths that fill a row of exactly so many tokens."""
     count = max(1, row // max(1, sum(pair)))
     prompt, chosen, rejected = (max(1, round(row / count * part / sum(pair))) if part else 0 for part in pair)
     rest = row - count * (prompt + chosen + rejected)
@@ -311,18 +328,21 @@ def fill_row(row: int, pair: Lengths) -> list[Lengths]:
 
 
 def _configuration(model: Model) -> tuple[Any, str]:
-    """The model's configuration, and where it comes from. Raises InputError where it is not known here."""
+    """Find the model's configuration, and say where it comes from.
+
+    Raises InputError where it is not known here.
+    """
     from transformers import AutoConfig
 
     from slime_ray.model.loading import load_config
 
     if (config := load_config(model)) is not None:
         return config, f"the configuration of {model.source}"
-    known = load_yaml(KNOWN_MODELS).data
-    if (values := known.get(model.source.lower())) is None:
+    shapes = load_yaml(KNOWN_MODELS).data
+    if (values := shapes.get(model.source.lower())) is None:
         raise InputError(
             f"model.source {model.source}: its shape is not known here: it is neither a local model nor in this "
-            f"machine's cache, and not one of {', '.join(known)}. Download its config.json first "
+            f"machine's cache, and not one of {', '.join(shapes)}. Download its config.json first "
             f"(hf download {model.source} config.json), or give a local folder."
         )
     return AutoConfig.for_model(**values), f"the known shape of {model.source}"
@@ -334,24 +354,27 @@ def _footprint(key: str) -> Footprint:
 
 
 def footprint(model: Model) -> Footprint:
-    """The footprint of the settings' model, made once. Raises InputError where its shape is not known here."""
+    """Return the footprint of the settings' model, made once.
+
+    Raises InputError where its shape is not known here.
+    """
     return _footprint(model.model_dump_json())
 
 
-def _held(settings: Settings, *, workers: int, sharded: bool) -> dict[str, float]:
-    """Bytes of one worker that do not depend on the row, by part."""
+def _fixed_bytes(settings: Settings, *, workers: int, sharded: bool) -> dict[str, float]:
+    """Return the bytes of one worker that do not depend on the row, by part."""
     share, model = workers if sharded else 1, footprint(settings.model)
     # On a 4-bit base the adapter of the SFT stage stays next to a trial's.
     frozen = bool(settings.sft and settings.model.quantization and not settings.model.kept)
     return {
-        "weights": model.held / share,
+        "weights": model.weight_bytes / share,
         "the SFT stage's adapter": float(footprint(settings.sft_model).trained if frozen else 0),
         "an unpacked layer": float(model.unpacked),
         "gradients": model.trained / share,
         "moments": 2 * model.trained / share,
         "exchange": float(model.trained if workers > 1 and not sharded else 0),
         # A sharded model has two layers whole at a time: the one that computes, and the next.
-        "gathered layers": 2 * model.held / model.layers if sharded else 0.0,
+        "gathered layers": 2 * model.weight_bytes / model.layers if sharded else 0.0,
     }
 
 
@@ -372,47 +395,47 @@ def gpu_row(settings: Settings, memory: float, *, workers: int = 1, sharded: boo
     Raises:
         InputError: Nothing is known of the model's memory.
     """
-    model, most = footprint(settings.model), settings.data.row_budget(gpu=True)
-    left = sum(_held(settings, workers=workers, sharded=sharded).values())
+    model, budget = footprint(settings.model), settings.data.row_budget(gpu=True)
+    fixed = sum(_fixed_bytes(settings, workers=workers, sharded=sharded).values())
 
     def peak(tokens: int) -> float:
         checkpointing = settings.training.gradient_checkpointing
-        step = model.step(tokens, Lengths(*USUAL), gpu=True, checkpointing=checkpointing)
-        return FRAGMENTS * (left + step) + CONTEXT
+        step = model.step(tokens, Lengths(*USUAL_PAIR), gpu=True, checkpointing=checkpointing)
+        return FRAGMENTS * (fixed + step) + CONTEXT_BYTES
 
-    least = max(row, min(STEP, most))
-    if peak(least) > memory:
+    smallest = max(row, min(STEP, budget))
+    if peak(smallest) > memory:
         return None
     if settings.data.row_tokens:
-        return most
-    if peak(most) <= ROW_MARGIN * memory:
-        return max(row, most)
-    budgets = range(STEP, most, STEP)
-    fitting = bisect_right(budgets, ROW_MARGIN * memory, key=peak)
-    return max(row, budgets[fitting - 1] if fitting else STEP)
+        return budget
+    if peak(budget) <= ROW_MARGIN * memory:
+        return max(row, budget)
+    budgets = range(STEP, budget, STEP)
+    count = bisect_right(budgets, ROW_MARGIN * memory, key=peak)
+    return max(row, budgets[count - 1] if count else STEP)
 
 
 def peak_memory(
     settings: Settings, *, gpu: bool, workers: int, sharded: bool, row: int, pair: Lengths, prompt: int
 ) -> Memory:
-    """The peak of one worker of a trial.
+    """Estimate the peak of one worker of a trial.
 
     row: tokens of the longest micro-batch. pair: mean lengths in it. prompt: tokens of the longest prompt that is
     answered. sharded: parameters, gradients and moments are divided among the workers.
     """
-    print_of = footprint(settings.model)
-    held = _held(settings, workers=workers, sharded=sharded)
+    model = footprint(settings.model)
+    fixed = _fixed_bytes(settings, workers=workers, sharded=sharded)
     checkpointing = settings.training.gradient_checkpointing
-    training = print_of.step(row, pair, gpu=gpu, checkpointing=checkpointing)
+    training = model.step(row, pair, gpu=gpu, checkpointing=checkpointing)
     decoding = settings.evaluation.decoding
     # A batch of null is halved until it fits, so what has to fit is the smaller one.
     batch = decoding.batch_on(gpu=False)
-    answering = print_of.answers(batch, prompt, decoding.max_new_tokens, gpu=gpu)
-    on_top = {"activations and logits": training} if training >= answering else {"answers' cache": answering}
-    parts = {name: size for name, size in (held | on_top).items() if size}
-    name, fixed = ("context", CONTEXT) if gpu else ("process", PROCESS)
+    answering = model.answers(batch, prompt, decoding.max_new_tokens, gpu=gpu)
+    variable = {"activations and logits": training} if training >= answering else {"answers' cache": answering}
+    parts = {name: size for name, size in (fixed | variable).items() if size}
+    name, overhead = ("context", CONTEXT_BYTES) if gpu else ("process", PROCESS_BYTES)
     return Memory(
-        parts=parts | {name: fixed},
-        peak=FRAGMENTS * sum(parts.values()) + fixed,
-        answering=FRAGMENTS * (sum(held.values()) + answering) + fixed,
+        parts=parts | {name: overhead},
+        peak=FRAGMENTS * sum(parts.values()) + overhead,
+        answering=FRAGMENTS * (sum(fixed.values()) + answering) + overhead,
     )

@@ -15,7 +15,7 @@ class FusedLinear(lora.Linear):
     """What peft's layer computes. Anything but one plain adapter over a frozen linear layer is left to peft."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """x: (..., in features); returns (..., out features)."""
+        """Compute the layer. x: (..., in features); returns (..., out features)."""
         name = None if args or kwargs else self._only_adapter(x)
         if name is None:
             return super().forward(x, *args, **kwargs)
@@ -27,7 +27,10 @@ class FusedLinear(lora.Linear):
         return fused.view(*x.shape[:-1], -1)
 
     def _only_adapter(self, x: torch.Tensor) -> str | None:
-        """The adapter that is all there is to compute beside the frozen layer; None where there is more, or less."""
+        """Return the one adapter on the frozen layer.
+
+        None where there is more to compute, or less.
+        """
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
             return None
         name, base = self.active_adapters[0], self.base_layer
@@ -39,8 +42,8 @@ class FusedLinear(lora.Linear):
         if not isinstance(dropout, nn.Identity) and self.training and getattr(dropout, "p", 1.0) > 0:
             return None
         # Without autocast peft casts between dtypes; that is its affair.
-        same = x.dtype == base.weight.dtype == self.lora_A[name].weight.dtype
-        return name if same or torch.is_autocast_enabled(x.device.type) else None
+        same_dtype = x.dtype == base.weight.dtype == self.lora_A[name].weight.dtype
+        return name if same_dtype or torch.is_autocast_enabled(x.device.type) else None
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -59,8 +62,8 @@ class _LowRankLinear(torch.autograd.Function):
         up: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        device_type = x.device.type
+        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
         flat = x.to(dtype)
         low = flat @ down.to(dtype).T
         result = flat @ weight.to(dtype).T if bias is None else torch.addmm(bias.to(dtype), flat, weight.to(dtype).T)
@@ -73,20 +76,23 @@ class _LowRankLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, down, up, low = ctx.saved_tensors
         flat = gradient.to(ctx.dtype)
-        to_low = (flat @ up.to(ctx.dtype)).mul_(ctx.scaling)
-        to_x = None
+        low_grad = (flat @ up.to(ctx.dtype)).mul_(ctx.scaling)
+        x_grad = None
         if ctx.needs_input_grad[0]:
-            to_x = (flat @ weight.to(ctx.dtype)).addmm_(to_low, down.to(ctx.dtype)).to(x.dtype)
-        to_down = to_up = None
+            x_grad = (flat @ weight.to(ctx.dtype)).addmm_(low_grad, down.to(ctx.dtype)).to(x.dtype)
+        down_grad = up_grad = None
         if ctx.needs_input_grad[3]:
-            to_down = (to_low.T @ x.to(ctx.dtype)).to(down.dtype)
+            down_grad = (low_grad.T @ x.to(ctx.dtype)).to(down.dtype)
         if ctx.needs_input_grad[4]:
-            to_up = (flat.T @ low).mul_(ctx.scaling).to(up.dtype)
-        return to_x, None, None, to_down, to_up, None
+            up_grad = (flat.T @ low).mul_(ctx.scaling).to(up.dtype)
+        return x_grad, None, None, down_grad, up_grad, None
 
 
 def fuse_lora(lm: nn.Module) -> None:
-    """Let every plain low-rank layer of a peft model compute in the fused way. Nothing else about it changes."""
+    """Let every plain low-rank layer of a peft model compute in the fused way.
+
+    Nothing else about it changes.
+    """
     for module in lm.modules():
         if type(module) is lora.Linear:
             module.__class__ = FusedLinear

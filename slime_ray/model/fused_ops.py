@@ -38,7 +38,10 @@ _compilers: list[Compiler] = []
 
 @contextmanager
 def compiled_by(compiler: Compiler) -> Iterator[None]:
-    """Have another compiler make the fused functions meanwhile, for every device, such as one that counts them."""
+    """Have another compiler make the fused functions within this context.
+
+    It does so for every device, such as a compiler that counts operations.
+    """
     _compilers.append(compiler)
     try:
         yield
@@ -47,12 +50,12 @@ def compiled_by(compiler: Compiler) -> Iterator[None]:
 
 
 def runs_fused(x: torch.Tensor) -> bool:
-    """Whether work on this tensor is done in the fused way."""
+    """Tell whether work on this tensor is done in the fused way."""
     return bool(_compilers) or x.device.type in DEVICES
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as compiled kernels, for any number of tokens."""
+    """Return the function as compiled kernels, for any number of tokens."""
     return _compilers[-1](function) if _compilers else _compiled(function)
 
 
@@ -63,7 +66,10 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, around_one: bool) -> torch.Tensor:
-    """x: (tokens, size) over its root mean square, times `weight`, or, as Gemma has it, times 1 + `weight`."""
+    """Divide x, (tokens, size), by its root mean square and scale it.
+
+    The scale is `weight`, or, as Gemma has it, 1 + `weight`.
+    """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     if around_one:
@@ -72,14 +78,14 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, around_one: b
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, *, activation: str) -> torch.Tensor:
-    """The activation of `gate`, times `up`, such as SwiGLU and GeGLU; (tokens, size) all."""
+    """Multiply the activation of `gate` by `up`, such as SwiGLU; (tokens, size) all."""
     return _ACTIVATIONS[activation](gate) * up
 
 
 def rotary(
     module: Any, query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries and keys turned by their positions.
+    """Rotate queries and keys by their positions.
 
     query, key: (1, tokens, heads, head size), and so is what is returned. cos, sin: (1, tokens, head size).
     """
@@ -90,17 +96,17 @@ def rotary(
     low, high = sin.chunk(2, -1)
     cos, sin = cos.unsqueeze(2), torch.cat((-low, high), -1).unsqueeze(2)
 
-    def turn(x: torch.Tensor) -> torch.Tensor:
+    def rotate(x: torch.Tensor) -> torch.Tensor:
         swapped = x.unflatten(-1, (2, module.head_dim // 2)).flip(-2).flatten(-2)
         return x * cos + swapped * sin
 
-    return turn(query), turn(key)
+    return rotate(query), rotate(key)
 
 
 def softmax_tile(
     logits: torch.Tensor, top: torch.Tensor, cap: float | None, dtype: torch.dtype | None
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """One tile of a softmax over the vocabulary, before it is divided by its sum.
+    """Compute one tile of a softmax over the vocabulary, before its normalization.
 
     Args:
         logits: (positions, width), soft-capped.
@@ -124,19 +130,19 @@ def softmax_tile(
 def head_gradient(
     logits: torch.Tensor,
     normaliser: torch.Tensor,
-    incoming: torch.Tensor,
-    own: torch.Tensor,
+    upstream: torch.Tensor,
+    target_gradient: torch.Tensor,
     column: torch.Tensor,
     cap: float | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The gradient by a tile's raw logits, incoming * (onehot - p), in `dtype`.
+    """Compute the gradient by a tile's raw logits, upstream * (onehot - p).
 
     Args:
         logits: (positions, width), soft-capped.
         normaliser: (positions, 1), the log-sum-exp over the whole vocabulary.
-        incoming: (positions, 1), the gradient by each position's log-probability.
-        own: (positions, 1), the same times the cap's derivative at the target, or 0 for a target in another tile.
+        upstream: (positions, 1), the gradient by each position's log-probability.
+        target_gradient: (positions, 1), the same times the cap's derivative at the target; 0 for one in another tile.
         column: (positions, 1), where in the tile the target is.
         cap: where logits were soft-capped.
         dtype: of the result.
@@ -144,8 +150,8 @@ def head_gradient(
     probabilities = (logits - normaliser).exp()
     if cap is not None:
         probabilities = probabilities * (1 - (logits / cap).square())
-    hit = torch.arange(logits.shape[1], device=logits.device) == column
-    return (torch.where(hit, own, 0.0) - incoming * probabilities).to(dtype)
+    at_target = torch.arange(logits.shape[1], device=logits.device) == column
+    return (torch.where(at_target, target_gradient, 0.0) - upstream * probabilities).to(dtype)
 
 
 def _norm_forward(self: Any, plain: Callable[..., Any], x: torch.Tensor) -> torch.Tensor:
@@ -172,7 +178,7 @@ def _attention_forward(
     attention_mask: torch.Tensor | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Packed rows alone; any other input goes the way of transformers."""
+    """Compute attention of packed rows; leave other input to transformers."""
     if options.get("row_layout") is None or not runs_fused(hidden_states):
         return plain(self, hidden_states, position_embeddings, attention_mask, **options)
     shape = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -204,27 +210,31 @@ _FORWARDS: dict[str, Callable[..., Any]] = {
 
 
 def fuse(lm: nn.Module) -> bool:
-    """Let a model's norms, gated MLPs and attention compute their elementwise work in the fused way.
+    """Let norms, gated MLPs and attention compute their elementwise work fused.
 
     Modules of classes that are not known here stay as they are. False where nothing can be compiled; then all stay.
     """
-    if not _compilers and (why_not := _why_not_compiled()):
-        logger.warning("Norms and activations are not compiled, which is slower: %s.", why_not)
+    if not _compilers and (reason := _why_not_compiled()):
+        logger.warning("Norms and activations are not compiled, which is slower: %s.", reason)
         return False
     for module in lm.modules():
-        kind: Any = type(module)
-        if fused := _fused_class(kind):
-            module.__class__ = fused
+        module_class: Any = type(module)
+        if fused_class := _fused_class(module_class):
+            module.__class__ = fused_class
     return True
 
 
 @cache
-def _fused_class(kind: Any) -> Any:
-    """The class with a fused forward pass; None for one that is not known."""
-    forward = _FORWARDS.get(kind.__name__) if kind.__module__.startswith("transformers.models.") else None
+def _fused_class(module_class: Any) -> Any:
+    """Return the class with a fused forward pass; None for one that is not known."""
+    forward = (
+        _FORWARDS.get(module_class.__name__) if module_class.__module__.startswith("transformers.models.") else None
+    )
     if forward is None:
         return None
-    return type(f"Fused{kind.__name__}", (kind,), {"forward": partialmethod(forward, kind.forward)})
+    return type(
+        f"Fused{module_class.__name__}", (module_class,), {"forward": partialmethod(forward, module_class.forward)}
+    )
 
 
 @cache

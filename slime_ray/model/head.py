@@ -40,19 +40,24 @@ ALIGNMENT = 128
 
 
 def logit_scale(config: Any) -> float:
-    """What a model multiplies its head's output by. Model types differ in the name, and in whether they divide.
+    """Return the factor of a model's logits.
+
+    Model types differ in its name, and in whether they divide by it.
 
     config: the whole model's, for what a text model does its multimodal wrapper may not.
     """
-    kind, text = config.model_type, config.get_text_config()
-    if kind in _DIVISORS:
-        return 1.0 / getattr(text, _DIVISORS[kind])
-    factor = getattr(text, _FACTORS[kind], None) if kind in _FACTORS else None
+    model_type, text = config.model_type, config.get_text_config()
+    if model_type in _DIVISORS:
+        return 1.0 / getattr(text, _DIVISORS[model_type])
+    factor = getattr(text, _FACTORS[model_type], None) if model_type in _FACTORS else None
     return 1.0 if factor is None else float(factor)
 
 
 def logit_cap(config: Any) -> float | None:
-    """Where a model soft-caps its logits, after any scale; None where it does not. config: the whole model's."""
+    """Return the soft cap of a model's logits; None without one.
+
+    It applies after any scale. config: the whole model's.
+    """
     if config.model_type in UNCAPPED:
         return None
     return getattr(config.get_text_config(), _CAPS.get(config.model_type, "final_logit_softcapping"), None)
@@ -63,15 +68,15 @@ class Head:
     """An output head: `module` maps (positions, hidden size) to logits, times `scale`, then soft-capped at `cap`.
 
     vocabulary: logits a position. limit: logits alive at a time, at least those of one position for a head that is no
-    plain linear layer. kept: logits on top of them that a trained linear head keeps for the backward pass, in tiles of
-    an eighth of it. fused: whether elementwise work is compiled where it can be.
+    plain linear layer. cache_limit: logits on top of them that a trained linear head keeps for the backward pass, in
+    tiles of an eighth of it. fused: whether elementwise work is compiled where it can be.
     """
 
     module: nn.Module
     cap: float | None
     vocabulary: int
     limit: int
-    kept: int = 0
+    cache_limit: int = 0
     scale: float = 1.0
     fused: bool = False
 
@@ -81,13 +86,15 @@ class Head:
         return max(1, self.limit // self.vocabulary)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(positions, vocabulary) logits in at least float32."""
+        """Compute (positions, vocabulary) logits in at least float32."""
         logits = self.module(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
     def logps(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """(positions,) log-probabilities of `targets` in nats, in at least float32, with their gradients.
+        """Compute log-probabilities of `targets`, (positions,), in nats.
+
+        They are in at least float32 and have gradients.
 
         hidden: (positions, hidden size); targets: (positions,).
         """
@@ -99,34 +106,34 @@ class Head:
             scaled = hidden if self.scale == 1.0 else hidden * self.scale
             logps: torch.Tensor = method.apply(scaled, linear.weight, bias, targets, self)
             return logps
-        again = torch.is_grad_enabled() and len(targets) > self.positions
+        recompute = torch.is_grad_enabled() and len(targets) > self.positions
         pieces = zip(hidden.split(self.positions), targets.split(self.positions), strict=True)
         return torch.cat(
             [
-                checkpoint(self._of_piece, *piece, use_reentrant=False) if again else self._of_piece(*piece)
+                checkpoint(self._piece_logps, *piece, use_reentrant=False) if recompute else self._piece_logps(*piece)
                 for piece in pieces
             ]
         )
 
-    def _of_piece(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _piece_logps(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = self.logits(hidden)
         return logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(1)
 
 
 def plain_linear(module: nn.Module) -> nn.Linear | None:
-    """The linear layer that `module` computes and nothing more; None where there is more to it.
+    """Return the linear layer that `module` is; None where it computes more.
 
     peft wraps a head that is trained in full; a head with adapters is more than its base layer.
     """
     if hasattr(module, "modules_to_save") and hasattr(module, "original_module"):
         wrapper: Any = module
-        off = wrapper.disable_adapters or wrapper.active_adapter not in wrapper.modules_to_save
-        module = wrapper.original_module if off else wrapper.modules_to_save[wrapper.active_adapter]
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return module if type(module) is nn.Linear and not hooked else None
+        disabled = wrapper.disable_adapters or wrapper.active_adapter not in wrapper.modules_to_save
+        module = wrapper.original_module if disabled else wrapper.modules_to_save[wrapper.active_adapter]
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return module if type(module) is nn.Linear and not hooks else None
 
 
-_Kept = dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]
+_TileCache = dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]
 """Tiles that wait for the backward pass, by where they start: exponentials, and the largest logits, above them."""
 
 
@@ -148,38 +155,41 @@ class _Tiles:
         head: Head,
         dtype: torch.dtype,
     ):
-        positions, vocabulary, limit, narrowest = len(targets), len(weight), head.limit, 4096
-        if head.kept and positions * vocabulary > limit:
+        positions, vocabulary, limit, min_width = len(targets), len(weight), head.limit, 4096
+        if head.cache_limit and positions * vocabulary > limit:
             # As fast on a CPU as larger ones.
-            limit, narrowest = min(limit, max(1, head.kept // 8)), 1024
+            limit, min_width = min(limit, max(1, head.cache_limit // 8)), 1024
         self.hidden, self.weight, self.bias = hidden.to(dtype), weight.to(dtype), bias
         self.targets, self.cap, self.dtype = targets, head.cap, dtype
         self.fused = head.fused and runs_fused(hidden)
-        self.width = min(vocabulary, max(limit // max(positions, 1), min(limit, narrowest)))
+        self.width = min(vocabulary, max(limit // max(positions, 1), min(limit, min_width)))
         if ALIGNMENT <= self.width < vocabulary:
             self.width -= self.width % ALIGNMENT
         self.height = max(1, min(positions, limit // self.width))
-        self.wide = torch.promote_types(dtype, torch.float32)
+        self.wide_dtype = torch.promote_types(dtype, torch.float32)
         # One tile that holds everything takes no more when it is kept.
-        self.single = self.height >= positions and self.width >= vocabulary
-        self.kept = self.height * self.width if self.single else head.kept
+        self.is_single = self.height >= positions and self.width >= vocabulary
+        self.cache_room = self.height * self.width if self.is_single else head.cache_limit
 
     @cached_property
     def buffer(self) -> torch.Tensor:
         """Where the logits of a tile are until the next one's."""
-        return self.hidden.new_empty(self.height * self.width, dtype=self.wide)
+        return self.hidden.new_empty(self.height * self.width, dtype=self.wide_dtype)
 
     def blocks(self) -> Iterator[slice]:
-        """The positions, a tile's height at a time."""
+        """Split the positions into blocks of a tile's height."""
         return (slice(start, start + self.height) for start in range(0, len(self.targets), self.height))
 
-    def across(self, block: slice, kept: _Kept | None = None) -> Iterator["_Tile"]:
-        """The tiles of some positions. Each is overwritten by the next. kept: taken from it instead of computed."""
+    def across(self, block: slice, cache: _TileCache | None = None) -> Iterator["_Tile"]:
+        """Iterate over the tiles of a block of positions. Each is overwritten by the next.
+
+        cache: tiles of the forward pass, taken out of it instead of computed again.
+        """
         targets = self.targets[block]
         for start in range(0, len(self.weight), self.width):
             piece = slice(start, min(start + self.width, len(self.weight)))
-            before = kept.pop((block.start, start), None) if kept else None
-            logits, top = before or (self._logits(self.hidden[block], piece), None)
+            entry = cache.pop((block.start, start), None) if cache else None
+            logits, top = entry or (self._logits(self.hidden[block], piece), None)
             inside = (targets >= piece.start) & (targets < piece.stop)
             column = (targets - start).clamp(0, logits.shape[1] - 1)
             yield _Tile(piece, self.weight[piece], logits, inside[:, None], column[:, None], top)
@@ -197,10 +207,10 @@ class _Tiles:
     def softmax(
         self, tile: "_Tile", top: torch.Tensor, dtype: torch.dtype | None
     ) -> tuple[Any, torch.Tensor, torch.Tensor]:
-        """What `softmax_tile` gives, written over the logits where that is not compiled."""
+        """Compute `softmax_tile`, in place of the logits where that is not compiled."""
         if self.fused:
-            fused: tuple[Any, torch.Tensor, torch.Tensor] = compiled(softmax_tile)(tile.logits, top, self.cap, dtype)
-            return fused
+            result: tuple[Any, torch.Tensor, torch.Tensor] = compiled(softmax_tile)(tile.logits, top, self.cap, dtype)
+            return result
         slope = None if dtype is None else self.slope(tile.logits)
         largest = torch.maximum(top, tile.logits.amax(1, keepdim=True))
         exponentials = tile.logits.sub_(largest).exp_()
@@ -210,28 +220,35 @@ class _Tiles:
         return (exponentials if slope is None else exponentials.mul_(slope)).to(dtype), total, largest
 
     def gradient(
-        self, tile: "_Tile", normaliser: torch.Tensor, incoming: torch.Tensor, own: torch.Tensor
+        self, tile: "_Tile", normaliser: torch.Tensor, upstream: torch.Tensor, target_gradient: torch.Tensor
     ) -> torch.Tensor:
-        """The gradient by raw logits, incoming * (onehot - p), written over the logits where that is not compiled.
+        """Compute the gradient by raw logits, upstream * (onehot - p).
 
-        own: incoming times the cap's derivative at the target.
+        It replaces the logits where that is not compiled.
+
+        target_gradient: upstream times the cap's derivative at the target.
         """
-        own = torch.where(tile.inside, own, 0.0)
+        target_gradient = torch.where(tile.inside, target_gradient, 0.0)
         if tile.top is not None:
-            return tile.logits.mul_((tile.top - normaliser).exp_().mul_(-incoming)).scatter_add_(1, tile.column, own)
-        if self.fused:
-            dtype = self.dtype if self.bias is None else self.wide
-            fused: torch.Tensor = compiled(head_gradient)(
-                tile.logits, normaliser, incoming, own, tile.column, self.cap, dtype
+            return tile.logits.mul_((tile.top - normaliser).exp_().mul_(-upstream)).scatter_add_(
+                1, tile.column, target_gradient
             )
-            return fused
+        if self.fused:
+            dtype = self.dtype if self.bias is None else self.wide_dtype
+            result: torch.Tensor = compiled(head_gradient)(
+                tile.logits, normaliser, upstream, target_gradient, tile.column, self.cap, dtype
+            )
+            return result
         slope = self.slope(tile.logits)
         probabilities = tile.logits.sub_(normaliser).exp_()
         probabilities = probabilities if slope is None else probabilities.mul_(slope)
-        return probabilities.mul_(-incoming).scatter_add_(1, tile.column, own)
+        return probabilities.mul_(-upstream).scatter_add_(1, tile.column, target_gradient)
 
     def slope(self, logits: torch.Tensor) -> torch.Tensor | None:
-        """Derivative of capped by raw logits, given the capped ones; None without a cap, where it is 1."""
+        """Return the derivative of the capped by the raw logits; None without a cap.
+
+        logits: the capped ones.
+        """
         return None if self.cap is None else (logits / self.cap).square_().neg_().add_(1)
 
 
@@ -251,13 +268,16 @@ class _Tile(NamedTuple):
     top: torch.Tensor | None = None
 
     def pick(self, target: torch.Tensor) -> torch.Tensor:
-        """(height, 1) logits of the targets: this tile's where they are in it, else those of `target`."""
+        """Return (height, 1) logits of the targets.
+
+        They are this tile's where the targets are in it, else those of `target`.
+        """
         return torch.where(self.inside, self.logits.gather(1, self.column), target)
 
 
 def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    device_type = hidden.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -273,37 +293,43 @@ class _FrozenHead(torch.autograd.Function):
         head: Head,
     ) -> torch.Tensor:
         tiles = _Tiles(hidden, weight, bias, targets, head, _compute_dtype(hidden))
-        logps = hidden.new_empty(len(targets), dtype=tiles.wide)
+        logps = hidden.new_empty(len(targets), dtype=tiles.wide_dtype)
         # Without a backward pass to come there is nothing to prepare.
-        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        hidden_gradients = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for block in tiles.blocks():
             count = len(targets[block])
-            target = hidden.new_empty(count, 1, dtype=tiles.wide)
+            target = hidden.new_empty(count, 1, dtype=tiles.wide_dtype)
             # Softmax, one tile after another (Milakov and Gimelshein 2018): the largest logit so far, the sum of the
             # exponentials below it, and the rows of the weights in these proportions.
             top = torch.full_like(target, -math.inf)
             total = torch.zeros_like(target)
-            expected = hidden.new_zeros(count, hidden.shape[1], dtype=tiles.wide) if slopes is not None else None
+            expected = (
+                hidden.new_zeros(count, hidden.shape[1], dtype=tiles.wide_dtype)
+                if hidden_gradients is not None
+                else None
+            )
             for tile in tiles.across(block):
                 target = tile.pick(target)
-                before = top
-                exponentials, part, top = tiles.softmax(tile, top, None if expected is None else tiles.dtype)
-                before = (before - top).exp_()
-                total.mul_(before).add_(part)
+                rescale = top
+                exponentials, tile_total, top = tiles.softmax(tile, top, None if expected is None else tiles.dtype)
+                rescale = (rescale - top).exp_()
+                total.mul_(rescale).add_(tile_total)
                 if expected is not None:
-                    _add_product(expected.mul_(before), exponentials, tile.weight)
+                    _add_product(expected.mul_(rescale), exponentials, tile.weight)
             logps[block] = (target - top - total.log()).squeeze(1)
-            if slopes is not None and expected is not None:
-                own, slope = tiles.weight[targets[block]], tiles.slope(target)
-                slopes[block] = (own if slope is None else own * slope) - expected.div_(total)
-        if slopes is not None:
-            ctx.save_for_backward(slopes)
+            if hidden_gradients is not None and expected is not None:
+                target_weight, slope = tiles.weight[targets[block]], tiles.slope(target)
+                hidden_gradients[block] = (target_weight if slope is None else target_weight * slope) - expected.div_(
+                    total
+                )
+        if hidden_gradients is not None:
+            ctx.save_for_backward(hidden_gradients)
         return logps
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
-        (slopes,) = ctx.saved_tensors
-        return (slopes * gradient[:, None]).to(slopes.dtype), None, None, None, None
+        (hidden_gradients,) = ctx.saved_tensors
+        return (hidden_gradients * gradient[:, None]).to(hidden_gradients.dtype), None, None, None, None
 
 
 class _TrainedHead(torch.autograd.Function):
@@ -319,25 +345,25 @@ class _TrainedHead(torch.autograd.Function):
         head: Head,
     ) -> torch.Tensor:
         tiles = _Tiles(hidden, weight, bias, targets, head, _compute_dtype(hidden))
-        target = hidden.new_empty(len(targets), 1, dtype=tiles.wide)
+        target = hidden.new_empty(len(targets), 1, dtype=tiles.wide_dtype)
         normaliser = torch.full_like(target, -math.inf)
-        kept: _Kept = {}
+        cache: _TileCache = {}
         for block in tiles.blocks():
             for tile in tiles.across(block):
                 target[block] = tile.pick(target[block])
                 lowest = torch.full_like(target[block], -math.inf)
-                keep = tile.logits.numel() <= tiles.kept
-                exponentials, total, top = tiles.softmax(tile, lowest, tiles.wide if keep else None)
+                keep = tile.logits.numel() <= tiles.cache_room
+                exponentials, total, top = tiles.softmax(tile, lowest, tiles.wide_dtype if keep else None)
                 normaliser[block] = torch.logaddexp(normaliser[block], top + total.log())
                 if keep:
-                    if tiles.single:
+                    if tiles.is_single:
                         # Probabilities, which cost one pass less than exponentials to be scaled later.
                         exponentials, top = exponentials.div_(total), normaliser[block]
-                    kept[block.start, tile.vocabulary.start] = exponentials, top
-                    tiles.kept -= tile.logits.numel()
+                    cache[block.start, tile.vocabulary.start] = exponentials, top
+                    tiles.cache_room -= tile.logits.numel()
                     del tiles.buffer
         ctx.save_for_backward(hidden, weight, bias, targets, target, normaliser)
-        ctx.head, ctx.dtype, ctx.kept = head, tiles.dtype, kept
+        ctx.head, ctx.dtype, ctx.cache = head, tiles.dtype, cache
         return (target - normaliser).squeeze(1)
 
     @staticmethod
@@ -347,33 +373,36 @@ class _TrainedHead(torch.autograd.Function):
         hidden, weight, bias, targets, target, normaliser = ctx.saved_tensors
         tiles = _Tiles(hidden, weight, bias, targets, ctx.head, ctx.dtype)
         # Sums over tiles are kept wide; over none, where autograd would have none either.
-        to_hidden = hidden.new_zeros(hidden.shape, dtype=tiles.wide) if ctx.needs_input_grad[0] else None
-        to_weight = (weight.new_empty if len(targets) else weight.new_zeros)(weight.shape, dtype=tiles.wide)
-        to_bias = None if bias is None else bias.new_zeros(bias.shape, dtype=tiles.wide)
+        hidden_grad = hidden.new_zeros(hidden.shape, dtype=tiles.wide_dtype) if ctx.needs_input_grad[0] else None
+        weight_grad = (weight.new_empty if len(targets) else weight.new_zeros)(weight.shape, dtype=tiles.wide_dtype)
+        bias_grad = None if bias is None else bias.new_zeros(bias.shape, dtype=tiles.wide_dtype)
         target_slope = tiles.slope(target)
-        incoming = gradient[:, None].to(tiles.wide)
-        own = incoming if target_slope is None else incoming * target_slope
+        upstream = gradient[:, None].to(tiles.wide_dtype)
+        target_gradient = upstream if target_slope is None else upstream * target_slope
         for block in tiles.blocks():
-            for tile in tiles.across(block, ctx.kept):
-                to_logits = tiles.gradient(tile, normaliser[block], incoming[block], own[block])
-                if to_bias is not None:
-                    to_bias[tile.vocabulary] += to_logits.sum(0)
-                to_logits = to_logits.to(tiles.dtype)
+            for tile in tiles.across(block, ctx.cache):
+                logits_grad = tiles.gradient(tile, normaliser[block], upstream[block], target_gradient[block])
+                if bias_grad is not None:
+                    bias_grad[tile.vocabulary] += logits_grad.sum(0)
+                logits_grad = logits_grad.to(tiles.dtype)
                 add = _add_product if block.start else _product
-                add(to_weight[tile.vocabulary], to_logits.T, tiles.hidden[block])
-                if to_hidden is not None:
-                    _add_product(to_hidden[block], to_logits, tile.weight)
+                add(weight_grad[tile.vocabulary], logits_grad.T, tiles.hidden[block])
+                if hidden_grad is not None:
+                    _add_product(hidden_grad[block], logits_grad, tile.weight)
         return (
-            None if to_hidden is None else to_hidden.to(hidden.dtype),
-            to_weight.to(weight.dtype),
-            None if to_bias is None or bias is None else to_bias.to(bias.dtype),
+            None if hidden_grad is None else hidden_grad.to(hidden.dtype),
+            weight_grad.to(weight.dtype),
+            None if bias_grad is None or bias is None else bias_grad.to(bias.dtype),
             None,
             None,
         )
 
 
 def _product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left @ right into `out`, in its dtype. Only a CPU, which cannot do else, rounds it to a narrower one first."""
+    """Compute left @ right into `out`, in its dtype.
+
+    Only a CPU rounds the product to a narrower dtype first.
+    """
     if out.dtype == left.dtype:
         return torch.mm(left, right, out=out)
     if left.device.type == "cpu":
@@ -382,7 +411,7 @@ def _product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torc
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """total += left @ right, in one pass where the dtypes are the same."""
+    """Add left @ right to `total`, in one pass where the dtypes are the same."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:

@@ -32,21 +32,27 @@ class Limits:
     positions: int | None = None
     reason: str = ""
 
-    def check_length(self, tokens: int, what: str, remedy: str) -> None:
-        """Raise InputError for a sequence of too many tokens. what: its description; remedy: the way out."""
-        if self.positions is not None and tokens > self.positions:
-            raise InputError(f"{what} has {tokens} tokens, more than {self.reason}. {remedy}")
+    def check_length(self, tokens: int, description: str, remedy: str) -> None:
+        """Raise InputError for a sequence of too many tokens.
 
-    def check_answer(self, prompt: int, answer: int, what: str) -> None:
+        description: what it is. remedy: the way out.
+        """
+        if self.positions is not None and tokens > self.positions:
+            raise InputError(f"{description} has {tokens} tokens, more than {self.reason}. {remedy}")
+
+    def check_answer(self, prompt: int, answer: int, description: str) -> None:
         """Raise InputError where a prompt leaves no room for the longest answer. Both in tokens."""
         self.check_length(
             prompt + answer,
-            f"{what} with an answer of {answer} tokens",
+            f"{description} with an answer of {answer} tokens",
             "Set a smaller evaluation.decoding.max_new_tokens, or data.max_prompt_tokens.",
         )
 
     def check_ids(self, largest: int, place: str, token: str | None = None) -> None:
-        """Raise InputError for an id that the model does not have. token: its text, where that is known."""
+        """Raise InputError for an id that the model does not have.
+
+        token: its text, where that is known.
+        """
         if largest >= self.ids:
             name = "a token" if token is None else f"the token {token!r}"
             raise InputError(
@@ -57,7 +63,7 @@ class Limits:
 
 
 def declared_limits(config: Any) -> Limits:
-    """The limits of a whole model's configuration, which alone is at hand.
+    """Return the limits of a whole model's configuration, which alone is at hand.
 
     An architecture that transformers does not have is taken to have none.
     """
@@ -70,7 +76,9 @@ def declared_limits(config: Any) -> Limits:
 
 
 def limits_of(lm: Any, steady: int | None = None) -> Limits:
-    """The shortest of a model's tables of positions and of the lengths up to which its frequencies are steady.
+    """Return the ids and positions of a model.
+
+    The shortest counts of its tables of positions and of the lengths up to which its frequencies are steady.
 
     lm: of transformers, with or without weights. steady: such a length of modules that are none of transformers', as
     `steady_length` measures it.
@@ -82,31 +90,36 @@ def limits_of(lm: Any, steady: int | None = None) -> Limits:
         for rope in _ropes(config)
         if rope.get("rope_type") in ("dynamic", "longrope")
     }
-    narrowest = min((length for length in (*kinds.values(), steady) if length is not None), default=None)
+    shortest = min((length for length in (*kinds.values(), steady) if length is not None), default=None)
     table = size if size is not None and (config.model_type in _SIZES or _has_table(lm, size)) else None
-    if narrowest is not None and (table is None or narrowest <= table):
-        of_type = f" (rope_type {', '.join(sorted(kinds))} in its config.json)" if narrowest in kinds.values() else ""
+    if shortest is not None and (table is None or shortest <= table):
+        rope_note = f" (rope_type {', '.join(sorted(kinds))} in its config.json)" if shortest in kinds.values() else ""
         return Limits(
             ids,
-            narrowest,
-            f"the {narrowest} positions up to which this model's rotary frequencies{of_type} do not depend on the "
+            shortest,
+            f"the {shortest} positions up to which this model's rotary frequencies{rope_note} do not depend on the "
             "longest sequence of a batch",
         )
-    selected = getattr(config, "index_topk", None)
-    if selected and (table is None or selected <= table):
+    top_tokens = getattr(config, "index_topk", None)
+    if top_tokens and (table is None or top_tokens <= table):
         # Beyond them equal scores are chosen among by what stands behind, which padding changes.
-        return Limits(ids, selected, f"the {selected} positions up to which its sparse attention (index_topk) sees all")
+        return Limits(
+            ids, top_tokens, f"the {top_tokens} positions up to which its sparse attention (index_topk) sees all"
+        )
     return Limits(ids) if table is None else Limits(ids, table, f"the model's {table} positions")
 
 
 def _ropes(config: Any) -> list[dict[str, Any]]:
-    """Rotary settings; some models have one for each kind of layer."""
+    """List the rotary settings; some models have one for each kind of layer."""
     rope = getattr(config, "rope_parameters", None) or {}
-    return [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    return [rope, *(layer for layer in rope.values() if isinstance(layer, dict))]
 
 
 def _has_table(lm: Any, size: int) -> bool:
-    """Whether a decoder has an embedding, or a buffer of as many vectors, for each of `size` positions."""
+    """Tell whether a decoder has a table of `size` positions.
+
+    It is an embedding, or a buffer of as many vectors.
+    """
     decoder, embeddings = decoder_of(lm), lm.get_input_embeddings()
     return any(
         isinstance(module, nn.Embedding) and module is not embeddings and module.weight.shape[0] - size in _OFFSETS
@@ -125,8 +138,11 @@ Calls = dict[nn.Module, inspect.BoundArguments]
 
 
 @contextmanager
-def watching_rotary(lm: Any, calls: Calls) -> Iterator[None]:
-    """Note calls of modules without parameters that take positions and are none of transformers'."""
+def record_rotary_calls(lm: Any, calls: Calls) -> Iterator[None]:
+    """Record calls of modules that turn positions into frequencies.
+
+    They have no parameters and are none of transformers'.
+    """
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.setdefault(module, inspect.signature(module.forward).bind(*args, **kwargs))
@@ -146,7 +162,9 @@ def watching_rotary(lm: Any, calls: Calls) -> Iterator[None]:
 
 
 def steady_length(lm: Any, calls: Calls) -> int | None:
-    """Tokens up to which these modules give early positions the same numbers, whatever stands behind them.
+    """Find the tokens up to which these modules treat early positions alike.
+
+    Up to then their numbers do not depend on what follows.
 
     calls: of one short sequence. None where that holds up to four times the positions of the model's configuration.
     """
@@ -162,28 +180,32 @@ def _steady(module: nn.Module, call: inspect.BoundArguments, *, far: int) -> int
     if not isinstance(short, int):
         return None
 
-    def holds(length: int) -> bool:
-        """Whether a sequence of so many tokens in the batch leaves the short one's numbers alone."""
-        near, beside = (_early(module, call, argument, tokens, short) for tokens in (short + 1, length))
+    def is_steady(length: int) -> bool:
+        """Tell whether a longer sequence leaves the short one's numbers alone."""
+        near_outputs, far_outputs = (
+            _early_outputs(module, call, argument, tokens, short) for tokens in (short + 1, length)
+        )
         return (
-            near is not None
-            and beside is not None
-            and all(torch.allclose(one, other, rtol=0, atol=1e-7) for one, other in zip(near, beside, strict=True))
+            near_outputs is not None
+            and far_outputs is not None
+            and all(torch.allclose(x, y, rtol=0, atol=1e-7) for x, y in zip(near_outputs, far_outputs, strict=True))
         )
 
-    if holds(far):
+    if is_steady(far):
         return None
     low, high = short + 1, far
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
+        low, high = (middle, high) if is_steady(middle) else (low, middle)
     return low
 
 
-def _early(
+def _early_outputs(
     module: nn.Module, call: inspect.BoundArguments, argument: str, tokens: int, short: int
 ) -> list[torch.Tensor] | None:
-    """What the first `short` positions get beside one at the end of `tokens`; None where the module fails.
+    """Compute a module's outputs for the first `short` positions.
+
+    One more position is at the end of `tokens`. None where the module fails.
 
     A copy on the CPU computes it: the module may keep what it saw last, and a GPU does not survive a wrong index.
     """
@@ -198,14 +220,17 @@ def _early(
         output = copy.deepcopy(module).cpu()(*replay.args, **replay.kwargs)
     except (IndexError, RuntimeError):
         return None
-    tensors = [item for item in (output if isinstance(output, tuple) else (output,)) if torch.is_tensor(item)]
+    tensors = [tensor for tensor in (output if isinstance(output, tuple) else (output,)) if torch.is_tensor(tensor)]
     return [
-        next((item.narrow(axis, 0, short) for axis, size in enumerate(item.shape) if size > short), item)
-        for item in tensors
+        next((tensor.narrow(axis, 0, short) for axis, size in enumerate(tensor.shape) if size > short), tensor)
+        for tensor in tensors
     ]
 
 
 def _position_argument(module: nn.Module) -> str:
-    """The argument of a module that takes positions, or their number; empty where none does."""
+    """Name the argument of a module that takes positions, or their number.
+
+    Empty where none does.
+    """
     parameters = inspect.signature(module.forward).parameters
     return next((name for name in ("position_ids", "seq_len") if name in parameters), "")

@@ -21,7 +21,14 @@ from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import find_adapted, untie_head
 from slime_ray.model.merging import attach_adapter, attach_sft, heads_tied, load_parts, merge_adapter
 from slime_ray.model.parts import Parts, parts_of
-from slime_ray.model.pretrained import Note, blaming, load_whole, log_note, read_tokenizer, refusing
+from slime_ray.model.pretrained import (
+    Note,
+    errors_as_file_fault,
+    errors_as_input_error,
+    load_whole,
+    log_note,
+    read_tokenizer,
+)
 from slime_ray.model.quantized import check_quantized, quantization_options
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 
@@ -31,8 +38,11 @@ SFT_ADAPTER = "adapter"
 
 
 def find_parts(model: Model, *, local_only: bool = False) -> Parts:
-    """Look whether a real model is an adapter on another one. Raises InputError for an adapter without its base."""
-    with _reading("model", model.source):
+    """Look whether a real model is an adapter on another one.
+
+    Raises InputError for an adapter without its base.
+    """
+    with _loading_errors("model", model.source):
         return parts_of(model.source, model.revision, local_only=local_only)
 
 
@@ -43,11 +53,16 @@ def weight_sources(model: Model) -> list[str]:
 
 
 def load_tokenizer(model: Model) -> Any:
-    """The tokenizer with its chat template in place and a padding token. Raises InputError where there is none."""
+    """Load the tokenizer, with its chat template and a padding token.
+
+    Raises InputError where there is none.
+    """
     if model.task:
         return tiny_tokenizer(load_task(model.task))
     source, options = _tokenizer_source(model)
-    with _reading("tokenizer", model.tokenizer or model.source, key="tokenizer" if model.tokenizer else "source"):
+    with _loading_errors(
+        "tokenizer", model.tokenizer or model.source, key="tokenizer" if model.tokenizer else "source"
+    ):
         tokenizer: Any = read_tokenizer(source, **options)
     tokenizer.chat_template = resolve_chat_template(tokenizer, model.chat_template)
     if tokenizer.eos_token_id is None:
@@ -58,7 +73,10 @@ def load_tokenizer(model: Model) -> Any:
 
 
 def _tokenizer_source(model: Model) -> tuple[str, dict[str, Any]]:
-    """Folder or Hub id, and options of `from_pretrained`. An adapter's own tokenizer goes before its base's."""
+    """Return the tokenizer's folder or Hub id, and options of `from_pretrained`.
+
+    An adapter's own tokenizer goes before its base's.
+    """
     options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     if model.tokenizer:
         return model.tokenizer, options
@@ -69,32 +87,35 @@ def _tokenizer_source(model: Model) -> tuple[str, dict[str, Any]]:
 
 
 def load_model(model: Model, *, seed: int, note: Note = log_note) -> Any:
-    """The pretrained causal language model; an embedded one gets random weights from `seed`.
+    """Load the pretrained causal language model.
 
-    An adapter is merged into its base. Of a vision-language model that is known, only the text decoder is loaded, since
-    no text passes through the rest; with an adapter, which names the parts of the whole, all of it is, and so it is in
-    4 bits, on which adapters stay. `note` receives what a user should know of what was loaded. Raises InputError for a
-    model that cannot be found or read, or whose files do not hold every weight of it.
+    An embedded one gets random weights from `seed`. An adapter is merged into its base. Of a vision-language model that
+    is known, only the text decoder is loaded, since no text passes through the rest; with an adapter, which names the
+    parts of the whole, all of it is, and so it is in 4 bits, on which adapters stay. `note` receives what a user should
+    know of what was loaded. Raises InputError for a model that cannot be found or read, or whose files do not hold
+    every weight of it.
     """
     if model.task:
         return tiny_model(load_task(model.task), seed=seed).to(getattr(torch, model.weights_dtype))
-    with _reading("model", model.source):
+    with _loading_errors("model", model.source):
         lm = _load(model, model.weights_dtype, note, towers=model.quantization is not None)
         check_quantized(lm, model)
         return lm
 
 
 def load_checkpoint(folder: Path, *, dtype: str, note: Note = log_note) -> Any:
-    """A model that `save_pretrained` wrote (safetensors only), or an adapter of peft's, merged into its base.
+    """Load a model that `save_pretrained` wrote, or an adapter merged into its base.
 
-    Raises InputError where it cannot be read, or does not hold every weight.
+    Only safetensors are read. Raises InputError where it cannot be read, or does not hold every weight.
     """
-    with _reading_folder(folder):
+    with _folder_errors(folder):
         return _load(Model(source=str(folder)), dtype, note)
 
 
 def load_start(stage: Path, model: Model, *, whole: bool = True) -> Any:
-    """What trials start from and are compared with: an SFT checkpoint, or a base with the adapter that is kept on it.
+    """Load the model that trials start from and are compared with.
+
+    It is an SFT checkpoint, or a base with the adapter that is kept on it.
 
     Args:
         stage: The SFT checkpoint's folder.
@@ -113,27 +134,36 @@ def load_start(stage: Path, model: Model, *, whole: bool = True) -> Any:
 
 
 def with_sft(lm: Any, stage: Path, model: Model) -> Any:
-    """Lay the adapter of the SFT stage on a 4-bit base, next to a trial's; anything else has it already."""
+    """Lay the adapter of the SFT stage on a 4-bit base, next to a trial's.
+
+    Anything else has it already.
+    """
     folder = stage / SFT_ADAPTER
     if model.quantization is None or model.kept or not folder.is_dir():
         return lm
-    with _reading_folder(folder):
+    with _folder_errors(folder):
         check_adapter(folder)
         return attach_sft(lm, folder)
 
 
 def load_trained(stage: Path, model: Model, adapter: Path, *, note: Note = log_note) -> Any:
-    """A trial's adapter on the SFT checkpoint that it was trained on. Raises InputError unless all of it fits."""
+    """Load a trial's adapter on the SFT checkpoint that it was trained on.
+
+    Raises InputError unless all of it fits.
+    """
     if model.quantization is None:
         return load_adapter(load_checkpoint(stage, dtype=model.weights_dtype, note=note), adapter)
     return with_sft(load_adapter(load_start(stage, model, whole=False), adapter), stage, model)
 
 
 def load_external(folder: Path, model: Model, *, note: Note = log_note) -> Any:
-    """A policy from elsewhere: a whole model, or an adapter, merged into its base or on a 4-bit one as `model` is."""
+    """Load a policy from elsewhere: a whole model, or an adapter.
+
+    An adapter is merged into its base, or laid on a 4-bit one as `model` is.
+    """
     if model.quantization is None or not (folder / ADAPTER).is_file():
         return load_checkpoint(folder, dtype=model.weights_dtype, note=note)
-    with _reading_folder(folder):
+    with _folder_errors(folder):
         parts = parts_of(str(folder), None)
     base = model.model_copy(update={"source": parts.source, "revision": parts.revision})
     note(f"The adapter {folder} is measured on its base {parts.source} in 4 bits ({model.quantization}).")
@@ -141,11 +171,12 @@ def load_external(folder: Path, model: Model, *, note: Note = log_note) -> Any:
 
 
 def load_kept(model: Model, folder: Path, *, note: Note = log_note) -> Any:
-    """The base of the adapter that is `model.source`, with that one laid on it, or what became of it in `folder`.
+    """Load the base of the adapter `model.source`, with the adapter on it.
 
-    Raises InputError where base or adapter cannot be loaded, or where it adapts other layers than can be trained here.
+    The adapter is as it is in `folder`, which may be what training made of it. Raises InputError where base or adapter
+    cannot be loaded, or where it adapts other layers than can be trained here.
     """
-    with _reading("model", model.source):
+    with _loading_errors("model", model.source):
         base = parts_of(model.source, model.revision)
         options = {"dtype": getattr(torch, model.weights_dtype), "trust_remote_code": model.trust_remote_code}
         options |= quantization_options(model)
@@ -153,14 +184,14 @@ def load_kept(model: Model, folder: Path, *, note: Note = log_note) -> Any:
         check_quantized(lm, model)
         lora: Any = model.lora
         expected = {*find_adapted(lm, lora).modules}
-        ends = (lm.get_output_embeddings(), lm.get_input_embeddings())
-        if whole := [name for name, module in lm.named_modules() if name in expected and module in ends]:
-            raise FileFault(f"it adapts {whole[0]}; lora: keep takes adapters of the layers between alone")
+        end_modules = (lm.get_output_embeddings(), lm.get_input_embeddings())
+        if end_names := [name for name, module in lm.named_modules() if name in expected and module in end_modules]:
+            raise FileFault(f"it adapts {end_names[0]}; lora: keep takes adapters of the layers between alone")
         check_adapter(folder)
         adapted = attach_adapter(lm, folder, trainable=True)
-    if different := expected ^ {*adapted.base_model.targeted_module_names}:
+    if mismatch := expected ^ {*adapted.base_model.targeted_module_names}:
         raise InputError(
-            f"model.source {model.source}: the adapter is on {min(different)}, outside the text decoder. Have it "
+            f"model.source {model.source}: the adapter is on {min(mismatch)}, outside the text decoder. Have it "
             "merged instead: give the settings of new adapters."
         )
     note(f"The adapter {model.source} goes on being trained on its base {base.source}.")
@@ -168,30 +199,36 @@ def load_kept(model: Model, folder: Path, *, note: Note = log_note) -> Any:
 
 
 def load_adapter(lm: Any, folder: Path, *, merge: bool = False) -> Any:
-    """Lay an adapter of peft's on the model it was trained on, or merge it. Raises InputError unless all of it fits."""
-    with _reading_folder(folder):
+    """Lay an adapter of peft's on the model it was trained on, or merge it.
+
+    Raises InputError unless all of it fits.
+    """
+    with _folder_errors(folder):
         check_adapter(folder)
         return merge_adapter(lm, folder) if merge else attach_adapter(lm, folder)
 
 
 def base_of(folder: Path) -> str:
-    """What an adapter names as its base: a path or a Hub id. Raises InputError for a damaged one."""
-    with _reading_folder(folder):
+    """Return the base that an adapter names: a path or a Hub id.
+
+    Raises InputError for a damaged adapter.
+    """
+    with _folder_errors(folder):
         check_adapter(folder)
         return str(read_object(folder / ADAPTER).get("base_model_name_or_path"))
 
 
-def _reading_folder(folder: Path) -> AbstractContextManager[None]:
-    """Raise what goes wrong in reading a folder of ours as an InputError that names it."""
-    return refusing(lambda reason: InputError(f"{folder} cannot be loaded: {reason}"))
+def _folder_errors(folder: Path) -> AbstractContextManager[None]:
+    """Raise errors of reading one of our folders as an InputError that names it."""
+    return errors_as_input_error(lambda reason: InputError(f"{folder} cannot be loaded: {reason}"))
 
 
 def _load(model: Model, dtype: str, note: Note, *, towers: bool = True) -> Any:
-    """towers: whether parts through which no text passes are loaded as well."""
+    """Load a model; towers: with parts through which no text passes."""
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if gguf := _gguf(model):
         options |= {"gguf_file": gguf[1], "revision": model.revision}
-        with blaming(Path(*gguf)):
+        with errors_as_file_fault(Path(*gguf)):
             lm = load_whole(AutoModelForCausalLM, gguf[0], note=note, **options)
         # The weights are plain tensors by now; what says otherwise would forbid training and saving them.
         lm.hf_quantizer = None
@@ -217,7 +254,10 @@ def _load(model: Model, dtype: str, note: Note, *, towers: bool = True) -> Any:
 
 
 def _decoder_alone(parts: Parts, note: Note, **options: Any) -> dict[str, Any]:
-    """Options of `from_pretrained` that leave out all but the text decoder, where that is known to be the same."""
+    """Return the options of `from_pretrained` that load the text decoder alone.
+
+    They are empty where it is not known to compute the same.
+    """
     try:
         config = AutoConfig.from_pretrained(parts.source, revision=parts.revision, **options)
     except Exception:
@@ -230,9 +270,9 @@ def _decoder_alone(parts: Parts, note: Note, **options: Any) -> dict[str, Any]:
 
 
 def load_config(model: Model) -> Any | None:
-    """The configuration of what is loaded, from this machine alone; None where a hub model is not in its cache.
+    """Return the configuration of what is loaded, from this machine alone.
 
-    Raises InputError for a local model that cannot be read.
+    None where a Hub model is not in its cache. Raises InputError for a local model that cannot be read.
     """
     if model.task:
         return tiny_model(load_task(model.task), seed=0).config
@@ -240,7 +280,10 @@ def load_config(model: Model) -> Any | None:
     source, file = gguf if gguf else (parts.source, None)
     try:
         whole = Path(source, file or "config.json")
-        with _reading("configuration", model.source), blaming(whole) if whole.exists() else nullcontext():
+        with (
+            _loading_errors("configuration", model.source),
+            errors_as_file_fault(whole) if whole.exists() else nullcontext(),
+        ):
             config = AutoConfig.from_pretrained(
                 source,
                 gguf_file=file,
@@ -256,18 +299,21 @@ def load_config(model: Model) -> Any | None:
 
 
 def make_policy(lm: Any, model: Model) -> Policy:
-    """The policy as the settings want it computed. Raises InputError for an attention that cannot be had."""
+    """Build the policy as the settings describe it.
+
+    Raises InputError for an attention that cannot be had.
+    """
     config, dtype = lm.config.get_text_config(), getattr(torch, model.dtype)
     if model.attention == "varlen":
         size = getattr(config, "head_dim", None) or config.hidden_size // getattr(config, "num_attention_heads", 1)
         dropout = getattr(config, "attention_dropout", 0.0) if model.dropout else 0.0
-        if lacking := why_no_varlen(dtype, size, dropout):
-            raise InputError(f"model.attention is varlen, which needs {lacking}. Use auto or segments.")
+        if requirement := why_no_varlen(dtype, size, dropout):
+            raise InputError(f"model.attention is varlen, which needs {requirement}. Use auto or segments.")
     return Policy(lm, kernel=model.attention, chunk_logits=model.chunk_logits, fused=model.fused, dtype=dtype)
 
 
 def _gguf(model: Model) -> tuple[str, str] | None:
-    """(folder or repository, file) of a GGUF model, or None."""
+    """Return (folder or repository, file) of a GGUF model; None for others."""
     path = Path(model.source)
     if model.gguf_file:
         folder, name = model.source, model.gguf_file
@@ -284,19 +330,19 @@ def _gguf(model: Model) -> tuple[str, str] | None:
             "slime-ray[gguf]."
         )
     if file.is_file():
-        with _reading("model", model.source):
+        with _loading_errors("model", model.source):
             check_gguf(file)
     return folder, name
 
 
 @contextmanager
-def _reading(what: str, source: str, *, key: str = "source") -> Iterator[None]:
-    """Raise what goes wrong in reading a part of the settings' model as an InputError that names it."""
+def _loading_errors(part: str, source: str, *, key: str = "source") -> Iterator[None]:
+    """Raise errors of reading a part of the model as an InputError that names it."""
 
     def refusal(reason: str) -> InputError:
-        return InputError(f"model.{key} {source}: the {what} cannot be loaded: {reason}")
+        return InputError(f"model.{key} {source}: the {part} cannot be loaded: {reason}")
 
     if link := dangling_link(Path(source)):
-        raise InputError(f"model.{key} {source}: there is no such {what}: {link}. Correct the link or the path.")
-    with refusing(refusal):
+        raise InputError(f"model.{key} {source}: there is no such {part}: {link}. Correct the link or the path.")
+    with errors_as_input_error(refusal):
         yield

@@ -21,7 +21,7 @@ from slime_ray.model.probe import probe, why_not_padded
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**28}
 """Logits alive at a time, positions times vocabulary, by device: 32 MiB and 1 GiB of float32."""
-KEPT_LOGITS = {"cpu": 2**24, "cuda": 0}
+CACHED_LOGITS = {"cpu": 2**24, "cuda": 0}
 """Logits on top of those that a trained head keeps for its backward pass: 64 MiB. On a GPU memory is dearer."""
 
 EXACT_ARCHITECTURES = frozenset({"gemma3_text", "llama", "mistral", "qwen2", "qwen3"})
@@ -35,12 +35,15 @@ logger = logging.getLogger(__name__)
 def _in_policy_dtype(
     method: Callable[Concatenate["Policy", P], T],
 ) -> Callable[Concatenate["Policy", P], T]:
-    """A method of `Policy` that computes under the policy's own autocast, or without any, whoever calls it."""
+    """Have a method of `Policy` compute under the policy's autocast.
+
+    Whoever calls it, it is under that or under none.
+    """
 
     @functools.wraps(method)
     def run(self: "Policy", *arguments: P.args, **options: P.kwargs) -> T:
-        mixed = self.dtype == torch.bfloat16
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed):
+        autocast = self.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=autocast):
             return method(self, *arguments, **options)
 
     return run
@@ -109,13 +112,13 @@ class Policy(nn.Module):
 
     @_in_policy_dtype
     def forward(self, rows: Rows, *, statistics: bool = False) -> TokenLogps:
-        """Log-probabilities of the completion tokens of `rows`.
+        """Compute log-probabilities of the completion tokens of `rows`.
 
         statistics: also measure entropy and top probability at chosen positions; for evaluation, without gradients.
         """
         hidden = self._hidden(rows)
         split = rows.counts["chosen_tokens"]
-        entropies, tops = [], []
+        entropies, top_probabilities = [], []
         if statistics:
             with torch.no_grad():
                 logps = []
@@ -123,29 +126,31 @@ class Policy(nn.Module):
                     distribution = self.logits(piece).log_softmax(1)
                     logps.append(distribution.gather(1, targets[:, None]).squeeze(1))
                     entropies.append(-(distribution.exp() * distribution).sum(1))
-                    tops.append(distribution.amax(1).exp())
-                every = torch.cat(logps)
+                    top_probabilities.append(distribution.amax(1).exp())
+                all_logps = torch.cat(logps)
         else:
-            every = self.head.logps(hidden, rows.targets)
+            all_logps = self.head.logps(hidden, rows.targets)
         return TokenLogps(
-            chosen=every[:split],
-            rejected=every[split:],
+            chosen=all_logps[:split],
+            rejected=all_logps[split:],
             chosen_lengths=rows.chosen_lengths,
             rejected_lengths=rows.rejected_lengths,
             chosen_entropy=torch.cat(entropies)[:split] if statistics else None,
-            chosen_top_probability=torch.cat(tops)[:split] if statistics else None,
+            chosen_top_probability=torch.cat(top_probabilities)[:split] if statistics else None,
         )
 
     @_in_policy_dtype
     def generate(self, **options: Any) -> torch.Tensor:
-        """(prompts, length) token ids: transformers' `generate` of the model."""
+        """Generate (prompts, length) token ids with transformers' `generate`."""
         # Step by step inputs have other shapes, each of which would be compiled.
         with torch.compiler.set_stance("force_eager"):
             generated: torch.Tensor = self.lm.generate(**options)
         return generated
 
     def prompts_at_a_time(self, longest: int, *, max_new_tokens: int, batch: int) -> int:
-        """How many prompts may be answered together: `batch`, or 1 where padding would change their answers.
+        """Return how many prompts may be answered together: `batch` or 1.
+
+        1 where padding would change their answers.
 
         longest: tokens of the longest prompt. Raises InputError where it leaves no room for an answer.
         """
@@ -166,13 +171,19 @@ class Policy(nn.Module):
 
     @_in_policy_dtype
     def own_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(sequences, tokens, vocabulary): what the model itself computes, for `probe` to compare with."""
+        """Compute (sequences, tokens, vocabulary) logits as the model itself does.
+
+        `probe` compares with them.
+        """
         logits: torch.Tensor = self.lm(input_ids=input_ids, use_cache=False).logits
         return logits
 
     @_in_policy_dtype
     def hidden(self, rows: Rows) -> torch.Tensor:
-        """(completion tokens, hidden size): the last hidden states that predict the completion tokens."""
+        """Compute the last hidden states that predict the completion tokens.
+
+        (completion tokens, hidden size).
+        """
         return self._hidden(rows)
 
     def _hidden(self, rows: Rows) -> torch.Tensor:
@@ -191,11 +202,14 @@ class Policy(nn.Module):
 
     @_in_policy_dtype
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(positions, vocabulary) next-token logits in at least float32, soft-capped where the model is."""
+        """Compute next-token logits, (positions, vocabulary), in at least float32.
+
+        They are soft-capped where the model's are.
+        """
         return self.head.logits(hidden)
 
     def pieces(self, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
-        """`hidden` cut so that the logits of one piece stay within the chunk size."""
+        """Split `hidden` so that the logits of one piece stay within the chunk size."""
         return iter(hidden.split(self.head.positions))
 
     @property
@@ -208,7 +222,7 @@ class Policy(nn.Module):
             scale=logit_scale(self.causal_lm.config),
             vocabulary=self.config.vocab_size,
             limit=self.chunk_logits or CHUNK_LOGITS[device],
-            kept=0 if self.chunk_logits else KEPT_LOGITS[device],
+            cache_limit=0 if self.chunk_logits else CACHED_LOGITS[device],
             fused=self.fused,
         )
 
@@ -235,11 +249,14 @@ class Policy(nn.Module):
     @property
     def limits(self) -> Limits:
         """Ids and positions that the model has. The probe runs before, see `why_not_packed`."""
-        return limits_of(self.causal_lm, self._probed[1])
+        return limits_of(self.causal_lm, self._probe_result[1])
 
     @cached_property
     def shares_prompts(self) -> bool:
-        """Whether pairs may lie packed in one row with their prompt once; else every sequence has a row of its own."""
+        """Whether pairs may be packed in one row with their prompt once.
+
+        Else every sequence has a row of its own.
+        """
         return self.why_not_packed is None
 
     @property
@@ -249,10 +266,10 @@ class Policy(nn.Module):
         The probe says so, which runs once, at first use, on the model as it is then. Raises InputError where
         log-probabilities would not be those of the model itself.
         """
-        return self._probed[0]
+        return self._probe_result[0]
 
     @cached_property
-    def _probed(self) -> tuple[str | None, int | None]:
+    def _probe_result(self) -> tuple[str | None, int | None]:
         reason, steady = probe(self)
         if reason is not None:
             logger.warning(
@@ -264,7 +281,10 @@ class Policy(nn.Module):
 
 
 def _set_row_attention(lm: Any) -> bool:
-    """Make `ROW_ATTENTION` the model's attention; False where the architecture takes no such function, or no sdpa."""
+    """Make `ROW_ATTENTION` the model's attention.
+
+    False where the architecture takes no such function, or no sdpa.
+    """
     if not lm.is_backend_compatible():
         return False
     try:
@@ -277,6 +297,6 @@ def _set_row_attention(lm: Any) -> bool:
 
 
 def kl_divergence(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """(positions,) KL(softmax(logits) || softmax(reference)) over the whole vocabulary, in nats."""
-    logp, other = logits.log_softmax(1), reference.log_softmax(1)
-    return (logp.exp() * (logp - other)).sum(1)
+    """Compute KL(softmax(logits) || softmax(reference)), (positions,), in nats."""
+    logp, reference_logp = logits.log_softmax(1), reference.log_softmax(1)
+    return (logp.exp() * (logp - reference_logp)).sum(1)

@@ -24,31 +24,33 @@ class AdaptedWeights:
     """Which weights of a model get adapters, by their full names.
 
     modules: layers that peft wraps. parameters: weights that peft adapts as parameters, such as fused experts. linear:
-    elements of the decoder's linear layers, by name. without: those of them that get no adapter. outside: how many
-    layers of the same names are not the decoder's, such as those of a vision tower. unmatched: targets that name
-    nothing. barred: whether targets name weights that only `dropout: 0` can adapt.
+    elements of the decoder's linear layers, by name. unadapted: those of them that get no adapter. outside_decoder: how
+    many layers of the same names are not the decoder's, such as those of a vision tower. unmatched: targets that name
+    nothing. dropout_conflict: whether targets name weights that only `dropout: 0` can adapt.
     """
 
     modules: tuple[str, ...]
     parameters: tuple[str, ...]
     linear: dict[str, int]
-    without: tuple[str, ...]
-    outside: int
+    unadapted: tuple[str, ...]
+    outside_decoder: int
     unmatched: tuple[str, ...]
-    barred: bool
+    dropout_conflict: bool
 
     def facts(self) -> dict[str, Any]:
-        """What a run's manifest keeps: covered share of the decoder's linear weights, and layers with and without."""
+        """Summarize for the manifest: the share of linear weights with adapters, by layer."""
         total = max(1, sum(self.linear.values()))
-        missed: Counter[str] = Counter()
-        for name in self.without:
-            missed[_in_layer(name)] += self.linear[name]
+        gaps: Counter[str] = Counter()
+        for name in self.unadapted:
+            gaps[_name_in_layer(name)] += self.linear[name]
         return {
-            "share": 1 - sum(missed.values()) / total,
-            "adapted": sorted({_in_layer(name).removesuffix(".weight") for name in self.modules + self.parameters}),
-            "not_adapted": {name: elements / total for name, elements in missed.most_common()},
-            "outside": self.outside,
-            "barred_by_dropout": self.barred,
+            "share": 1 - sum(gaps.values()) / total,
+            "adapted": sorted(
+                {_name_in_layer(name).removesuffix(".weight") for name in self.modules + self.parameters}
+            ),
+            "not_adapted": {name: elements / total for name, elements in gaps.most_common()},
+            "outside": self.outside_decoder,
+            "barred_by_dropout": self.dropout_conflict,
             "unmatched_targets": list(self.unmatched),
         }
 
@@ -62,15 +64,15 @@ class _Layers:
     def __init__(self, lm: Any):
         self.names = {id(module): name for name, module in lm.named_modules()}
         self.head = self.names.get(id(lm.get_output_embeddings()))
-        inside = self.names[id(lm.get_decoder())]
-        ours = {id(lm.get_output_embeddings()), id(lm.get_input_embeddings())}
+        decoder_name = self.names[id(lm.get_decoder())]
+        end_ids = {id(lm.get_output_embeddings()), id(lm.get_input_embeddings())}
         self.linear: dict[str, int] = {}
         self.fused: dict[str, int] = {}
         self.embeddings: set[str] = set()
-        self.outside: set[str] = set()
+        self.outside_decoder: set[str] = set()
         for name, module in lm.named_modules():
-            if not (id(module) in ours or not inside or name.startswith(f"{inside}.")):
-                self.outside |= {name} if _is_linear(module) else set()
+            if not (id(module) in end_ids or not decoder_name or name.startswith(f"{decoder_name}.")):
+                self.outside_decoder |= {name} if _is_linear(module) else set()
             elif _is_linear(module):
                 self.linear[name] = _weights_of(module)
             elif isinstance(module, nn.Embedding):
@@ -80,24 +82,27 @@ class _Layers:
                     if parameter.ndim == 3 and min(parameter.shape) > 1:
                         self.fused[f"{name}.{weight}"] = parameter.numel()
 
-    def named(self, target: str) -> set[str]:
-        """What a target names: a layer by its name or the end of its path. Experts need a path: they cost memory."""
-        layers = {name for name in (*self.linear, *self.embeddings) if _ends(name, target)}
+    def find(self, target: str) -> set[str]:
+        """Find the layers that a target names: by name, or by the end of a path.
+
+        Experts need a path: they cost memory.
+        """
+        layers = {name for name in (*self.linear, *self.embeddings) if _ends_with(name, target)}
         return layers | {
             name
             for name in self.fused
-            if ("." in target and _ends(name, target))
-            or (name.endswith(".weight") and _ends(name.removesuffix(".weight"), target))
+            if ("." in target and _ends_with(name, target))
+            or (name.endswith(".weight") and _ends_with(name.removesuffix(".weight"), target))
         }
 
     def as_parameter(self, name: str) -> bool:
-        """Whether a weight is adapted as a parameter, which peft does without dropout."""
+        """Tell whether a weight is adapted as a parameter, which excludes dropout."""
         return name in self.fused or (bool(self.fused) and name.rsplit(".", 1)[-1] in READ_AS_EXPERTS)
 
-    def listed(self) -> str:
-        """All linear layers, as `targets` takes them."""
-        names = {name.rsplit(".", 1)[-1] if not name[-1].isdigit() else _in_layer(name) for name in self.linear}
-        return f"{sorted(names | {_in_layer(name) for name in self.fused})}"
+    def target_names(self) -> str:
+        """List all linear layers, as `targets` takes them."""
+        names = {name.rsplit(".", 1)[-1] if not name[-1].isdigit() else _name_in_layer(name) for name in self.linear}
+        return f"{sorted(names | {_name_in_layer(name) for name in self.fused})}"
 
 
 def find_adapted(lm: Any, lora: Lora) -> AdaptedWeights:
@@ -107,47 +112,49 @@ def find_adapted(lm: Any, lora: Lora) -> AdaptedWeights:
     them: one of those that a user chose, or all of the default ones.
     """
     layers = _Layers(lm)
-    hits: dict[str, set[str]]
+    matches: dict[str, set[str]]
     if lora.targets == ALL_LINEAR:
-        hits = {ALL_LINEAR: {*layers.linear, *layers.fused} - {layers.head}}
+        matches = {ALL_LINEAR: {*layers.linear, *layers.fused} - {layers.head}}
     else:
-        hits = {target: layers.named(target) for target in lora.targets}
-    barred = bool(lora.dropout) and any(map(layers.as_parameter, set().union(*hits.values())))
-    if barred:
-        hits = {target: {name for name in names if not layers.as_parameter(name)} for target, names in hits.items()}
+        matches = {target: layers.find(target) for target in lora.targets}
+    dropout_conflict = bool(lora.dropout) and any(map(layers.as_parameter, set().union(*matches.values())))
+    if dropout_conflict:
+        matches = {
+            target: {name for name in names if not layers.as_parameter(name)} for target, names in matches.items()
+        }
     if lora.train_head:
-        hits = {target: names - {layers.head} for target, names in hits.items()}
-    unmatched = [target for target, names in hits.items() if not names]
-    if len(unmatched) == len(hits) or (unmatched and tuple(lora.targets) != ATTENTION_AND_MLP):
+        matches = {target: names - {layers.head} for target, names in matches.items()}
+    unmatched = [target for target, names in matches.items() if not names]
+    if len(unmatched) == len(matches) or (unmatched and tuple(lora.targets) != ATTENTION_AND_MLP):
         raise _unmatched(layers, lora, unmatched)
-    chosen: set[str] = set().union(*hits.values())
+    adapted: set[str] = set().union(*matches.values())
     body = {name: count for name, count in (layers.linear | layers.fused).items() if name != layers.head}
-    parameters = {name for name in chosen if layers.as_parameter(name)}
+    parameters = {name for name in adapted if layers.as_parameter(name)}
     return AdaptedWeights(
-        modules=tuple(sorted(chosen - parameters)),
+        modules=tuple(sorted(adapted - parameters)),
         parameters=tuple(sorted(name if name in layers.fused else f"{name}.weight" for name in parameters)),
         linear=body,
-        without=tuple(name for name in body if name not in chosen),
-        outside=sum(any(_ends(name, target) for target in hits) for name in layers.outside),
+        unadapted=tuple(name for name in body if name not in adapted),
+        outside_decoder=sum(any(_ends_with(name, target) for target in matches) for name in layers.outside_decoder),
         unmatched=tuple(unmatched),
-        barred=barred,
+        dropout_conflict=dropout_conflict,
     )
 
 
 def _unmatched(layers: _Layers, lora: Lora, unmatched: list[str]) -> InputError:
     reason = ""
-    if lora.dropout and any(map(layers.named, unmatched)):
+    if lora.dropout and any(map(layers.find, unmatched)):
         reason = " that takes lora.dropout, which has to be 0 for experts"
-    elif any(_ends(name, target) for target in unmatched for name in layers.outside):
+    elif any(_ends_with(name, target) for target in unmatched for name in layers.outside_decoder):
         reason = "'s text decoder; outside it, where no text passes, layers get no adapters"
     return InputError(
         f"lora.targets {unmatched or lora.targets} name no layer of this model{reason}. Its linear layers are: "
-        f"{layers.listed()}. Name some of them, or give targets: {ALL_LINEAR}."
+        f"{layers.target_names()}. Name some of them, or give targets: {ALL_LINEAR}."
     )
 
 
 def make_trainable(lm: Any, lora: Lora | None) -> Any:
-    """Give a model what is trained of it: fresh adapters, or without `lora` every weight that text passes.
+    """Add fresh adapters to a model; without `lora`, train every weight of text.
 
     One whose adapter is kept has it already.
 
@@ -160,33 +167,37 @@ def make_trainable(lm: Any, lora: Lora | None) -> Any:
     if lora is not None:
         return add_lora(lm, lora)
     parts = (decoder_of(lm), lm.get_output_embeddings())
-    passed = {id(parameter) for part in parts for parameter in part.parameters()}
+    text_weights = {id(parameter) for part in parts for parameter in part.parameters()}
     for parameter in lm.parameters():
-        if id(parameter) not in passed:
+        if id(parameter) not in text_weights:
             parameter.requires_grad_(False)
     _hold_in_float32(lm)
     return lm
 
 
 def _hold_in_float32(lm: nn.Module) -> None:
-    """Widen what is trained: at 5e-7 an update is a hundredth of a bfloat16 step, and would be rounded away."""
+    """Widen the trained weights to float32.
+
+    At 5e-7 an update is a hundredth of a bfloat16 step, and would be rounded away.
+    """
     for parameter in lm.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
 def add_lora(lm: Any, lora: Lora) -> Any:
-    """Wrap a causal language model with fresh adapters (B = 0, so it computes what it did before).
+    """Wrap a causal language model with fresh adapters.
 
-    With `train_head` the output head is trained in full. A head that shares its weights with the input embeddings is
-    untied first where either is trained: otherwise the saved model would differ from the trained one. What is trained
-    is held in float32 at least. Raises InputError for targets that the model does not have, or that peft cannot adapt.
+    With B = 0 it computes what it did before. With `train_head` the output head is trained in full. A head that shares
+    its weights with the input embeddings is untied first where either is trained: otherwise the saved model would
+    differ from the trained one. What is trained is held in float32 at least. Raises InputError for targets that the
+    model does not have, or that peft cannot adapt.
     """
     from peft import LoraConfig, get_peft_model
 
     adapted, layers = find_adapted(lm, lora), _Layers(lm)
-    saved = [layers.head] if lora.train_head and layers.head else []
-    _untie(lm, {*adapted.modules, *saved}, layers)
+    saved_modules = [layers.head] if lora.train_head and layers.head else []
+    _untie(lm, {*adapted.modules, *saved_modules}, layers)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
@@ -195,7 +206,7 @@ def add_lora(lm: Any, lora: Lora) -> Any:
         use_dora=lora.dora,
         target_modules=_peft_targets(lm, lora, adapted),
         target_parameters=list(adapted.parameters) or None,
-        modules_to_save=saved or None,
+        modules_to_save=saved_modules or None,
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -207,27 +218,31 @@ def add_lora(lm: Any, lora: Lora) -> Any:
     except ValueError as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(
-            f"lora.targets {lora.targets} cannot be adapted by peft: {reason}. Linear layers are: {layers.listed()}."
+            f"lora.targets {lora.targets} cannot be adapted by peft: {reason}. Linear layers are: "
+            f"{layers.target_names()}."
         ) from None
     _hold_in_float32(wrapped)
     tuner: Any = wrapped.base_model
-    different = {*tuner.targeted_module_names, *tuner.targeted_parameter_names} ^ {
+    mismatch = {*tuner.targeted_module_names, *tuner.targeted_parameter_names} ^ {
         *adapted.modules,
         *adapted.parameters,
     }
-    if different:
+    if mismatch:
         raise InputError(
             f"lora.targets {lora.targets} mean other layers to peft, which differ in "
-            f"{sorted({_in_layer(name) for name in different})}. Name others of: {layers.listed()}."
+            f"{sorted({_name_in_layer(name) for name in mismatch})}. Name others of: {layers.target_names()}."
         )
     return wrapped
 
 
 def _peft_targets(lm: Any, lora: Lora, adapted: AdaptedWeights) -> list[str]:
-    """The targets as given where peft finds the same layers by them, which other tools read easily; else full names."""
+    """Return the targets for peft: as the user gave them, or full names.
+
+    Short ones are easily read by other tools, so they stay where peft finds the same layers by them.
+    """
     if lora.targets != ALL_LINEAR and not adapted.parameters:
         short = [target for target in lora.targets if target not in adapted.unmatched]
-        if {name for name, _ in lm.named_modules() if any(_ends(name, target) for target in short)} == {
+        if {name for name, _ in lm.named_modules() if any(_ends_with(name, target) for target in short)} == {
             *adapted.modules
         }:
             return short
@@ -235,19 +250,22 @@ def _peft_targets(lm: Any, lora: Lora, adapted: AdaptedWeights) -> list[str]:
 
 
 def _untie(lm: Any, trained: Iterable[str], layers: _Layers) -> None:
-    """Give trained layers weights of their own. Raises InputError where others than head and embeddings share them."""
-    sharing: dict[int, set[str]] = defaultdict(set)
+    """Give trained layers weights of their own.
+
+    Raises InputError where others than head and embeddings share them.
+    """
+    layers_by_weight: dict[int, set[str]] = defaultdict(set)
     for name, module in lm.named_modules():
         for parameter in module.parameters(recurse=False):
-            sharing[id(parameter)].add(name)
+            layers_by_weight[id(parameter)].add(name)
     ends = {layers.head, layers.names.get(id(lm.get_input_embeddings()))}
-    for names in sharing.values():
+    for names in layers_by_weight.values():
         if len(names) < 2 or names.isdisjoint(trained):
             continue
         if names != ends:
             raise InputError(
                 f"lora.targets {sorted(names)} share their weights in this model, so that adapters could not be "
-                f"merged into one of them alone. Name others of: {layers.listed()}."
+                f"merged into one of them alone. Name others of: {layers.target_names()}."
             )
         untie_head(lm)
 
@@ -263,7 +281,10 @@ def untie_head(lm: Any) -> None:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether a layer maps vectors to vectors by a weight. Some routers inherit from a linear layer and do more."""
+    """Tell whether a layer maps vectors to vectors by a weight.
+
+    Some routers inherit from a linear layer and do more.
+    """
     if type(module) in (nn.Linear, Conv1D):
         return True
     if not isinstance(module, (nn.Linear, Conv1D)):
@@ -276,7 +297,10 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _is_packed(module: Any) -> bool:
-    """Whether a layer's weights are quantized, in a tensor of another shape and number."""
+    """Tell whether a layer's weights are quantized.
+
+    They are then in a tensor of another shape and number.
+    """
     return not module.weight.is_floating_point()
 
 
@@ -285,11 +309,14 @@ def _weights_of(module: Any) -> int:
     return count
 
 
-def _ends(name: str, target: str) -> bool:
+def _ends_with(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _in_layer(name: str) -> str:
-    """A weight's name inside its layer: `self_attn.q_proj` of `model.layers.3.self_attn.q_proj`."""
-    numbered = re.match(r".*?\.\d+\.(.+)", name)
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", numbered[1] if numbered else name)
+def _name_in_layer(name: str) -> str:
+    """Strip the layer's own name and number from a weight's name.
+
+    `self_attn.q_proj` of `model.layers.3.self_attn.q_proj`.
+    """
+    match = re.match(r".*?\.\d+\.(.+)", name)
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", match[1] if match else name)

@@ -15,14 +15,17 @@ logger = logging.getLogger(__name__)
 
 
 def free_memory() -> None:
-    """Give back what nothing uses any more. Reference cycles, as Trainer makes them, hold models until then."""
+    """Give back memory that nothing uses any more.
+
+    Reference cycles, as Trainer makes them, hold models until then.
+    """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def in_rows_that_fit(work: Callable[[int], T], row_tokens: int, *, longest: int) -> T:
-    """Do what can be cut into rows of any budget, and again with half of it for as long as memory runs out.
+    """Do work that is cut into rows, with half the budget when memory runs out.
 
     Several ranks would have to cut alike, and one that has failed cannot tell the others: there the error is raised.
 

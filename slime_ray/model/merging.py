@@ -24,30 +24,41 @@ from slime_ray.model.files import (
 )
 from slime_ray.model.lora import untie_head
 from slime_ray.model.parts import Parts
-from slime_ray.model.pretrained import Note, blaming, load_whole, reason_of, refuse_not_finite, renamed, some
+from slime_ray.model.pretrained import (
+    Note,
+    errors_as_file_fault,
+    load_whole,
+    quote_names,
+    reason_of,
+    refuse_not_finite,
+    rename_hint,
+)
 
-OWN, SFT = "default", "sft"
+DEFAULT_ADAPTER, SFT = "default", "sft"
 """peft's names of an adapter, and of that of an SFT stage which stays next to it."""
 CAUSAL, CLASSIFIER = "CAUSAL_LM", "SEQ_CLS"
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 """How far merging may change the logits, as a share of their size: what rounding does, and not more."""
 
-PROBED = 8
+PROBE_TOKENS = 8
 """Tokens on which a merged model is compared with what it was merged of."""
 
 
 def load_parts(kind: Any, parts: Parts, *, note: Note, task: str = CAUSAL, **options: Any) -> Any:
-    """Load a whole model, and merge an adapter into it if there is one. For options, see `load_whole`."""
+    """Load a whole model, and merge an adapter into it if there is one.
+
+    options: see `load_whole`.
+    """
     source, adapter = parts.source, parts.adapter
     if adapter is not None:
         check_texts(adapter)
         check_adapter(adapter)
     if Path(source).is_dir():
         check_folder(Path(source))
-    supplied = parts.supplied
+    adapter_modules = parts.adapter_modules
     options |= {"use_safetensors": True, "revision": parts.revision}
     try:
-        lm = load_whole(kind, source, note=note, supplied=supplied, **options)
+        lm = load_whole(kind, source, note=note, adapter_modules=adapter_modules, **options)
     except Exception as error:
         if not isinstance(error, FileFault):
             _find_culprit(kind, parts, bool(options.get("trust_remote_code")))
@@ -60,7 +71,7 @@ def load_parts(kind: Any, parts: Parts, *, note: Note, task: str = CAUSAL, **opt
             "update it, or give the model as it was before"
         )
     if adapter is not None:
-        with blaming(adapter):
+        with errors_as_file_fault(adapter):
             lm = merge_adapter(lm, adapter, task=task)
         note(f"The adapter {adapter} was merged into its base {source}.")
     return lm
@@ -72,13 +83,13 @@ def _find_culprit(kind: Any, parts: Parts, trust_remote_code: bool) -> None:
     if not folder.is_dir():
         return
     check_folder(folder)
-    with blaming(folder / "config.json"), torch.device("meta"):
+    with errors_as_file_fault(folder / "config.json"), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         kind.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def _snapshot(source: str, revision: str | None) -> Path | None:
-    """The folder of a Hub model in this machine's cache, or None."""
+    """Return the folder of a Hub model in this machine's cache, or None."""
     try:
         if not Path(source).exists():
             return Path(snapshot_download(source, revision=revision, local_files_only=True))
@@ -87,8 +98,12 @@ def _snapshot(source: str, revision: str | None) -> Path | None:
     return None
 
 
-def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL, trainable: bool = False, name: str = OWN) -> Any:
-    """Lay an adapter on its base, not merged. Raises FileFault unless every weight of it finds its place.
+def attach_adapter(
+    lm: Any, folder: Path, *, task: str = CAUSAL, trainable: bool = False, name: str = DEFAULT_ADAPTER
+) -> Any:
+    """Lay an adapter on its base, not merged.
+
+    Raises FileFault unless every weight of it finds its place.
 
     lm: may have an adapter of another name, which stays as it is. task, name: peft's names of what the model is for,
     and of the adapter. trainable: whether it goes on being trained.
@@ -115,15 +130,15 @@ def attach_adapter(lm: Any, folder: Path, *, task: str = CAUSAL, trainable: bool
             result = adapted.load_adapter(str(folder), name, torch_device="cpu", is_trainable=trainable)
         except KeyError as error:
             # peft asks the file for what `modules_to_save` names.
-            raise FileFault(f"the adapter {folder} lacks {some([str(error.args[0])], 'weight')}") from None
+            raise FileFault(f"the adapter {folder} lacks {quote_names([str(error.args[0])], 'weight')}") from None
     missing = {weight.replace(f".{name}", "") for weight in result.missing_keys} | _biases(adapted, name) - set(
         weight_dtypes(folder / ADAPTER_WEIGHTS)
     )
     if missing:
-        hint = renamed(missing, result.unexpected_keys)
-        raise FileFault(f"the adapter {folder} lacks {some(missing, 'weight')}{hint}")
+        hint = rename_hint(missing, result.unexpected_keys)
+        raise FileFault(f"the adapter {folder} lacks {quote_names(missing, 'weight')}{hint}")
     if result.unexpected_keys:
-        unexpected = some(result.unexpected_keys, "weight")
+        unexpected = quote_names(result.unexpected_keys, "weight")
         raise FileFault(f"the adapter {folder} has {unexpected} that its base has no place for")
     return adapted
 
@@ -145,7 +160,10 @@ def attach_sft(lm: Any, folder: Path) -> Any:
 
 
 def _biases(adapted: Any, adapter: str) -> set[str]:
-    """Names of the base's biases that the adapter has trained, which peft does not miss."""
+    """Name the base's biases that the adapter has trained.
+
+    peft does not report them as missing.
+    """
     from peft import get_peft_model_state_dict
 
     names = get_peft_model_state_dict(adapted, adapter_name=adapter, save_embedding_layers=False)
@@ -153,15 +171,18 @@ def _biases(adapted: Any, adapter: str) -> set[str]:
 
 
 def _refuse_unknown_options(folder: Path) -> None:
-    """Raise FileFault for an option that is on and that this peft would pass over, computing something else."""
+    """Raise FileFault for an option that is on and that this peft does not know.
+
+    peft would pass over it and compute something else.
+    """
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
     content = read_object(folder / ADAPTER)
     kind = content.get("peft_type")
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise FileFault(f"{folder / ADAPTER} has peft_type {kind!r}, which peft {version('peft')} does not know")
-    known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
-    unknown = sorted(name for name, value in content.items() if value and name not in known)
+    fields = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
+    unknown = sorted(name for name, value in content.items() if value and name not in fields)
     if unknown:
         raise FileFault(
             f"{folder / ADAPTER} sets {', '.join(unknown)}, which peft {version('peft')} does not know; update peft"
@@ -176,7 +197,7 @@ def merge_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
     """
     head, embeddings = lm.get_output_embeddings(), lm.get_input_embeddings()
     tied = heads_tied(lm)
-    ids = torch.arange(min(PROBED, embeddings.weight.shape[0]))[None]
+    ids = torch.arange(min(PROBE_TOKENS, embeddings.weight.shape[0]))[None]
     dtypes = {name: parameter.dtype for name, parameter in lm.named_parameters()}
     adapted = attach_adapter(lm, folder, task=task).eval()
     if not hasattr(adapted.base_model, "merge_and_unload"):
@@ -206,7 +227,10 @@ def merge_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
 
 
 def _tie_or_untie(lm: Any) -> None:
-    """Share the weights of head and embeddings where they are still equal, else have the configuration say so."""
+    """Share the weights of head and embeddings where they are still equal.
+
+    Else the configuration says that they are apart.
+    """
     head, embeddings = lm.get_output_embeddings(), lm.get_input_embeddings()
     if torch.equal(head.weight, embeddings.weight):
         head.weight = embeddings.weight
@@ -222,6 +246,6 @@ def _logits(lm: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def heads_tied(lm: Any) -> bool:
-    """Whether a model's output head, if it has one, shares the weights of its input embeddings."""
+    """Tell whether a model's output head shares the weights of its embeddings."""
     head = lm.get_output_embeddings()
     return head is not None and head.weight is lm.get_input_embeddings().weight

@@ -44,7 +44,10 @@ class OperationTotals:
 
 @functools.cache
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """Return torch's own count of products by operation; it leaves out the one that adds in place."""
+    """Return torch's formulas of FLOPs by operation.
+
+    The one that adds in place is added.
+    """
     # Here, since it imports Triton, which every command would wait for, and whose exit some versions fill stderr with.
     from torch.utils.flop_counter import flop_registry
 
@@ -61,33 +64,33 @@ def _formulas() -> dict[Any, Callable[..., int]]:
 class Meter(TorchDispatchMode):
     """Count what runs inside it.
 
-    products, others: operations with FLOPs, and all other kernels. live, peak: bytes of tensors made inside, now and at
-    most. What depends on data is taken for the most that it can be. record: receives each kernel's name, bytes and
-    FLOPs while it is on the stack.
+    products, other_kernels: operations with FLOPs, and all other kernels. live, peak: bytes of tensors made inside, now
+    and at most. What depends on data is taken for the most that it can be. record: receives each kernel's name, bytes
+    and FLOPs while it is on the stack.
     """
 
     def __init__(self, record: Callable[[str, int, int], None] = lambda name, size, flops: None) -> None:
         super().__init__()
-        self.products, self.others = OperationTotals(), OperationTotals()
+        self.products, self.other_kernels = OperationTotals(), OperationTotals()
         self._record = record
         self._formulas = _formulas()
         self.live = self.peak = 0
         self._sizes: dict[int, int] = {}
-        self._inside = False
+        self._suspended = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation and count it."""
         kwargs = kwargs or {}
-        if self._inside:
+        if self._suspended:
             return func(*args, **kwargs)
         if func is aten.nonzero.default:
             out = args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
         else:
             out = func(*args, **kwargs)
         read, written = _tensors((args, kwargs)), _tensors(out)
-        before = {id(tensor.untyped_storage()) for tensor in read}
+        input_storages = {id(tensor.untyped_storage()) for tensor in read}
         for tensor in written:
-            self._track(tensor.untyped_storage(), before)
+            self._track(tensor.untyped_storage(), input_storages)
         operation = func.overloadpacket
         if not func.is_view and operation not in NO_KERNEL:
             formula = self._formulas.get(operation)
@@ -96,14 +99,17 @@ class Meter(TorchDispatchMode):
         return out
 
     def _count(self, name: str, size: int, flops: int = 0) -> None:
-        kind = self.products if flops else self.others
+        kind = self.products if flops else self.other_kernels
         kind.kernels += 1
         kind.bytes += size
         kind.flops += flops
         self._record(name, size, flops)
 
     def fused(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function as one kernel forward and one backward, which keeps no more than its inputs between them."""
+        """Wrap a function as one kernel forward and one backward.
+
+        It saves no more than its inputs in between.
+        """
 
         def run(*inputs: Any, **options: Any) -> Any:
             return _Kernel.apply(self, function.__name__, functools.partial(function, **options), *inputs)
@@ -112,31 +118,31 @@ class Meter(TorchDispatchMode):
 
     def uncounted(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """Run a function whose operations do not count."""
-        self._inside = True
+        self._suspended = True
         try:
             return function(*inputs)
         finally:
-            self._inside = False
+            self._suspended = False
 
-    def kernel(self, name: str, function: Callable[..., Any], *inputs: Any, kept: Sequence[Any] = ()) -> Any:
-        """Run a function as one kernel from its inputs, and what was kept for it, to its outputs."""
+    def kernel(self, name: str, function: Callable[..., Any], *inputs: Any, saved_tensors: Sequence[Any] = ()) -> Any:
+        """Run a function as one kernel from its inputs and the tensors saved for it to its outputs."""
         out = self.uncounted(function, *inputs)
-        made, before = _tensors(out), {id(tensor.untyped_storage()) for tensor in _tensors(inputs)}
-        for tensor in made:
-            self._track(tensor.untyped_storage(), before)
-        self._count(name, sum(map(_touched, [*_tensors(inputs), *kept, *made])))
+        outputs, input_storages = _tensors(out), {id(tensor.untyped_storage()) for tensor in _tensors(inputs)}
+        for tensor in outputs:
+            self._track(tensor.untyped_storage(), input_storages)
+        self._count(name, sum(map(_accessed_bytes, [*_tensors(inputs), *saved_tensors, *outputs])))
         return out
 
-    def _track(self, storage: Any, before: set[int]) -> None:
+    def _track(self, storage: Any, input_storages: set[int]) -> None:
         key, size = id(storage), storage.nbytes()
-        if key in self._sizes or key in before:
+        if key in self._sizes or key in input_storages:
             return
         self._sizes[key] = size
         self.live += size
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._freed, key)
+        weakref.finalize(storage, self._free, key)
 
-    def _freed(self, key: int) -> None:
+    def _free(self, key: int) -> None:
         self.live -= self._sizes.pop(key, 0)
 
 
@@ -146,28 +152,30 @@ class _Kernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, meter: Meter, name: str, function: Callable[..., Any], *inputs: Any) -> Any:
         out = meter.kernel(name, function, *inputs)
-        kept = meter.uncounted(_needed, function, inputs) if any(ctx.needs_input_grad) else ()
+        saved_storages = meter.uncounted(_saved_storages, function, inputs) if any(ctx.needs_input_grad) else ()
         ctx.meter, ctx.kernel, ctx.function = meter, name, function
         # What is not needed is made anew, with its shape.
         ctx.shapes = [(x.shape, x.dtype) if torch.is_tensor(x) else x for x in inputs]
-        ctx.save_for_backward(*(x for x in inputs if torch.is_tensor(x) and id(x.untyped_storage()) in kept))
+        ctx.save_for_backward(*(x for x in inputs if torch.is_tensor(x) and id(x.untyped_storage()) in saved_storages))
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        def inner(*given: torch.Tensor) -> list[torch.Tensor]:
+        def compute_gradients(*output_gradients: torch.Tensor) -> list[torch.Tensor]:
             leaves = [torch.empty(x[0], dtype=x[1]) if isinstance(x, tuple) else x for x in ctx.shapes]
-            wanted = [x.requires_grad_() for x, needed in zip(leaves, ctx.needs_input_grad[3:], strict=True) if needed]
+            gradient_leaves = [
+                x.requires_grad_() for x, needed in zip(leaves, ctx.needs_input_grad[3:], strict=True) if needed
+            ]
             with torch.enable_grad():
                 out = ctx.function(*leaves)
-            return list(torch.autograd.grad(_tensors(out), wanted, given))
+            return list(torch.autograd.grad(_tensors(out), gradient_leaves, output_gradients))
 
-        results = iter(ctx.meter.kernel(ctx.kernel, inner, *gradients, kept=ctx.saved_tensors))
+        results = iter(ctx.meter.kernel(ctx.kernel, compute_gradients, *gradients, saved_tensors=ctx.saved_tensors))
         return None, None, None, *(next(results) if needed else None for needed in ctx.needs_input_grad[3:])
 
 
-def _needed(function: Callable[..., Any], inputs: Sequence[Any]) -> set[int]:
-    """Storages of the inputs from which a backward pass can be computed: those that it asks for.
+def _saved_storages(function: Callable[..., Any], inputs: Sequence[Any]) -> set[int]:
+    """Find the storages of the inputs that a backward pass needs.
 
     Where it asks for what is made of inputs with gradients it is all of them. Others, such as angles, are there anyway.
     """
@@ -179,7 +187,7 @@ def _needed(function: Callable[..., Any], inputs: Sequence[Any]) -> set[int]:
         key = id(tensor.untyped_storage())
         needed.update({key} if key in storages else storages if tensor.requires_grad else ())
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         function(*leaves)
     return needed
 
@@ -189,19 +197,19 @@ def _tensors(values: Any) -> list[torch.Tensor]:
 
 
 def _traffic(operation: Any, func: Any, args: Any, read: list[torch.Tensor], written: list[torch.Tensor]) -> int:
-    """Bytes that one operation reads and writes."""
+    """Count the bytes that one operation reads and writes."""
     if operation is aten.copy_:
-        return _touched(args[0]) + _touched(args[1])
-    outputs = sum(map(_touched, written))
+        return _accessed_bytes(args[0]) + _accessed_bytes(args[1])
+    outputs = sum(map(_accessed_bytes, written))
     if operation in READ_AS_WRITTEN:
         return 2 * outputs
     if operation in WRITTEN_ONLY:
         return outputs
     # What is changed in place is an input as well as the output.
-    return sum(map(_touched, read)) + outputs
+    return sum(map(_accessed_bytes, read)) + outputs
 
 
-def _touched(tensor: torch.Tensor) -> int:
+def _accessed_bytes(tensor: torch.Tensor) -> int:
     size = tensor.element_size()
     for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
         size *= length if stride else 1
@@ -210,15 +218,18 @@ def _touched(tensor: torch.Tensor) -> int:
 
 @contextmanager
 def without_data() -> Iterator[None]:
-    """Let every tensor that is made inside have a shape and a dtype and no data; its device is the CPU."""
+    """Make tensors within this context that have a shape and a dtype and no data.
+
+    Their device is the CPU.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
 
 def strip(module: Module) -> Module:
-    """Replace a module's weights, which may be on the meta device, by ones of the CPU without data, in place.
+    """Replace a module's weights by tensors on the CPU without data, in place.
 
-    Called inside `without_data`.
+    They may be on the meta device. Called inside `without_data`.
     """
     replaced: dict[int, torch.Tensor] = {}
     for part in module.modules():

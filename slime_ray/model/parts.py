@@ -28,13 +28,16 @@ class Parts:
 
     @property
     def tokenizer(self) -> tuple[str, str | None]:
-        """Folder or Hub id of the tokenizer, and its revision. An adapter's own goes before its base's."""
+        """Folder or Hub id of the tokenizer, and its revision.
+
+        An adapter's own goes before its base's.
+        """
         if self.adapter is not None and any((self.adapter / name).is_file() for name in TOKENIZERS):
             return str(self.adapter), None
         return self.source, self.revision
 
     @property
-    def supplied(self) -> tuple[str, ...]:
+    def adapter_modules(self) -> tuple[str, ...]:
         """Ends of the names of modules that the adapter brings whole, such as a trained head."""
         names = self.adapter and read_object(self.adapter / ADAPTER).get("modules_to_save")
         return tuple(map(str, names)) if isinstance(names, list) else ()
@@ -68,7 +71,7 @@ def _adapter_on_hub(source: str, revision: str | None, local_only: bool) -> Path
 
 
 def downloaded(source: str) -> Path:
-    """The folder in this machine's cache of a model on the Hub, without its tokenizer and without pickled weights.
+    """Download a model from the Hub, without tokenizer and pickles; return its folder.
 
     Raises FileFault for one that cannot be had.
     """
@@ -85,28 +88,31 @@ def downloaded(source: str) -> Path:
 
 
 def _on_base(folder: Path) -> Parts:
-    """An adapter with the model that its adapter_config.json names.
+    """Combine an adapter with the model that its adapter_config.json names.
 
     A path that is not absolute is looked for from the adapter's folder upwards, never from where a process runs.
     """
     content = read_object(folder / ADAPTER)
-    named, revision = content.get("base_model_name_or_path"), content.get("revision")
-    if not isinstance(named, str) or not named or not isinstance(revision, (str, type(None))):
+    base_name, revision = content.get("base_model_name_or_path"), content.get("revision")
+    if not isinstance(base_name, str) or not base_name or not isinstance(revision, (str, type(None))):
         raise FileFault(f"{folder / ADAPTER} names no base model (base_model_name_or_path)")
-    path = Path(named).expanduser()
-    places = [path] if path.is_absolute() else [parent / path for parent in (folder, *folder.absolute().parents)]
-    for place in places:
-        if (place / "config.json").is_file():
-            return Parts(str(place), None, folder)
-        if place != folder and (place / ADAPTER).is_file():
-            raise FileFault(f"its base {place} is an adapter itself; merge that one first")
-    if path.is_absolute() or named.startswith((".", "~")) or named.count("/") > 1:
-        raise FileFault(f"its base {named} is not here; correct base_model_name_or_path in {folder / ADAPTER}")
-    return Parts(named, revision or None, folder)
+    path = Path(base_name).expanduser()
+    candidates = [path] if path.is_absolute() else [parent / path for parent in (folder, *folder.absolute().parents)]
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return Parts(str(candidate), None, folder)
+        if candidate != folder and (candidate / ADAPTER).is_file():
+            raise FileFault(f"its base {candidate} is an adapter itself; merge that one first")
+    if path.is_absolute() or base_name.startswith((".", "~")) or base_name.count("/") > 1:
+        raise FileFault(f"its base {base_name} is not here; correct base_model_name_or_path in {folder / ADAPTER}")
+    return Parts(base_name, revision or None, folder)
 
 
 def check_template(model: Model) -> None:
-    """Raise InputError where the chat template is surely not there. Of the Hub and GGUF files only loading tells."""
+    """Raise InputError where the chat template is surely not there.
+
+    Of the Hub and GGUF files only loading tells.
+    """
     if model.chat_template:
         read_template(model.chat_template)
     elif not model.trust_remote_code and (model.tokenizer or not model.gguf_file):
@@ -120,7 +126,10 @@ def check_template(model: Model) -> None:
 
 
 def check_model(path: Path) -> None:
-    """Look at a model's folder, or a file of weights. Raises FileFault for the first thing that is wrong with it."""
+    """Check a model's folder, or a file of weights.
+
+    Raises FileFault for the first thing that is wrong with it.
+    """
     if path.is_dir():
         check_folder(path)
         # Of an adapter, also what it was trained on.
@@ -134,7 +143,7 @@ def check_model(path: Path) -> None:
 
 
 def fault_of(path: Path) -> str | None:
-    """What `check_model` finds, or None."""
+    """Return what `check_model` finds, or None."""
     try:
         check_model(path)
     except (FileFault, OSError) as error:

@@ -28,7 +28,10 @@ def refuse_quantized(model: Model) -> None:
 
 
 def quantization_options(model: Model) -> dict[str, Any]:
-    """Options of `from_pretrained` for the model's 4-bit weights; none where `model.quantization` is null."""
+    """Return options of `from_pretrained` for 4-bit weights.
+
+    Empty where `model.quantization` is null.
+    """
     if model.quantization is None:
         return {}
     from transformers import BitsAndBytesConfig
@@ -43,25 +46,25 @@ def quantization_options(model: Model) -> dict[str, Any]:
 
 
 def check_quantized(lm: Any, model: Model) -> None:
-    """Look at what was loaded: 4-bit weights as the settings say, in the layout that has gradients.
+    """Check that loaded weights are in 4 bits as the settings say.
 
-    Raises FileFault for files that hold 4-bit weights of another kind, or any where the settings want none, and for
-    experts that would not be quantized.
+    Their layout has to be the one that has gradients. Raises FileFault for files that hold 4-bit weights of another
+    kind, or any where the settings want none, and for experts that would not be quantized.
     """
     if not getattr(lm, "is_loaded_in_4bit", False):
         return
-    found = lm.config.quantization_config
+    file_config = lm.config.quantization_config
     if model.quantization is None:
         raise FileFault(
-            f"its files hold 4-bit weights of bitsandbytes; set model.quantization: {found.bnb_4bit_quant_type}, or "
-            "give the model as it was before"
+            f"its files hold 4-bit weights of bitsandbytes; set model.quantization: {file_config.bnb_4bit_quant_type}, "
+            "or give the model as it was before"
         )
-    wanted = quantization_options(model)["quantization_config"]
+    model_config = quantization_options(model)["quantization_config"]
     for name in ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"):
-        if (own := getattr(found, name)) != (ours := getattr(wanted, name)):
+        if (file_value := getattr(file_config, name)) != (model_value := getattr(model_config, name)):
             raise FileFault(
-                f"its files hold 4-bit weights with {name} {own}, and model.quantization, double_quantization and "
-                f"dtype say {ours}; set them as the files are, or give the model as it was before"
+                f"its files hold 4-bit weights with {name} {file_value}, and model.quantization, double_quantization "
+                f"and dtype say {model_value}; set them as the files are, or give the model as it was before"
             )
     if fused := [name for name, weight in lm.named_parameters() if weight.ndim == 3 and min(weight.shape) > 1]:
         raise FileFault(
@@ -81,12 +84,18 @@ def keep_layout(lm: Any) -> None:
 
 
 def quantized_weights(lm: Any) -> list[torch.Tensor]:
-    """Weights of a model, which may be on the meta device, that bitsandbytes would quantize: all but the head's."""
+    """List the weights that bitsandbytes would quantize: all but the head's.
+
+    lm: may be on the meta device.
+    """
     linear = [module for module in lm.modules() if type(module) in (nn.Linear, Conv1D)]
     return [module.weight for module in linear if module is not lm.get_output_embeddings()]
 
 
 def quantized_bytes(model: Model, weights: int) -> float:
-    """Bytes of so many weights of a layer in 4 bits, with their scales."""
+    """Return the bytes of a layer's weights in 4 bits, with their scales.
+
+    weights: their number.
+    """
     scales = weights / BLOCK
     return weights / 2 + (scales + 4 * scales / SCALES if model.double_quantization else 4 * scales)

@@ -12,9 +12,10 @@ from slime_ray.model.logprobs import Policy
 
 
 def shard(policy: Policy) -> Policy:
-    """Divide a policy's parameters among the ranks of the process group, in place: layer by layer, then the rest.
+    """Divide a policy's parameters among the ranks of the process group, in place.
 
-    Every rank has to hold the same weights, and from then on to make the same forward passes.
+    Layer by layer, then the rest. Every rank has to hold the same weights, and from then on to make the same forward
+    passes.
     """
     for layer in decoder_of(policy.causal_lm).layers:
         fully_shard(layer)
@@ -27,12 +28,15 @@ def shard(policy: Policy) -> Policy:
 
 
 def is_sharded(policy: nn.Module) -> bool:
-    """Whether `shard` was applied."""
+    """Tell whether `shard` was applied."""
     return isinstance(policy, FSDPModule)
 
 
 def whole_weights(policy: Policy, *, trained_only: bool) -> dict[str, torch.Tensor]:
-    """Parameters of a sharded policy's model by name, whole and on the CPU. Every rank calls it; rank 0 gets them."""
+    """Gather a sharded policy's parameters by name, whole and on the CPU.
+
+    Every rank calls it; rank 0 gets them.
+    """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only, strict=False)
     weights: dict[str, Any] = get_model_state_dict(policy, options=options)
     return {name.removeprefix("lm."): weight for name, weight in weights.items()}

@@ -23,7 +23,7 @@ CONTEXT = 256
 
 
 def tiny_tokenizer(task: Task) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer with a chat template, for the texts of one task.
+    """Build a word-level tokenizer with a chat template, for one task's texts.
 
     A token is a word, digit or mark together with the space before it, so decoding is joining and gives the task's
     texts back to the character. What the task never says becomes `<|unk|>`.
@@ -50,9 +50,10 @@ def tiny_tokenizer(task: Task) -> PreTrainedTokenizerFast:
 def tiny_model(
     task: Task, *, seed: int, hidden_size: int = 64, layers: int = 2, heads: int = 4, intermediate_size: int = 176
 ) -> LlamaForCausalLM:
-    """A Llama with random float32 weights that follow from `seed`; the global random state stays as it was.
+    """Build a Llama with random float32 weights that follow from `seed`.
 
-    With the default sizes it has about 0.11 M parameters. It is the pretrained model that the SFT stage starts from.
+    The global random state stays as it was. With the default sizes it has about 0.11 M parameters. It is the pretrained
+    model that the SFT stage starts from.
     """
     tokenizer = tiny_tokenizer(task)
     config = LlamaConfig(

@@ -14,7 +14,9 @@ NOT_OF_THE_DECODER = ("classif", "summary", "seq_")
 
 
 def configured_dropout(config: Any) -> dict[str, float]:
-    """What a configuration draws at random in training: dropout, dropped layers, jitter of routers; by its names.
+    """List what a configuration draws at random in training, by its names.
+
+    Dropout, dropped layers, jitter of routers.
 
     config: of the text model. Rates of 0 are left out.
     """
@@ -44,9 +46,10 @@ def set_train_mode(lm: nn.Module, *, dropout: bool) -> None:
 
 
 def checkpoint_layers(lm: Any) -> None:
-    """Have each layer of the decoder computed again in the backward pass, in whatever mode the model is.
+    """Recompute each layer of the decoder in the backward pass.
 
-    transformers' own switch works in training mode alone. Raises InputError for a model without such layers.
+    It does so in whatever mode the model is. transformers' own switch works in training mode alone. Raises InputError
+    for a model without such layers.
     """
     layers = [module for module in lm.get_decoder().modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:

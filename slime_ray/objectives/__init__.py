@@ -69,9 +69,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def find_objective(name: str) -> type[Objective]:
-    """The class of a registered objective, or of one of the user's, `package.module:Class`, which is imported.
+    """Return the class of a registered objective, or of a user's own.
 
-    Raises ValueError for a name that leads nowhere, or to no frozen dataclass whose knobs all have defaults.
+    A user's own is `package.module:Class`, which is imported. Raises ValueError for a name that leads nowhere, or to no
+    frozen dataclass whose knobs all have defaults.
     """
     module, colon, kind = name.partition(":")
     if not colon:
@@ -79,33 +80,38 @@ def find_objective(name: str) -> type[Objective]:
             raise ValueError(f"name is {name!r}: must be one of {', '.join(OBJECTIVES)}")
         return OBJECTIVES[name]
     try:
-        found = getattr(importlib.import_module(module), kind)
+        objective_class = getattr(importlib.import_module(module), kind)
     except Exception as error:  # whatever the user's own file raises
         raise ValueError(
             f"name is {name!r}, which cannot be imported: {error}. Write package.module:Class, with its folder on "
             "PYTHONPATH"
         ) from None
-    fields = dataclasses.fields(found) if dataclasses.is_dataclass(found) else None
-    if not isinstance(found, type) or fields is None or not found.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    fields = dataclasses.fields(objective_class) if dataclasses.is_dataclass(objective_class) else None
+    if not isinstance(objective_class, type) or fields is None or not objective_class.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise ValueError(f"name is {name!r}, which is no frozen dataclass, as an objective is")
-    lacking = [one for one in ("name", "needs_reference", "pairs_together") if not hasattr(found, one)]
-    lacking += [field.name for field in fields if field.default is dataclasses.MISSING]
-    if lacking:
-        raise ValueError(f"name is {name!r}, whose {lacking[0]} has no value: give its class one")
-    return found
+    missing = [
+        attribute
+        for attribute in ("name", "needs_reference", "pairs_together")
+        if not hasattr(objective_class, attribute)
+    ]
+    missing += [field.name for field in fields if field.default is dataclasses.MISSING]
+    if missing:
+        raise ValueError(f"name is {name!r}, whose {missing[0]} has no value: give its class one")
+    return objective_class
 
 
 def build_objective(name: str, **settings: Any) -> Objective:
-    """An objective by its registered name, or `package.module:Class`. `settings` are the fields of its dataclass.
+    """Build an objective by its registered name, or `package.module:Class`.
 
-    Raises ValueError for an unknown name, an unknown field or a value out of range.
+    settings: the fields of its dataclass. Raises ValueError for an unknown name, an unknown field or a value out of
+    range.
     """
-    objective = find_objective(name)
-    fields = [field.name for field in dataclasses.fields(objective)]  # type: ignore[arg-type]
+    objective_class = find_objective(name)
+    fields = [field.name for field in dataclasses.fields(objective_class)]  # type: ignore[arg-type]
     for field in settings:
         if field not in fields:
             raise ValueError(f"{field} is not a field of {name}: it has {', '.join(fields) or 'none'}")
-    return objective(**settings)
+    return objective_class(**settings)
 
 
 __all__ = [

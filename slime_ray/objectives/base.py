@@ -55,21 +55,27 @@ class ObjectiveOutput:
 
     @property
     def loss(self) -> Tensor:
-        """The loss of this batch by itself: every term averaged over this batch's pairs or tokens. 0-d."""
+        """The loss of this batch by itself, 0-d.
+
+        Every term is averaged over this batch's pairs or tokens.
+        """
         return self.loss_over(self.counts)
 
     def loss_over(self, counts: Mapping[str, int]) -> Tensor:
-        """This batch's share of the loss of a larger batch that holds `counts` items. 0-d.
+        """Return this batch's share of a larger batch's loss, 0-d.
 
-        Summed over the micro-batches and workers that make up the larger batch, the shares are its loss,
-        and their gradients its gradient. (DistributedDataParallel averages gradients over workers: there,
-        multiply by the world size.)
-        Raises ValueError when `counts` lacks a unit, or has fewer of its items than this batch.
+        counts: items of the larger batch. Summed over the micro-batches and workers that make up the larger batch, the
+        shares are its loss, and their gradients its gradient. (DistributedDataParallel averages gradients over workers:
+        there, multiply by the world size.) Raises ValueError when `counts` lacks a unit, or has fewer of its items than
+        this batch.
         """
         return torch.stack([term.total / self._divisor(counts, term.unit) for term in self.terms.values()]).sum()
 
     def value(self, name: str) -> Tensor:
-        """One term averaged over this batch's own items. 0-d. Raises KeyError for an unknown name."""
+        """Average one term over this batch's own items; 0-d.
+
+        Raises KeyError for an unknown name.
+        """
         term = self.terms[name]
         return term.total / self._divisor(self.counts, term.unit)
 
@@ -100,7 +106,10 @@ class Objective(Protocol):
 
     @property
     def pairs_together(self) -> int | None:
-        """How many pairs of an update, in their order, belong into one call. None: any cut gives the same loss."""
+        """How many pairs of an update, in their order, belong into one call.
+
+        None: any cut gives the same loss.
+        """
 
     def __call__(
         self,
@@ -111,7 +120,7 @@ class Objective(Protocol):
         *,
         reference: ReferenceLogps | None = None,
     ) -> ObjectiveOutput:
-        """The terms of one batch."""
+        """Compute the terms of one batch."""
         ...
 
 
@@ -138,12 +147,15 @@ def pair_sums(logps: Tensor, lengths: Tensor) -> Tensor:
 
 
 def at_least_float32(logps: Tensor) -> Tensor:
-    """float16 and bfloat16 become float32; float64 stays."""
+    """Widen float16 and bfloat16 to float32; float64 stays."""
     return logps.to(torch.promote_types(logps.dtype, torch.float32))
 
 
-def nothing(tensor: Tensor) -> Tensor:
-    """A 0-d zero in the graph of `tensor`, of gradient exactly 0: what a removed term contributes."""
+def zero_in_graph(tensor: Tensor) -> Tensor:
+    """Return a 0-d zero in the graph of `tensor`, of gradient exactly 0.
+
+    It is what a removed term contributes.
+    """
     return tensor[:0].sum()
 
 
@@ -179,7 +191,7 @@ class Batch:
         return chosen, rejected
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """The detached per-pair fields of an ObjectiveOutput."""
+        """Return the detached per-pair fields of an ObjectiveOutput."""
         chosen, rejected = self.chosen_means.detach(), self.rejected_means.detach()
         return {
             "chosen_logps": chosen,
@@ -208,8 +220,8 @@ def read_batch(
         _check_side("rejected", rejected_logps, rejected_lengths)
         pairs_allowed = {chosen_lengths.numel()}
     if rejected_lengths.numel() not in pairs_allowed:
-        found, expected = rejected_lengths.numel(), chosen_lengths.numel()
-        raise ValueError(f"rejected_lengths has {found} items: chosen_lengths has {expected}")
+        count, expected = rejected_lengths.numel(), chosen_lengths.numel()
+        raise ValueError(f"rejected_lengths has {count} items: chosen_lengths has {expected}")
     if rejected_optional and no_rejected:
         rejected_lengths = rejected_lengths[:0]
     chosen, rejected = at_least_float32(chosen_logps), at_least_float32(rejected_logps)
@@ -236,9 +248,9 @@ def read_batch(
 
 def _check_side(side: str, logps: Tensor, lengths: Tensor) -> None:
     if logps.dim() != 1 or not logps.is_floating_point():
-        raise ValueError(f"{side}_logps is {_looks(logps)}: must be floating-point, 1-D, one per token")
+        raise ValueError(f"{side}_logps is {_describe(logps)}: must be floating-point, 1-D, one per token")
     if lengths.dim() != 1 or lengths.dtype not in _INTEGERS:
-        raise ValueError(f"{side}_lengths is {_looks(lengths)}: must be integers, 1-D, one per pair")
+        raise ValueError(f"{side}_lengths is {_describe(lengths)}: must be integers, 1-D, one per pair")
     if lengths.numel() == 0:
         raise ValueError(f"{side}_lengths is empty: a batch holds at least one pair")
     # One transfer for both numbers: where lengths are on a device, each one waits for it.
@@ -250,13 +262,16 @@ def _check_side(side: str, logps: Tensor, lengths: Tensor) -> None:
 
 
 def check_reference(objective: str, reference: ReferenceLogps | None, like: Tensor) -> ReferenceLogps:
-    """The reference's sums, detached, in the dtype of `like`, (pairs,). ValueError if absent or misshapen."""
+    """Return the reference's sums, detached, in the dtype of `like`; (pairs,).
+
+    Raises ValueError where they are absent or of another shape.
+    """
     if reference is None:
         raise ValueError(f"reference is None: {objective} compares with a reference model's log-probs")
     for side, sums in (("chosen", reference.chosen), ("rejected", reference.rejected)):
         if sums.shape != like.shape or not sums.is_floating_point():
-            wanted = f"floating-point sums of shape {tuple(like.shape)}"
-            raise ValueError(f"reference.{side} is {_looks(sums)}: must be {wanted}")
+            requirement = f"floating-point sums of shape {tuple(like.shape)}"
+            raise ValueError(f"reference.{side} is {_describe(sums)}: must be {requirement}")
     return ReferenceLogps(reference.chosen.detach().to(like), reference.rejected.detach().to(like))
 
 
@@ -268,7 +283,10 @@ def check_number(
     above: float = -math.inf,
     at_most: float = math.inf,
 ) -> None:
-    """Raise ValueError, its sentence starting with `field`, unless `value` is finite and in the range."""
+    """Raise ValueError unless `value` is finite and in the range.
+
+    Its sentence starts with `field`.
+    """
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     # Not math.isfinite: it raises OverflowError for an int beyond the floats.
     if number and abs(value) <= sys.float_info.max and at_least <= value <= at_most and value > above:
@@ -279,10 +297,13 @@ def check_number(
 
 
 def check_count(field: str, value: int) -> None:
-    """Raise ValueError, its sentence starting with `field`, unless `value` is a whole number >= 1."""
+    """Raise ValueError unless `value` is a whole number >= 1.
+
+    Its sentence starts with `field`.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{field} is {value!r}: must be a whole number >= 1")
 
 
-def _looks(tensor: Tensor) -> str:
+def _describe(tensor: Tensor) -> str:
     return f"{tensor.dtype} of shape {tuple(tensor.shape)}"

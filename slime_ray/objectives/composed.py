@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slime_ray.objectives.base import Batch, ReferenceLogps, Term, nothing
+from slime_ray.objectives.base import Batch, ReferenceLogps, Term, zero_in_graph
 from slime_ray.objectives.pairwise import PairwiseObjective, knob
-from slime_ray.objectives.simpo import log_odds, shaped
+from slime_ray.objectives.simpo import alphapo_rewards, log_odds
 from slime_ray.objectives.slime import LARGEST_EXPONENT
 
 
@@ -93,22 +93,22 @@ class ComposedObjective(PairwiseObjective):
             raise ValueError(
                 f"score is {self.score!r}, which has no form against a reference: set against_reference to false"
             )
-        shaped = self.score != "logp" and not self.without("score")
-        if shaped and (self.normalization != "mean" or self.without("length_normalization")):
+        is_shaped = self.score != "logp" and not self.without("score")
+        if is_shaped and (self.normalization != "mean" or self.without("length_normalization")):
             raise ValueError(
                 f"score is {self.score!r}, which is defined on means: set normalization to mean, and do not remove it"
             )
         if self.chosen_guard and not self.against_reference:
             raise ValueError("chosen_guard needs against_reference: a log-prob is always below 0")
-        gated = self.link == "gated" and not {"link", "margin"} & set(self.remove)
-        if gated and (not self.target or self.without("target_margin")):
+        is_gated = self.link == "gated" and not {"link", "margin"} & set(self.remove)
+        if is_gated and (not self.target or self.without("target_margin")):
             raise ValueError("target is 0, or removed: the gated link needs a hard margin above 0")
-        trained = (
+        has_gradient = (
             (self.link != "none" and not self.without("margin") and self.link_weight > 0)
             or (self.anchor != "none" and not self.without("anchor") and self.anchor_weight > 0)
             or (self.stabilizer_strength > 0 and not self.without("stabilizer"))
         )
-        if not trained:
+        if not has_gradient:
             raise ValueError("link is none, or has no weight: with neither anchor nor stabilizer nothing is trained")
 
     @property
@@ -119,24 +119,27 @@ class ComposedObjective(PairwiseObjective):
     def terms(self, batch: Batch, reference: ReferenceLogps | None) -> dict[str, Term]:
         """Return the terms `link`, `anchor` and `stabilizer` of one batch."""
         normalization = "sum" if self.without("length_normalization") else self.normalization
-        chosen, rejected = (self._scored(score) for score in batch.scores(reference, normalization))
+        chosen, rejected = (self._transform(score) for score in batch.scores(reference, normalization))
         return {
             "link": Term(self._link(chosen, rejected), "pairs"),
             "anchor": self._anchor(batch, chosen),
             "stabilizer": Term(self._stabilizer(batch.rejected), "rejected_tokens"),
         }
 
-    def _scored(self, logps: Tensor) -> Tensor:
-        """Scores of (pairs,) log-probs or log ratios."""
+    def _transform(self, logps: Tensor) -> Tensor:
+        """Compute the scores of log-probs or log ratios, (pairs,)."""
         if self.without("score") or self.score == "logp":
             return logps
-        return log_odds(logps) if self.score == "odds" else shaped(logps, self.power)
+        return log_odds(logps) if self.score == "odds" else alphapo_rewards(logps, self.power)
 
     def _link(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """The weighted link, summed over pairs. Arguments: scores, (pairs,)."""
+        """Compute the weighted link, summed over pairs.
+
+        chosen, rejected: scores, (pairs,).
+        """
         link = "logistic" if self.without("link") and self.link != "none" else self.link
         if link == "none" or self.without("margin"):
-            return nothing(chosen)
+            return zero_in_graph(chosen)
         margin = chosen - (1.0 if self.without("rejected_share") else self.rejected_share) * rejected
         if self.chosen_guard and not {"chosen_guard", "reference"} & set(self.remove):
             margin = margin - self.chosen_guard * F.relu(-chosen)
@@ -157,16 +160,19 @@ class ComposedObjective(PairwiseObjective):
         return self.link_weight * losses.sum()
 
     def _anchor(self, batch: Batch, chosen: Tensor) -> Term:
-        """The weighted anchor. chosen: scores, (pairs,)."""
+        """Compute the weighted anchor. chosen: scores, (pairs,)."""
         if self.anchor == "none" or self.without("anchor"):
-            return Term(nothing(chosen), "pairs")
+            return Term(zero_in_graph(chosen), "pairs")
         if self.anchor == "pairs":
             return Term(-self.anchor_weight * chosen.sum(), "pairs")
         return Term(-self.anchor_weight * batch.chosen.sum(), "chosen_tokens")
 
     def _stabilizer(self, rejected: Tensor) -> Tensor:
-        """SLIME's eq. 7, weighted and summed. rejected: (tokens,) in nats."""
+        """Compute SLIME's eq. 7, weighted and summed.
+
+        rejected: (tokens,) in nats.
+        """
         if not self.stabilizer_strength or self.without("stabilizer"):
-            return nothing(rejected)
+            return zero_in_graph(rejected)
         penalties = F.softplus(-rejected - self.stabilizer_threshold) ** self.stabilizer_exponent
         return self.stabilizer_strength * penalties.sum()

@@ -300,7 +300,7 @@ class DpoShiftObjective(PairwiseObjective):
     remove: tuple[str, ...] = ()
 
     def at(self, done: float) -> "DpoShiftObjective":
-        """Return the objective of the fixed shift that holds when a share `done` of the updates is made."""
+        """Return the objective of fixed shift after a share `done` of the updates."""
         if self.schedule == "fixed":
             return self
         return replace(self, schedule="fixed", shift=(1 - done) * self.shift + done * self.final_shift)

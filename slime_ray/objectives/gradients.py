@@ -27,17 +27,17 @@ def component_activity(
     *,
     reference: ReferenceLogps | None = None,
 ) -> dict[str, float]:
-    """Measure what the terms of `objective` do on these pairs; see `Objective` for the arguments' shapes.
+    """Measure what the terms of `objective` do on these pairs.
 
-    gradient_share.<term>: |g| of the term over the sum of all terms' |g|, where g is the gradient of the term, as it
-        stands in the loss of these pairs, with respect to all their token log-probs, chosen and rejected, and |g| its
-        Euclidean norm. The shares add up to 1; where no term has a gradient all are 0. A removed term has exactly 0.
-    chosen_share.<term>: of the term's |g| squared, the part on the chosen tokens: which side the term moves. 0 where
-        the term has no gradient.
-    gradient_ratio: |g| of the whole loss on the chosen tokens over that on the rejected ones (arXiv 2604.18239 keeps it
-        in a band where chosen stays likely). Absent where the loss does not reach the rejected tokens.
-    past_hard_margin: the share of pairs of D >= hard_margin, for SLIME alone, whatever is removed from it. There the
-        margin term pushes nothing, unless the hard margin or its clip is removed.
+    See `Objective` for the arguments' shapes. gradient_share.<term>: |g| of the term over the sum of all terms' |g|,
+    where g is the gradient of the term, as it stands in the loss of these pairs, with respect to all their token log-
+    probs, chosen and rejected, and |g| its Euclidean norm. The shares add up to 1; where no term has a gradient all are
+    0. A removed term has exactly 0. chosen_share.<term>: of the term's |g| squared, the part on the chosen tokens:
+    which side the term moves. 0 where the term has no gradient. gradient_ratio: |g| of the whole loss on the chosen
+    tokens over that on the rejected ones (arXiv 2604.18239 keeps it in a band where chosen stays likely). Absent where
+    the loss does not reach the rejected tokens. past_hard_margin: the share of pairs of D >= hard_margin, for SLIME
+    alone, whatever is removed from it. There the margin term pushes nothing, unless the hard margin or its clip is
+    removed.
 
     Exact for the log-probs given, by autograd, and without any pass through a model: what a parameter feels of a term
     is not in it. Raises what the objective raises.
@@ -64,31 +64,33 @@ def component_activity(
 
 
 def _norms(value: Tensor, *logps: Tensor) -> Tensor:
-    """Euclidean norms of the gradient of `value` over each of `logps`. (2,)."""
+    """Compute Euclidean norms of the gradient of `value` over each of `logps`; (2,)."""
     gradients = torch.autograd.grad(value, logps, retain_graph=True, allow_unused=True, materialize_grads=True)
     return torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
 
 
-def differ(one: Objective, other: Objective) -> bool:
-    """Return whether the gradients of two objectives differ anywhere on a batch of all kinds of pairs."""
+def differ(first: Objective, second: Objective) -> bool:
+    """Tell whether the gradients of two objectives differ on a varied batch."""
     # The first of each three is the loss itself.
     return any(
-        not torch.equal(a, b) for index, (a, b) in enumerate(zip(probe(one), probe(other), strict=True)) if index % 3
+        not torch.equal(a, b) for index, (a, b) in enumerate(zip(probe(first), probe(second), strict=True)) if index % 3
     )
 
 
 def probe(objective: Objective) -> tuple[Tensor, ...]:
-    """Return an objective's loss on a fixed batch, and its gradients by the chosen and by the rejected tokens.
+    """Return an objective's loss and its gradients by token, on a fixed batch.
 
-    At its start and at its end, between which its knobs may change. Completions and their references differ; tokens are
-    from almost certain to hopeless, and margins of either sign.
+    The gradients are by the chosen and by the rejected tokens. At its start and at its end, between which its knobs may
+    change. Completions and their references differ; tokens are from almost certain to hopeless, and margins of either
+    sign.
     """
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     lengths = 1 + torch.arange(PAIRS) % TOKENS
     logps = [
-        (-12 * torch.rand(int(lengths.sum()), generator=draw, dtype=torch.float64) ** 3).requires_grad_() for _ in "ab"
+        (-12 * torch.rand(int(lengths.sum()), generator=generator, dtype=torch.float64) ** 3).requires_grad_()
+        for _ in "ab"
     ]
-    reference = ReferenceLogps(*(-18 * torch.rand(2, PAIRS, generator=draw, dtype=torch.float64)))
+    reference = ReferenceLogps(*(-18 * torch.rand(2, PAIRS, generator=generator, dtype=torch.float64)))
     values: list[Tensor] = []
     for done in (0.0, 1.0):
         loss = objective_at(objective, done)(logps[0], lengths, logps[1], lengths.flip(0), reference=reference).loss
@@ -101,9 +103,10 @@ def probe(objective: Objective) -> tuple[Tensor, ...]:
 
 
 def pushes_of(objective: Any) -> dict[str, float]:
-    """Norm of the gradient of each of an objective's terms by the log-probs of one pair's tokens, at step 0.
+    """Measure how hard each term of an objective pushes one pair at step 0.
 
-    Both completions have STEP_0_TOKENS tokens of STEP_0_LOGP. The reference is the policy itself.
+    A push is the norm of the term's gradient by the log-probs of the pair's tokens. Both completions have STEP_0_TOKENS
+    tokens of STEP_0_LOGP. The reference is the policy itself.
     """
     lengths = torch.tensor([STEP_0_TOKENS])
     sides = [torch.full((STEP_0_TOKENS,), STEP_0_LOGP, dtype=torch.float64, requires_grad=True) for _ in "ab"]
@@ -117,11 +120,11 @@ def pushes_of(objective: Any) -> dict[str, float]:
 
 
 def matched_knobs(objective: Any, remove: tuple[str, ...]) -> dict[str, float]:
-    """The knob with which `objective` without `remove` pushes as hard beside its other terms as the whole does.
+    """Return the knob with which a variant pushes as hard as the whole objective.
 
-    Its `push_knob`, or else `nll_weight` by the inverse. Empty where the push is the same, where it is gone, and where
-    it is the only term: Adam divides by the size of that. SLIME pushes, with the paper's values, 7 times less without
-    the hard margin.
+    The variant is `objective` without `remove`; pushes are compared next to its other terms. Its `push_knob`, or else
+    `nll_weight` by the inverse. Empty where the push is the same, where it is gone, and where it is the only term: Adam
+    divides by the size of that. SLIME pushes, with the paper's values, 7 times less without the hard margin.
 
     Args:
         objective: The full one, which has `push_term`.
@@ -131,14 +134,14 @@ def matched_knobs(objective: Any, remove: tuple[str, ...]) -> dict[str, float]:
         ValueError: The other terms change as well, each by another factor.
     """
     variant = dataclasses.replace(objective, remove=remove)
-    pushes, left = pushes_of(objective), pushes_of(variant)
-    whole, reduced = (each.pop(objective.push_term, 0.0) for each in (pushes, left))
+    pushes, variant_pushes = pushes_of(objective), pushes_of(variant)
+    whole, reduced = (pushes_by_term.pop(objective.push_term, 0.0) for pushes_by_term in (pushes, variant_pushes))
     # An anchor on scores is rescaled with them.
-    changes = [left[name] / pushes[name] for name in pushes if pushes[name] and left.get(name)]
+    changes = [variant_pushes[name] / pushes[name] for name in pushes if pushes[name] and variant_pushes.get(name)]
     if changes and not math.isclose(min(changes), max(changes), rel_tol=1e-9):
         raise ValueError(f"without {', '.join(remove)} its other terms push harder or less, each by another factor")
     whole *= changes[0] if changes else 1.0
-    if not (whole and reduced and any(left.values())) or math.isclose(whole, reduced, rel_tol=1e-9):
+    if not (whole and reduced and any(variant_pushes.values())) or math.isclose(whole, reduced, rel_tol=1e-9):
         return {}
     if (knob := getattr(objective, "push_knob", None)) is not None:
         return {knob: getattr(objective, knob) * whole / reduced}
@@ -148,11 +151,11 @@ def matched_knobs(objective: Any, remove: tuple[str, ...]) -> dict[str, float]:
 
 
 def matched_strength(objective: SlimeObjective, exponent: float) -> float:
-    """The `stabilizer_strength` with which exponent p = `exponent` penalises a token as much as `objective` does.
+    """Return the `stabilizer_strength` that matches `objective` at an exponent.
 
-    The token has STABILIZED_LOGP. With u = -STABILIZED_LOGP - stabilizer_threshold and the objective's own exponent q
-    it is stabilizer_strength * softplus(u) ** (q - p): equal terms, eq. 7, at that token. Their gradients then are as p
-    to q.
+    With p = `exponent` it penalises a token as much as `objective` does. The token has STABILIZED_LOGP. With u =
+    -STABILIZED_LOGP - stabilizer_threshold and the objective's own exponent q it is stabilizer_strength * softplus(u)
+    ** (q - p): equal terms, eq. 7, at that token. Their gradients then are as p to q.
 
     Raises ValueError for an exponent out of range, and where the strength is no finite number.
     """

@@ -14,8 +14,8 @@ from slime_ray.objectives.base import (
     Term,
     check_number,
     check_reference,
-    nothing,
     read_batch,
+    zero_in_graph,
 )
 
 
@@ -43,9 +43,9 @@ def knob(
 
 
 def tuned_ranges(objective: type) -> dict[str, tuple[float, float]]:
-    """Return the range in which the literature tunes each knob of an objective, where one is known."""
-    every = {field.name: field.metadata.get("tuned") for field in dataclasses.fields(objective)}
-    return {name: tuned for name, tuned in every.items() if tuned is not None}
+    """Return the range in which the literature tunes each knob, where it is known."""
+    ranges = {field.name: field.metadata.get("tuned") for field in dataclasses.fields(objective)}
+    return {name: tuned for name, tuned in ranges.items() if tuned is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +113,14 @@ class PairwiseObjective:
         raise NotImplementedError
 
     def terms(self, batch: Batch, reference: ReferenceLogps | None) -> dict[str, Term]:
-        """Return the terms of one batch: one by the objective's own name, and `nll` where it has such a weight."""
+        """Return the terms of one batch.
+
+        One has the objective's own name; `nll` is added where it has such a weight.
+        """
         terms = {self.name: Term(self.pair_losses(batch, reference).sum(), "pairs")}
         weight = getattr(self, "nll_weight", None)
         if weight is not None:
-            nll = nothing(batch.chosen) if self.without("nll") or not weight else -weight * batch.chosen.sum()
+            nll = zero_in_graph(batch.chosen) if self.without("nll") or not weight else -weight * batch.chosen.sum()
             terms["nll"] = Term(nll, "chosen_tokens")
         return terms
 
@@ -139,15 +142,17 @@ class PairwiseObjective:
 
 
 def check_removals(remove: object, parts: Mapping[str, str]) -> tuple[str, ...]:
-    """Return `remove` in the order of `parts` and without repetitions, so that equal objectives compare equal.
+    """Return `remove` in the order of `parts` and without repetitions.
+
+    So equal objectives compare equal.
 
     Raises:
         ValueError: Something else than a list of these parts.
     """
-    known = ", ".join(parts)
+    names = ", ".join(parts)
     if isinstance(remove, str) or not isinstance(remove, (tuple, list, set, frozenset)):
-        raise ValueError(f"remove is {remove!r}: must be a list of any of {known}")
-    for item in remove:
-        if item not in parts:
-            raise ValueError(f"remove holds {item!r}: must be a list of any of {known}")
-    return tuple(item for item in parts if item in remove)
+        raise ValueError(f"remove is {remove!r}: must be a list of any of {names}")
+    for part in remove:
+        if part not in parts:
+            raise ValueError(f"remove holds {part!r}: must be a list of any of {names}")
+    return tuple(part for part in parts if part in remove)

@@ -110,7 +110,7 @@ class AlphapoObjective(PairwiseObjective):
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
         alpha = 0.0 if self.without("shape") else self.alpha
-        chosen, rejected = shaped(batch.chosen_means, alpha), shaped(batch.rejected_means, alpha)
+        chosen, rejected = alphapo_rewards(batch.chosen_means, alpha), alphapo_rewards(batch.rejected_means, alpha)
         gamma = 0.0 if self.without("target_margin") else self.gamma
         return -F.logsigmoid(self.beta * (chosen - rejected) - gamma)
 
@@ -143,8 +143,8 @@ class OrpoObjective(PairwiseObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        pushed = self.beta > 0 and not self.without("odds_ratio")
-        if not pushed and (self.without("nll") or not self.nll_weight):
+        has_odds = self.beta > 0 and not self.without("odds_ratio")
+        if not has_odds and (self.without("nll") or not self.nll_weight):
             raise ValueError("remove, or weights of 0, leave nothing to train: keep odds_ratio or nll")
 
     def pair_losses(self, batch: Batch, reference: ReferenceLogps | None) -> Tensor:
@@ -175,8 +175,11 @@ class SftObjective(PairwiseObjective):
         return {"nll": Term(-batch.chosen.sum(), "chosen_tokens")}
 
 
-def shaped(means: Tensor, alpha: float) -> Tensor:
-    """Return AlphaPO's rewards (1 - exp(-alpha * m)) / alpha of mean log-probs, (pairs,) each; m where alpha is 0."""
+def alphapo_rewards(means: Tensor, alpha: float) -> Tensor:
+    """Compute AlphaPO's rewards (1 - exp(-alpha * m)) / alpha of mean log-probs.
+
+    (pairs,) each; m where alpha is 0.
+    """
     if alpha == 0:
         return means
     return -torch.expm1((-alpha * means).clamp(max=LARGEST_POWER)) / alpha

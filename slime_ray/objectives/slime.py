@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from slime_ray.objectives.base import Batch, ReferenceLogps, Term, nothing
+from slime_ray.objectives.base import Batch, ReferenceLogps, Term, zero_in_graph
 from slime_ray.objectives.pairwise import PairwiseObjective, knob
 
 REMOVABLE = {
@@ -75,7 +75,10 @@ class SlimeObjective(PairwiseObjective):
             raise ValueError("remove holds hard_margin and hard_margin_clip, two readings of one ablation: name one")
 
     def terms(self, batch: Batch, reference: ReferenceLogps | None) -> dict[str, Term]:
-        """Return the terms `anchor`, `stabilizer` and `margin` of one batch. `reference` is not read."""
+        """Return the terms `anchor`, `stabilizer` and `margin` of one batch.
+
+        `reference` is not read.
+        """
         chosen, rejected = batch.scores(None, self.normalization)
         return {
             "anchor": Term(self._anchor(chosen), "pairs"),
@@ -84,25 +87,28 @@ class SlimeObjective(PairwiseObjective):
         }
 
     def _anchor(self, chosen: Tensor) -> Tensor:
-        """Eq. 6, summed. chosen: (pairs,), lw."""
+        """Compute eq. 6, summed. chosen: (pairs,), lw."""
         if "anchor" in self.remove:
-            return nothing(chosen)
+            return zero_in_graph(chosen)
         return -self.anchor_weight * chosen.sum()
 
     def _stabilizer(self, batch: Batch) -> Term:
-        """Eq. 7 over all rejected tokens."""
+        """Compute eq. 7 over all rejected tokens."""
         if "stabilizer" in self.remove:
-            return Term(nothing(batch.rejected), "rejected_tokens")
+            return Term(zero_in_graph(batch.rejected), "rejected_tokens")
         return Term(self.stabilizer_strength * self._penalties(batch.rejected).sum(), "rejected_tokens")
 
     def _penalties(self, rejected: Tensor) -> Tensor:
-        """What eq. 7 takes the mean of. rejected: (tokens,) in nats; returns (tokens,)."""
+        """Compute the penalties that eq. 7 averages.
+
+        rejected: (tokens,) in nats; returns (tokens,).
+        """
         # torch's softplus, as released: from 20 nats past the threshold on it is its argument, short of the
         # exact value by less than 2.1e-9.
         return F.softplus(-rejected - self.stabilizer_threshold) ** self.stabilizer_exponent
 
     def _margin(self, margins: Tensor) -> Tensor:
-        """Eqs. 8 to 10, summed. margins: (pairs,), D."""
+        """Compute eqs. 8 to 10, summed. margins: (pairs,), D."""
         factors = []
         if "hard_margin" not in self.remove:
             shortfall = self.hard_margin - margins
@@ -111,6 +117,6 @@ class SlimeObjective(PairwiseObjective):
         if "soft_margin" not in self.remove:
             factors.append(torch.sigmoid(-self.gate_sharpness * (margins - self.soft_margin)))
         if not factors:
-            return nothing(margins)
+            return zero_in_graph(margins)
         product = factors[0] if len(factors) == 1 else factors[0] * factors[1]
         return self.margin_weight * product.sum()

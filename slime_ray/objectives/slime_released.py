@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from slime_ray.objectives.base import Batch, ReferenceLogps, Term, check_count, nothing, pair_sums
+from slime_ray.objectives.base import Batch, ReferenceLogps, Term, check_count, pair_sums, zero_in_graph
 from slime_ray.objectives.slime import SlimeObjective
 
 
@@ -40,18 +40,21 @@ class ReleasedSlimeObjective(SlimeObjective):
         return self.micro_batch_pairs
 
     def terms(self, batch: Batch, reference: ReferenceLogps | None) -> dict[str, Term]:
-        """Return SLIME's terms of one batch of whole micro-batches, summed as often. `reference` is not read."""
-        once = super().terms(batch, reference)
-        return {name: Term(self.times_summed * term.total, term.unit) for name, term in once.items()}
+        """Return SLIME's terms of one batch of whole micro-batches, summed as often.
+
+        `reference` is not read.
+        """
+        terms = super().terms(batch, reference)
+        return {name: Term(self.times_summed * term.total, term.unit) for name, term in terms.items()}
 
     def _stabilizer(self, batch: Batch) -> Term:
-        """Eq. 7 as a mean over each micro-batch's tokens, times its pairs."""
+        """Compute eq. 7 as a mean over each micro-batch's tokens, times its pairs."""
         if "stabilizer" in self.remove:
-            return Term(nothing(batch.rejected), "pairs")
-        tokens, micros = batch.rejected, batch.rejected_lengths.split(self.micro_batch_pairs)
-        lengths = torch.stack([micro.sum() for micro in micros])
-        counted = (tokens != 0).to(tokens.dtype)
+            return Term(zero_in_graph(batch.rejected), "pairs")
+        tokens, micro_batches = batch.rejected, batch.rejected_lengths.split(self.micro_batch_pairs)
+        lengths = torch.stack([micro.sum() for micro in micro_batches])
+        mask = (tokens != 0).to(tokens.dtype)
         # As released: 0 where no token counts. Its 1e-8 beside the count changes nothing in float32.
-        means = pair_sums(self._penalties(tokens) * counted, lengths) / pair_sums(counted, lengths).clamp(min=1)
-        pairs = means.new_tensor([len(micro) for micro in micros])
+        means = pair_sums(self._penalties(tokens) * mask, lengths) / pair_sums(mask, lengths).clamp(min=1)
+        pairs = means.new_tensor([len(micro) for micro in micro_batches])
         return Term(self.stabilizer_strength * (means * pairs).sum(), "pairs")

@@ -17,7 +17,10 @@ from slime_ray.on_ray.connection import connected
 
 
 def vllm_command(checkpoint: Path, *, model: str, rank: int, adapters: int, port: int) -> list[str]:
-    """The command that serves a checkpoint and loads so many adapters of at most this rank."""
+    """Build the command that serves a checkpoint with so many adapters.
+
+    rank: the largest of an adapter.
+    """
     return [
         *("vllm", "serve", str(checkpoint), "--served-model-name", model, "--port", str(port)),
         *("--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(adapters)),
@@ -40,15 +43,18 @@ class VllmServer:
 
 
 def serve_answers(checkpoint: Path, *, model: str, rank: int, adapters: int, port: int, gpus: int, say: Any) -> None:
-    """Serve until Ctrl-C. Raises InputError where vLLM or the checkpoint is missing, RunError where vLLM ends."""
+    """Serve answers from a node of the cluster until Ctrl-C.
+
+    Raises InputError where vLLM or the checkpoint is missing, RunError where vLLM ends.
+    """
     if find_spec("vllm") is None:
         raise InputError("serve-answers needs vLLM here and on the node that serves: pip install 'slime-ray[vllm]'.")
     if not (checkpoint / "config.json").is_file():
         raise InputError(f"{checkpoint} has no config.json. Give the SFT checkpoint that a run names when it waits.")
     command = vllm_command(checkpoint.absolute(), model=model, rank=rank, adapters=adapters, port=port)
     with connected():
-        holder: Any = ray.remote(VllmServer).options(num_gpus=gpus).remote()
-        node = ray.get(holder.start.remote(command))
+        server: Any = ray.remote(VllmServer).options(num_gpus=gpus).remote()
+        node = ray.get(server.start.remote(command))
         say(f"evaluation: {{engine: {{name: openai, model: {model}, base_url: 'http://{node}:{port}/v1'}}}}")
-        code = ray.get(holder.wait.remote())
-    raise RunError(f"vLLM ended with exit code {code}. Its output above says why.")
+        exit_code = ray.get(server.wait.remote())
+    raise RunError(f"vLLM ended with exit code {exit_code}. Its output above says why.")

@@ -23,7 +23,7 @@ from slime_ray.config.judge import JudgeSettings, NoJudge
 from slime_ray.config.trackers import Tracker, lacks
 from slime_ray.errors import InputError
 from slime_ray.model.parts import fault_of
-from slime_ray.on_ray.resources import Node, cluster_for, existing, free_bytes
+from slime_ray.on_ray.resources import Node, cluster_for, free_bytes, nearest_folder
 from slime_ray.planning.plan import Cluster
 from slime_ray.runs.store import RunStore
 
@@ -31,13 +31,16 @@ logger = logging.getLogger(__name__)
 PACKAGES = ("slime-ray", "ray", "torch", "transformers", "peft", "accelerate", "datasets")
 GROUP = "ray.io/node-group"
 """The label under which a node that an autoscaler started has its group."""
-MANY = 1000
+UNLIMITED_COUNT = 1000
 Question = Literal["get_draining_nodes", "get_cluster_config", "available_resources_per_node"]
 """Nodes that will be taken away; the groups of nodes that an autoscaler may add; what each node has left."""
 
 
 def cluster_state(question: Question) -> Any:
-    """Ray's answer; None where this version of Ray cannot be asked, which is logged once a process."""
+    """Ask Ray a question about the cluster.
+
+    None where this version of Ray cannot be asked, which is logged once a process.
+    """
     try:
         return getattr(ray._private.state.state, question)()
     except Exception as error:  # Whatever another version of Ray makes of it.
@@ -71,20 +74,21 @@ class NodeReport:
     """What a node reports of itself.
 
     disk: free bytes. missing: local paths of the request that are not there. faults: what is wrong with the files of
-    models that are. lack: what it lacks to judge and to ask a server. untracked: what it lacks for the trackers.
+    models that are. judge_fault: what it lacks to judge and to ask a server. tracker_fault: what it lacks for
+    the trackers. write_error: why it could not write to the storage. can_read: whether it sees the driver's probe file.
     """
 
     node: str
     name: str
     python: str
     versions: dict[str, str]
-    wrote: str | None
-    read: bool
+    write_error: str | None
+    can_read: bool
     disk: int
     missing: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
-    lack: str | None = None
-    untracked: str | None = None
+    judge_fault: str | None = None
+    tracker_fault: str | None = None
     gpus: int | None = None
     gpu: str | None = None
     driver: str | None = None
@@ -93,14 +97,14 @@ class NodeReport:
 
 
 def alive_nodes() -> list[Node]:
-    """What the nodes have in all, and those that an autoscaler may add."""
+    """List the nodes' whole resources, with nodes that an autoscaler may add."""
     config = cluster_state("get_cluster_config")
     living = [node for node in ray.nodes() if node["Alive"]]
-    return with_those_to_come(living, config.node_group_configs if config is not None else ())
+    return add_scalable_nodes(living, config.node_group_configs if config is not None else ())
 
 
-def with_those_to_come(living: Sequence[Mapping[str, Any]], groups: Iterable[Any]) -> list[Node]:
-    """The living nodes, and those by which each of an autoscaler's groups may still grow.
+def add_scalable_nodes(living: Sequence[Mapping[str, Any]], groups: Iterable[Any]) -> list[Node]:
+    """List the living nodes, and those by which an autoscaler's groups may still grow.
 
     living: as `ray.nodes` gives them. groups: of `ClusterConfig` in Ray's autoscaler.proto; max_count includes the
     living, and -1 is no limit.
@@ -109,24 +113,29 @@ def with_those_to_come(living: Sequence[Mapping[str, Any]], groups: Iterable[Any
         Node(node["NodeManagerHostname"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
         for node in living
     ]
-    there = Counter(node["Labels"].get(GROUP) for node in living)
+    counts = Counter(node["Labels"].get(GROUP) for node in living)
     for group in groups:
-        count = MANY if group.max_count < 0 else group.max_count - there[group.name]
+        count = UNLIMITED_COUNT if group.max_count < 0 else group.max_count - counts[group.name]
         if count > 0:
-            offered = group.resources
-            nodes.append(Node(group.name or "a node to be added", offered.get("CPU", 0), offered.get("GPU", 0), count))
+            capacity = group.resources
+            nodes.append(
+                Node(group.name or "a node to be added", capacity.get("CPU", 0), capacity.get("GPU", 0), count)
+            )
     return nodes
 
 
 def free_nodes() -> list[Node]:
-    """What the living nodes have left."""
+    """List what the living nodes have free."""
     names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    left = cluster_state("available_resources_per_node") or {}
-    return [Node(names[key], free.get("CPU", 0), free.get("GPU", 0)) for key, free in left.items() if key in names]
+    available = cluster_state("available_resources_per_node") or {}
+    return [Node(names[key], free.get("CPU", 0), free.get("GPU", 0)) for key, free in available.items() if key in names]
 
 
 def connected_cluster(experiment: Experiment, *, storage: RunStore) -> Cluster:
-    """The Ray cluster that this process is connected to, with what an autoscaler may add."""
+    """Describe the Ray cluster that this process is connected to.
+
+    What an autoscaler may add counts.
+    """
     nodes, prefix = alive_nodes(), "accelerator_type:"
     living = [node for node in ray.nodes() if node["Alive"]]
     names = {name for node in living for name in node["Resources"] if name.startswith(prefix)}
@@ -142,52 +151,58 @@ def connected_cluster(experiment: Experiment, *, storage: RunStore) -> Cluster:
 
 
 def inspect_node(node: str, request: NodeRequest, *, gpus: bool = False) -> NodeReport:
-    """Ray task: report on the node it runs on, and on its GPUs where it has some."""
-    storage, wrote, read = request.storage, None, False
+    """Report on the node that this Ray task runs on.
+
+    gpus: also on its GPUs.
+    """
+    storage, write_error, can_read = request.storage, None, False
     try:
         storage.check()
-        read = storage.url is not None or (request.probe / "driver").read_text() == request.token
+        can_read = storage.url is not None or (request.probe / "driver").read_text() == request.token
         if storage.url is None:
             (request.probe / node).write_text(request.token)
     except InputError as error:
-        wrote = str(error)
+        write_error = str(error)
     except OSError as error:
-        wrote = error.strerror or str(error)
-    seen: dict[str, Any] = {}
+        write_error = error.strerror or str(error)
+    gpu_facts: dict[str, Any] = {}
     if gpus:
         import torch
 
-        seen = {"gpus": torch.cuda.device_count()}
-        if seen["gpus"]:
-            seen |= {
+        gpu_facts = {"gpus": torch.cuda.device_count()}
+        if gpu_facts["gpus"]:
+            gpu_facts |= {
                 "gpu": torch.cuda.get_device_name(0), "bf16": torch.cuda.is_bf16_supported(), "driver": _driver()
             }  # fmt: skip
     return NodeReport(
         node=node,
         name=platform.node(),
         python=platform.python_version(),
-        versions=installed(),
-        wrote=wrote,
-        read=read,
-        disk=shutil.disk_usage(existing(storage.root)).free,
+        versions=package_versions(),
+        write_error=write_error,
+        can_read=can_read,
+        disk=shutil.disk_usage(nearest_folder(storage.root)).free,
         missing=tuple(path for path in request.paths if not Path(path).exists()),
         faults=tuple({fault for path in request.models if Path(path).exists() and (fault := fault_of(Path(path)))}),
-        lack=request.judge.lacks(),
-        untracked=lacks(request.trackers, bucket=storage.url is not None),
+        judge_fault=request.judge.lacks(),
+        tracker_fault=lacks(request.trackers, bucket=storage.url is not None),
         home=os.environ.get("HF_HOME"),
-        **seen,
+        **gpu_facts,
     )
 
 
-def installed() -> dict[str, str]:
-    """Versions of the packages that decide what a trial computes, without importing them."""
-    found = {}
+def package_versions() -> dict[str, str]:
+    """Return versions of the packages that decide what a trial computes.
+
+    They are not imported.
+    """
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _driver() -> str | None:

@@ -50,12 +50,12 @@ for process in filter(alive, known):
 
 
 @contextmanager
-def janitor(pid: int, *, spare: Container[int] = ()) -> Iterator[None]:
+def janitor(pid: int, *, exclude: Container[int] = ()) -> Iterator[None]:
     """Have a small process end the descendants that process `pid` has now, those to spare aside.
 
     It does once the context is left, or this process gone.
     """
-    pids = [str(child) for child in descendants(pid) if child not in spare]
+    pids = [str(child) for child in descendants(pid) if child not in exclude]
     if not pids:
         yield
         return
@@ -69,12 +69,15 @@ def janitor(pid: int, *, spare: Container[int] = ()) -> Iterator[None]:
 
 
 def descendants(pid: int) -> set[int]:
-    """Ids of the living descendants of a process."""
+    """Return ids of the living descendants of a process."""
     return {child.pid for child in psutil.Process(pid).children(recursive=True) if _lives(child)}
 
 
 def _lives(process: psutil.Process) -> bool:
-    """Whether a process has not ended. Older Ray, such as 2.52, leaves what it killed as zombies of the driver."""
+    """Tell whether a process has not ended.
+
+    Older Ray, such as 2.52, leaves what it killed as zombies of the driver.
+    """
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -83,9 +86,10 @@ def _lives(process: psutil.Process) -> bool:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """The Ray instance at RAY_ADDRESS or of this process, else one for this process alone.
+    """Connect to a Ray instance for the time of this context.
 
-    Raises InputError, within seconds, for an address that cannot be used.
+    It is the one at RAY_ADDRESS or of this process, else a new one for this process alone. Raises InputError, within
+    seconds, for an address that cannot be used.
     """
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
@@ -95,8 +99,8 @@ def connected() -> Iterator[None]:
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     # They print tracebacks: of what Tune cannot save for a restore of its own, which is never used here, and of lost
     # attempts, which `Watch` logs.
-    for part in ("experiment_state", "tune_controller"):
-        logging.getLogger(f"ray.tune.execution.{part}").setLevel(logging.CRITICAL)
+    for module in ("experiment_state", "tune_controller"):
+        logging.getLogger(f"ray.tune.execution.{module}").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         yield
         return
@@ -110,13 +114,13 @@ def connected() -> Iterator[None]:
         # Said outright, or Ray would join whatever was started last on this machine.
         local = {"address": "local", "include_dashboard": False}
     # Children of this process that are not Ray's.
-    others = descendants(os.getpid())
+    foreign_children = descendants(os.getpid())
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:
         # Ray raises bare ones, too, such as for a raylet that does not register in time.
         raise InputError(_refusal(address, error)) from None
-    with janitor(os.getpid(), spare=others) if local else nullcontext():
+    with janitor(os.getpid(), exclude=foreign_children) if local else nullcontext():
         try:
             yield
         finally:
@@ -125,7 +129,9 @@ def connected() -> Iterator[None]:
 
 @contextmanager
 def errors_as_sentences(failed: str) -> Iterator[None]:
-    """Raise a task's sentence as it is; whatever else a task or Ray raises as a RunError that begins with this.
+    """Raise errors of a task or of Ray as a RunError that begins with `failed`.
+
+    A task's own sentence is raised as it is.
 
     failed: such as "The probe failed".
     """
@@ -140,7 +146,10 @@ def errors_as_sentences(failed: str) -> Iterator[None]:
 
 
 def last_line(error: object) -> str:
-    """The last line of an error, where Ray and servers say what is wrong, as part of a sentence."""
+    """Return an error's last line, where Ray and servers say what is wrong.
+
+    It is part of a sentence.
+    """
     lines = str(error or "").strip().splitlines()
     if lines:
         return lines[-1].strip()[:300]
@@ -148,7 +157,10 @@ def last_line(error: object) -> str:
 
 
 def check_address(address: str) -> None:
-    """Refuse an address that nobody answers, or that a driver cannot use. Ray itself would wait for over a minute."""
+    """Refuse an address that nobody answers, or that a driver cannot use.
+
+    Ray itself would wait for over a minute.
+    """
     if address == "auto":
         return
     if "://" in address:
@@ -161,24 +173,24 @@ def check_address(address: str) -> None:
         raise InputError(f"RAY_ADDRESS is {address!r}: give it as host:port, such as 10.0.0.1:6379, or auto.")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as stream:
-            speaks = os.environ.get("RAY_USE_TLS") == "1" or _speaks_grpc(stream)
+            speaks_grpc = os.environ.get("RAY_USE_TLS") == "1" or _speaks_grpc(stream)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"No Ray cluster answers at {address} (RAY_ADDRESS): {reason}. Start one with `ray start --head`, correct "
             "the address, or unset RAY_ADDRESS to run on this machine alone."
         ) from None
-    if not speaks:
+    if not speaks_grpc:
         raise InputError(_refusal(address, "it does not speak gRPC"))
 
 
 def _speaks_grpc(stream: socket.socket) -> bool:
-    """Whether the other side opens an HTTP/2 connection, as gRPC is spoken over (RFC 9113, 3.4)."""
+    """Tell whether the other side speaks HTTP/2, as gRPC does (RFC 9113, 3.4)."""
     settings = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
     stream.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
     answer = b""
-    while len(answer) < 4 and (more := stream.recv(64)):
-        answer += more
+    while len(answer) < 4 and (chunk := stream.recv(64)):
+        answer += chunk
     return answer[3:4] == settings[3:4]
 
 

@@ -51,7 +51,7 @@ class Submission:
         return joined(self.storage, self.name)
 
     @property
-    def shown(self) -> str:
+    def display_address(self) -> str:
         """The same for people, without what may be secret."""
         return shown_address(self.run) if is_url(self.storage) else self.run
 
@@ -61,7 +61,10 @@ class Submission:
         return hashlib.sha256("\0".join([self.text, *self.options]).encode()).hexdigest()
 
     def job(self, attempt: int) -> str:
-        """The id of its nth submission. The server refuses an id that it knows, so two launches start one job."""
+        """Return the id of the nth submission.
+
+        The server refuses an id that it knows, so two launches start one job.
+        """
         key = hashlib.sha256(f"{self.run}\0{self.content}".encode()).hexdigest()[:8]
         return f"slime-ray-{self.name}-{key}" + (f"-{attempt}" if attempt > 1 else "")
 
@@ -73,9 +76,10 @@ class Submission:
 
 
 def launch(experiment: Experiment, submission: Submission, *, address: str, out: TextIO, follow: bool = True) -> None:
-    """Start the sweep on the cluster unless it runs there or is done, and follow its log until it ends.
+    """Start the sweep on the cluster, and follow its log until it ends.
 
-    Raises InputError where nothing could be submitted, RunError where the sweep failed or cannot be followed any more.
+    A sweep that runs there is only followed, and one that is done is left alone. Raises InputError where nothing could
+    be submitted, RunError where the sweep failed or cannot be followed any more.
     """
     _refuse_local_paths(experiment)
     if not (PurePosixPath(submission.storage).is_absolute() or is_url(submission.storage)):
@@ -91,7 +95,10 @@ def launch(experiment: Experiment, submission: Submission, *, address: str, out:
     client = job_client(address)
     job, status = _find(client, submission)
     if status == "SUCCEEDED":
-        print(f"{submission.name} is done (job {job}). Its results are in {submission.shown} on the cluster.", file=out)
+        print(
+            f"{submission.name} is done (job {job}). Its results are in {submission.display_address} on the cluster.",
+            file=out,
+        )
         return
     if status is None:
         _submit(client, submission, job)
@@ -109,13 +116,16 @@ def launch(experiment: Experiment, submission: Submission, *, address: str, out:
         return
     if status != "SUCCEEDED":
         raise RunError(
-            f"Job {job} {status.lower()}: {message} What finished is in {submission.shown} on the cluster; the same "
-            "command goes on from there."
+            f"Job {job} {status.lower()}: {message} What finished is in {submission.display_address} on the cluster; "
+            "the same command goes on from there."
         )
 
 
 def job_client(address: str) -> Any:
-    """A client of the job server at an address of the form http://host:8265. Raises InputError within seconds."""
+    """Connect to the job server at an address of the form http://host:8265.
+
+    Raises InputError within seconds.
+    """
     import requests
 
     try:
@@ -123,24 +133,24 @@ def job_client(address: str) -> Any:
         from ray.job_submission import JobSubmissionClient
     except ImportError:
         raise InputError("`slime-ray launch` needs Ray's job client: pip install 'slime-ray[cluster]'.") from None
-    for chatty in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for logger_name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(logger_name).setLevel(logging.WARNING)
     if not address.startswith(("http://", "https://")):
         raise InputError(
             f"--address {address}: give the address of Ray's dashboard, such as {DEFAULT_ADDRESS}; `ray dashboard "
             "cluster.yaml` opens a tunnel to it."
         )
-    nobody = (
+    no_answer = (
         f"No Ray dashboard answers at {address}: %s. Open the tunnel (`ray dashboard cluster.yaml`), or correct "
         "--address."
     )
-    stranger = f"What answers at {address} is no Ray dashboard. Correct --address."
+    no_dashboard = f"What answers at {address} is no Ray dashboard. Correct --address."
     try:
         # Ray's client itself would wait for an answer for ever. Whether a token is asked for does not matter yet.
         answer = requests.get(f"{address.rstrip('/')}/api/version", timeout=ANSWER_SECONDS)
         if answer.status_code not in (200, 401, 403):
-            raise InputError(stranger)
-        with _address_as_given():
+            raise InputError(no_dashboard)
+        with _ignore_address_variables():
             client = JobSubmissionClient(address)
         # A cluster that asks for a token tells its version to the client alone, which checks that it can talk to it.
         version = str(answer.json()["ray_version"]) if answer.ok else ray.__version__
@@ -151,9 +161,9 @@ def job_client(address: str) -> Any:
             "otherwise)."
         ) from None
     except (requests.ConnectionError, requests.Timeout, ConnectionError) as error:
-        raise InputError(nobody % _reason(error)) from None
+        raise InputError(no_answer % _reason(error)) from None
     except (requests.RequestException, ValueError, LookupError, RuntimeError):
-        raise InputError(stranger) from None
+        raise InputError(no_dashboard) from None
     if version.split(".")[:2] != ray.__version__.split(".")[:2]:
         raise InputError(
             f"The cluster at {address} runs Ray {version}, and this environment has {ray.__version__}. Use the image "
@@ -163,29 +173,32 @@ def job_client(address: str) -> Any:
 
 
 @contextmanager
-def _address_as_given() -> Iterator[None]:
-    """Ray's client would prefer an address of the environment to the one that it is given."""
+def _ignore_address_variables() -> Iterator[None]:
+    """Hide Ray's addresses in the environment.
+
+    Ray's client would prefer them to the one that it is given.
+    """
     names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    variables = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
     finally:
-        os.environ.update(kept)
+        os.environ.update(variables)
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause, which is where the socket's own words are."""
+    """Return the message of the innermost cause, which has the socket's own words."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _refuse_local_paths(experiment: Experiment) -> None:
-    """Relative paths mean files of this machine, which the cluster does not have."""
+    """Raise InputError for paths of this machine, which the cluster does not have."""
     for changes in ({}, *(arm.set for arm in experiment.arms)):
-        given = with_values(experiment.base, changes)
-        written = json.dumps(given)
-        for setting, path in files_of(Settings.model_validate(given)).items():
+        values = with_values(experiment.base, changes)
+        written = json.dumps(values)
+        for setting, path in files_of(Settings.model_validate(values)).items():
             # A file that is here is known by its absolute path, whatever the experiment says.
             if json.dumps(str(path)) not in written:
                 raise InputError(
@@ -201,19 +214,22 @@ def _refuse_local_paths(experiment: Experiment) -> None:
 
 
 def _find(client: Any, submission: Submission) -> tuple[str, str | None]:
-    """The job that is this sweep, with its status; or the id for a new one, with None."""
-    ours = [job for job in _ask(client.list_jobs) if (job.metadata or {}).get(RUN) == submission.run]
-    for job in ours:
+    """Find the sweep's job and its status.
+
+    Where there is none, return the id for a new one, and None.
+    """
+    jobs = [job for job in _ask(client.list_jobs) if (job.metadata or {}).get(RUN) == submission.run]
+    for job in jobs:
         if not job.status.is_terminal():
             if job.metadata.get(CONTENT) != submission.content:
                 raise InputError(
-                    f"Job {job.submission_id} is at work on {submission.shown} with another experiment or other "
-                    "options. Wait for it or stop it, or give this one another name with --name."
+                    f"Job {job.submission_id} is at work on {submission.display_address} with another experiment or "
+                    "other options. Wait for it or stop it, or give this one another name with --name."
                 )
             return job.submission_id, str(job.status.value)
-    same = [job for job in ours if job.metadata.get(CONTENT) == submission.content]
-    done = [job for job in same if job.status.value == "SUCCEEDED"]
-    return (done[-1].submission_id, "SUCCEEDED") if done else (submission.job(len(same) + 1), None)
+    same_content = [job for job in jobs if job.metadata.get(CONTENT) == submission.content]
+    succeeded = [job for job in same_content if job.status.value == "SUCCEEDED"]
+    return (succeeded[-1].submission_id, "SUCCEEDED") if succeeded else (submission.job(len(same_content) + 1), None)
 
 
 def _submit(client: Any, submission: Submission, job: str) -> None:
@@ -244,15 +260,18 @@ def _ask(call: Any, *arguments: Any) -> Any:
 
 
 async def _follow(client: Any, job: str, out: TextIO) -> tuple[str, str]:
-    """Print the job's log until it ends, over broken connections too. The server tells a log from its start."""
-    printed, silent_since = 0, time.monotonic()
+    """Print the job's log until it ends, over broken connections too.
+
+    The server sends a log from its start.
+    """
+    printed_length, silent_since = 0, time.monotonic()
     while True:
-        received = 0
+        received_length = 0
         try:
             async for text in client.tail_job_logs(job):
-                new = text[max(0, printed - received) :]
-                received += len(text)
-                printed = max(printed, received)
+                new = text[max(0, printed_length - received_length) :]
+                received_length += len(text)
+                printed_length = max(printed_length, received_length)
                 silent_since = time.monotonic()
                 print(new, end="", flush=True, file=out)
             info = await asyncio.to_thread(client.get_job_info, job)
@@ -269,7 +288,7 @@ async def _follow(client: Any, job: str, out: TextIO) -> tuple[str, str]:
 
 
 def sweep_options(*, trials: int | None, seeds: str | None, seed: int, overrides: Sequence[str]) -> list[str]:
-    """The options of a launch that decide what its sweep computes, in one order."""
-    given: Mapping[str, object] = {"--trials": trials, "--seeds": seeds, "--seed": seed or None}
-    options = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+    """Return the options that decide what a launched sweep computes, in one order."""
+    values: Mapping[str, object] = {"--trials": trials, "--seeds": seeds, "--seed": seed or None}
+    options = [word for flag, value in values.items() if value is not None for word in (flag, str(value))]
     return options + [word for text in overrides for word in ("--set", text)]

@@ -52,14 +52,14 @@ class MonitorActor:
 
     def __init__(self, early_stopping: EarlyStopping | None, past: Sequence[TrialMetrics]):
         self.records: dict[str, TrialRecord] = {}
-        self.leaving: Command | None = None
-        self.stopped: dict[str, Command] = {}
+        self.leave_command: Command | None = None
+        self.stop_commands: dict[str, Command] = {}
         self.early_stopping = early_stopping
         self.rules: dict[str, Rule | None] = {}
         for trial_id, metrics in past:
             # What was decided then does not change; it counts for those that come.
             self.decide(trial_id, metrics)
-        self.draining: dict[str, int] = {}
+        self.draining_nodes: dict[str, int] = {}
         self.last_drain_check = 0.0
 
     def begin(self, trial_id: str) -> None:
@@ -80,12 +80,12 @@ class MonitorActor:
         record = self.records.setdefault(trial_id, TrialRecord(time.monotonic()))
         record.last_seen = time.monotonic()
         record.metrics.update(metrics)
-        if self.leaving is not None:
-            return self.leaving
-        if trial_id in self.stopped:
-            return self.stopped[trial_id]
-        if drained := record.nodes & self._draining_nodes():
-            return Command("preempt", f"its node {min(drained)[:8]} is about to be taken away")
+        if self.leave_command is not None:
+            return self.leave_command
+        if trial_id in self.stop_commands:
+            return self.stop_commands[trial_id]
+        if leaving_nodes := record.nodes & self._draining_nodes():
+            return Command("preempt", f"its node {min(leaving_nodes)[:8]} is about to be taken away")
         return self.decide(trial_id, metrics) if searched else None
 
     def decide(self, trial_id: str, metrics: Mapping[str, Any]) -> Command | None:
@@ -100,11 +100,11 @@ class MonitorActor:
 
     def leave(self, reason: str) -> None:
         """Have all trials write a checkpoint and leave."""
-        self.leaving = Command("pause", reason)
+        self.leave_command = Command("pause", reason)
 
     def stop(self, trial_id: str, reason: str) -> None:
         """Have one trial end where it is."""
-        self.stopped[trial_id] = Command("stop", reason)
+        self.stop_commands[trial_id] = Command("stop", reason)
 
     def statuses(self) -> dict[str, TrialStatus]:
         """Return every trial that has begun and not ended."""
@@ -132,8 +132,8 @@ class MonitorActor:
     def _draining_nodes(self) -> set[str]:
         if time.monotonic() - self.last_drain_check > DRAINING_SECONDS:
             self.last_drain_check = time.monotonic()
-            self.draining = cluster_state("get_draining_nodes") or {}
-        return set(self.draining)
+            self.draining_nodes = cluster_state("get_draining_nodes") or {}
+        return set(self.draining_nodes)
 
 
 class Monitor:
@@ -159,37 +159,40 @@ class Monitor:
         )
 
     def begin(self, trial_id: str) -> None:
-        """See MonitorActor.begin."""
+        """Call `MonitorActor.begin`."""
         self.actor.begin.remote(trial_id)
 
     def join(self, trial_id: str, group: PlacementGroup | None) -> None:
-        """Called by a process of a trial: register it."""
+        """Register a process of a trial; it calls this itself."""
         context = ray.get_runtime_context()
         self._ask("join", trial_id, context.current_actor, context.get_node_id(), group)
 
     def report(self, trial_id: str, metrics: Mapping[str, Any], *, searched: bool) -> Command | None:
-        """See MonitorActor.report. None where the monitor does not answer: no trial ends for that."""
+        """Call `MonitorActor.report`.
+
+        None where the monitor does not answer: no trial ends for that.
+        """
         command: Command | None = self._ask("report", trial_id, dict(metrics), searched)
         return command
 
     def leave(self, reason: str) -> None:
-        """See MonitorActor.leave."""
+        """Call `MonitorActor.leave`."""
         self.actor.leave.remote(reason)
 
     def stop_trial(self, trial_id: str, reason: str) -> None:
-        """See MonitorActor.stop."""
+        """Call `MonitorActor.stop`."""
         self.actor.stop.remote(trial_id, reason)
 
     def statuses(self) -> dict[str, TrialStatus]:
-        """See MonitorActor.statuses; empty where the monitor does not answer."""
+        """Call `MonitorActor.statuses`; empty where the monitor does not answer."""
         return self._ask("statuses") or {}
 
     def kill(self, trial_id: str) -> None:
-        """See MonitorActor.kill."""
+        """Call `MonitorActor.kill`."""
         self._ask("kill", trial_id)
 
     def end(self, trial_id: str) -> None:
-        """See MonitorActor.end."""
+        """Call `MonitorActor.end`."""
         self._ask("end", trial_id)
 
     def stop(self) -> None:

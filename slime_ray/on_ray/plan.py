@@ -28,61 +28,75 @@ class SearchPlan:
         self, experiment: Experiment, part: SearchPart, study: StudySearch, rows: dict[str, dict[str, Any]], seed: int
     ):
         self.experiment, self.part, self.study, self.rows, self.seed = experiment, part, study, rows, seed
-        self.ids = [name for name in self.every_id() if name not in rows]
+        self.ids = [name for name in self.trial_ids() if name not in rows]
         self.running: set[str] = set()
-        self.confirmed = False
+        self.has_confirmations = False
 
-    def every_id(self) -> list[str]:
-        """Ids of its search trials."""
+    def trial_ids(self) -> list[str]:
+        """List ids of the search trials."""
         return [self.part.trial_id(number) for number in range(1, self.part.trials + 1)]
 
     def trial(self, name: str, values: Mapping[str, Any]) -> Trial:
-        """A trial of the search, which runs from here on. values: what it sets over base."""
+        """Make a trial of the search and count it as running.
+
+        values: what it sets over base.
+        """
         self.running.add(name)
         return search_trial(self.experiment, name, values, SEARCH_SEED + self.seed)
 
     def extend(self, trials: int) -> None:
-        """Search on, for so many trials more."""
-        known = {*self.every_id(), *self.rows}
+        """Extend the search by so many trials."""
+        ids = {*self.trial_ids(), *self.rows}
         self.part = replace(self.part, trials=self.part.trials + trials)
         # Of a run that was extended before, some of them may have finished.
-        self.ids += [name for name in self.every_id() if name not in known]
+        self.ids += [name for name in self.trial_ids() if name not in ids]
 
     def next(self) -> Trial | None:
-        """The next trial of the search; None where all have begun."""
-        if self.ids and (begun := self.study.ask(self.ids)):
-            name, point = begun
+        """Take the next trial of the search; None where all have begun."""
+        if self.ids and (entry := self.study.ask(self.ids)):
+            name, point = entry
             self.ids.remove(name)
             return self.trial(name, self.part.values(point))
         self.ids.clear()
         return None
 
     def confirmations(self) -> list[Trial]:
-        """Its winners again, once, when nothing of the search runs any more; none of those that have finished."""
-        if self.ids or self.running or self.confirmed:
+        """Make the winners' confirmations, once nothing of the search runs any more.
+
+        None of those that have finished; none the second time.
+        """
+        if self.ids or self.running or self.has_confirmations:
             return []
-        self.confirmed = True
-        return [one for one in confirm_trials(self.experiment, self.part, self.rows) if one.trial_id not in self.rows]
+        self.has_confirmations = True
+        return [
+            trial for trial in confirm_trials(self.experiment, self.part, self.rows) if trial.trial_id not in self.rows
+        ]
 
     def missing(self) -> list[str]:
-        """Ids of the trials that have yet to finish; confirmations are known once the search has."""
-        left = [name for name in self.every_id() if name not in self.rows]
-        if left:
-            return left
-        confirm = confirm_trials(self.experiment, self.part, self.rows)
-        return [trial.trial_id for trial in confirm if trial.trial_id not in self.rows]
+        """List ids of the trials that have yet to finish.
 
-    def most_left(self) -> int:
-        """Trials that may still have to run; how many confirmations there will be is known only after the search."""
-        left = self.missing()
-        if not any(name.startswith("search-") for name in left):
-            return len(left)
+        Confirmations are known once the search has finished.
+        """
+        ids = [name for name in self.trial_ids() if name not in self.rows]
+        if ids:
+            return ids
+        confirmations = confirm_trials(self.experiment, self.part, self.rows)
+        return [trial.trial_id for trial in confirmations if trial.trial_id not in self.rows]
+
+    def max_remaining(self) -> int:
+        """Count the trials that may still have to run.
+
+        How many confirmations there will be is known only after the search.
+        """
+        missing = self.missing()
+        if not any(name.startswith("search-") for name in missing):
+            return len(missing)
         # Of those that stand already none is run again.
-        standing = sum(
+        confirmations = sum(
             row.get("phase") == "confirm" and entry_of(str(row["label"]).removesuffix(DEFAULTS)) == self.part.label
             for row in self.rows.values()
         )
-        return len(left) + max(0, self.part.rows * self.part.seeds - standing)
+        return len(missing) + max(0, self.part.rows * self.part.seeds - confirmations)
 
     def end(self, trial: Trial, outcome: Mapping[str, Any], *, clone: bool) -> None:
         """Tell the study how a trial ended. Raises StudyFailed."""
@@ -122,15 +136,18 @@ class TrialPlan(Searcher):
         }
         refuse_other_confirmations(self.rows, points)
         self.by_tune_id: dict[str, Trial] = {}
-        self.waiting = [trial for trial in arm_trials(experiment) if trial.trial_id not in self.rows]
-        self.turns = list(self.parts)
+        self.queue = [trial for trial in arm_trials(experiment) if trial.trial_id not in self.rows]
+        self.label_cycle = list(self.parts)
         self.clones: dict[str, Clone] = {}
-        self.ending = False
-        self.failed: StudyFailed | None = None
-        self.paused: set[str] = set()
+        self.is_ending = False
+        self.failure: StudyFailed | None = None
+        self.paused_ids: set[str] = set()
 
     def part_of(self, trial_id: str) -> SearchPlan | None:
-        """The search that learns of a trial; none in a league learns of a clone, which would be one trial more."""
+        """Return the search that learns of a trial.
+
+        None in a league learns of a clone, which would be one trial more.
+        """
         return self.parts.get(entry_of(trial_id) or "")
 
     def add(self, clone: Clone) -> bool:
@@ -139,72 +156,87 @@ class TrialPlan(Searcher):
             return False
         self.clones[clone.trial_id] = clone
         part = self.part_of(clone.trial_id)
-        begin = part.trial if part else partial(search_trial, self.experiment, seed=SEARCH_SEED + self.seed)
-        self.waiting.insert(0, begin(clone.trial_id, clone.values))
+        make_trial = part.trial if part else partial(search_trial, self.experiment, seed=SEARCH_SEED + self.seed)
+        self.queue.insert(0, make_trial(clone.trial_id, clone.values))
         return True
 
     def extend(self, trials: int) -> bool:
-        """Search on, for so many trials more; False where there is no search or its winners run again already."""
+        """Extend each search by so many trials.
+
+        False where there is no search, or its winners run again already.
+        """
         parts = list(self.parts.values())
-        over = any(part.confirmed for part in parts) or any(row["phase"] == "confirm" for row in self.rows.values())
-        if not parts or self.experiment.league is not None or over:
+        is_over = any(part.has_confirmations for part in parts) or any(
+            row["phase"] == "confirm" for row in self.rows.values()
+        )
+        if not parts or self.experiment.league is not None or is_over:
             return False
         for part in parts:
             part.extend(trials)
         return True
 
     def missing(self) -> list[str]:
-        """Ids of the trials that have yet to finish; a search's confirmations are known once it has."""
-        return self._missing_besides() + [name for part in self.parts.values() for name in part.missing()]
+        """List ids of the trials that have yet to finish.
 
-    def _missing_besides(self) -> list[str]:
+        A search's confirmations are known once it has finished.
+        """
+        return self._missing_outside_searches() + [name for part in self.parts.values() for name in part.missing()]
+
+    def _missing_outside_searches(self) -> list[str]:
         arms = [trial.trial_id for trial in arm_trials(self.experiment)]
         return [name for name in [*arms, *self.clones] if name not in self.rows]
 
-    def most_left(self) -> int:
-        """Trials that may still have to run; how many confirmations there will be is known only after a search."""
-        return len(self._missing_besides()) + sum(part.most_left() for part in self.parts.values())
+    def max_remaining(self) -> int:
+        """Count the trials that may still have to run.
+
+        How many confirmations there will be is known only after a search.
+        """
+        return len(self._missing_outside_searches()) + sum(part.max_remaining() for part in self.parts.values())
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """The next trial's configuration; None while it depends on trials that still run."""
-        if self.ending:
+        """Return the next trial's configuration.
+
+        None while it depends on trials that still run.
+        """
+        if self.is_ending:
             return Searcher.FINISHED
-        if not self.waiting:
+        if not self.queue:
             # Of the first search that is done, its confirmations come before what others have yet to search.
             confirmations = (trials for part in self.parts.values() if (trials := part.confirmations()))
-            self.waiting += next(confirmations, []) or self._search()
-        if self.waiting:
-            self.by_tune_id[trial_id] = trial = self.waiting.pop(0)
+            self.queue += next(confirmations, []) or self._search()
+        if self.queue:
+            self.by_tune_id[trial_id] = trial = self.queue.pop(0)
             return {"trial": trial.model_dump(mode="json")}
         at_work = (tune_id for tune_id, trial in self.by_tune_id.items() if trial.trial_id not in self.rows)
-        return None if set(at_work) - self.paused else Searcher.FINISHED
+        return None if set(at_work) - self.paused_ids else Searcher.FINISHED
 
     def _search(self) -> list[Trial]:
-        """The next trial of the searches, which take turns."""
-        for label in list(self.turns):
-            self.turns.remove(label)
-            self.turns.append(label)
+        """Take the next trial of the searches, which take turns."""
+        for label in list(self.label_cycle):
+            self.label_cycle.remove(label)
+            self.label_cycle.append(label)
             if trial := self.parts[label].next():
                 return [trial]
         return []
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing is learnt from unfinished trials here."""
+        """Ignore unfinished trials: nothing is learnt from them here."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Keep the row; tell the study, if the trial was a search trial. A paused one has no row yet.
+        """Keep the row, and tell the study of a search trial.
 
-        Tune would take an error raised here for one of the trial's, and train it again. Where the study cannot be told,
-        that is kept in `failed`, and the study hears of the row when the run is gone on with.
+        A paused trial has no row yet. Tune would take an error raised here for one of the trial's, and train it again.
+        Where the study cannot be told, that is kept in `failure`, and the study hears of the row when the run is gone
+        on with.
         """
         trial = self.by_tune_id[trial_id]
         if trial.phase == "search" and (part := self.part_of(trial.trial_id)):
             try:
                 part.end(trial, {} if error else result or {}, clone=trial.trial_id in self.clones)
             except StudyFailed as failure:
-                self.failed = failure
+                self.failure = failure
         if (result or {}).get("status") == "paused":
-            self.paused.add(trial_id)
+            self.paused_ids.add(trial_id)
             return
         self.rows[trial.trial_id] = {
             **(result or {}),
@@ -214,23 +246,32 @@ class TrialPlan(Searcher):
         }
 
     def close(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
-        """Nothing is at work any more, and no trial is left running in a study. rows: of all that has finished."""
+        """End every trial that is left running in a study.
+
+        Nothing is at work any more. rows: of all that has finished.
+        """
         for part in self.parts.values():
             part.study.close(rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Empty: Ray pickles the searcher for a restore of its own, which is never used here."""
+        """Return no state.
+
+        Ray pickles the searcher for a restore of its own, which is never used here.
+        """
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the run's files and the study say all there is, and a resumed sweep is planned from them."""
+        """Save nothing.
+
+        The run's files and the study say all there is, and a resumed sweep is planned from them.
+        """
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as in `save`."""
+        """Restore nothing, as in `save`."""
 
 
 def search_trial(experiment: Experiment, name: str, point: Mapping[str, Any], seed: int) -> Trial:
-    """One trial of the search, judged on the selection prompts."""
+    """Make one trial of the search, judged on the selection prompts."""
     return Trial(
         trial_id=name,
         phase="search",
@@ -243,19 +284,20 @@ def search_trial(experiment: Experiment, name: str, point: Mapping[str, Any], se
 
 
 def confirm_trials(experiment: Experiment, part: SearchPart, rows: Mapping[str, Mapping[str, Any]]) -> list[Trial]:
-    """The best trials of a search again, with the table's seeds (further ones if it has too few), on report prompts.
+    """Make the confirmations of a search's best trials, on report prompts.
 
-    In a league each is followed by its entry's defaults at the same learning rate, where these are asked for.
+    They have the table's seeds, and further ones if these are too few. In a league each is followed by its entry's
+    defaults at the same learning rate, where these are asked for.
     """
     # A winner that equals an arm stands in the table already, with these seeds. A league's entry has a row of its own.
     arms = [] if part.label else experiment.arms
-    standing = {fingerprint(experiment.settings_with(arm.set)) for arm in arms}
-    searched = [row for row in rows.values() if row["phase"] == "search"]
-    mine = [row for row in searched if part.owns(row["trial_id"])]
+    arm_fingerprints = {fingerprint(experiment.settings_with(arm.set)) for arm in arms}
+    search_rows = [row for row in rows.values() if row["phase"] == "search"]
+    part_rows = [row for row in search_rows if part.owns(row["trial_id"])]
     best = [
         row
-        for row in winners(mine, experiment.goals, experiment.limits)
-        if fingerprint(experiment.settings_with(row["values"])) not in standing
+        for row in winners(part_rows, experiment.goals, experiment.limits)
+        if fingerprint(experiment.settings_with(row["values"])) not in arm_fingerprints
     ][: part.best]
     cells: list[tuple[str, Mapping[str, Any]]] = []
     for row in best:
@@ -279,7 +321,10 @@ def confirm_trials(experiment: Experiment, part: SearchPart, rows: Mapping[str, 
 
 
 def refuse_other_confirmations(rows: Mapping[str, Mapping[str, Any]], points: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise InputError for a confirmation of other knobs than its trial has: it confirms a point, not an id."""
+    """Raise InputError for a confirmation of other knobs than its trial has.
+
+    It confirms a point, not an id.
+    """
     for name, row in rows.items():
         trial = str(row.get("label")) if row["phase"] == "confirm" else ""
         values = rows[trial]["values"] if trial in rows else points.get(trial)

@@ -23,9 +23,9 @@ from slime_ray.config.judge import RewardModel
 from slime_ray.config.model import lacking_bitsandbytes
 from slime_ray.config.settings import EMBEDDED, Settings
 from slime_ray.errors import InputError
-from slime_ray.model.files import AGAIN, FileFault
+from slime_ray.model.files import FILE_REMEDY, FileFault
 from slime_ray.model.parts import fault_of, parts_of
-from slime_ray.on_ray.cluster_state import NodeReport, NodeRequest, alive_nodes, inspect_node, installed
+from slime_ray.on_ray.cluster_state import NodeReport, NodeRequest, alive_nodes, inspect_node, package_versions
 from slime_ray.on_ray.connection import connected, last_line
 from slime_ray.on_ray.resources import concurrent_trials, why_never
 from slime_ray.runs.inputs import all_settings
@@ -45,7 +45,7 @@ class Finding:
 
 
 def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding]:
-    """Look at the cluster that this process is connected to, at the storage, and at what the experiment asks for."""
+    """Examine the connected cluster, the storage, and what the experiment asks for."""
     findings = list(_fit(experiment)) if experiment else []
     token, probe = uuid.uuid4().hex, storage.root / f".probe-{uuid.uuid4().hex[:8]}"
     try:
@@ -79,29 +79,29 @@ def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding
 
 
 def _report(request: NodeRequest, *, gpus: bool) -> tuple[list[NodeReport], list[Finding]]:
-    """Every living node's report, and a finding for each that does not answer.
+    """Collect every living node's report, and a finding for each that is silent.
 
     A process that has opened a GPU keeps some of its memory, so each task has one of its own, and the driver itself
     reports only where no GPU is asked for.
     """
     task: Any = ray.remote(max_calls=1)(inspect_node)
-    nodes_by_task, here = {}, ray.get_runtime_context().get_node_id()
+    nodes_by_task, driver_node = {}, ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
-    if not gpus and [node["NodeID"] for node in alive] == [here]:
-        return [inspect_node(here, request)], []
+    if not gpus and [node["NodeID"] for node in alive] == [driver_node]:
+        return [inspect_node(driver_node, request)], []
     for node in alive:
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         options = {"num_cpus": 0, "scheduling_strategy": place, "max_retries": 0}
-        own = gpus and node["Resources"].get("GPU", 0) > 0
-        nodes_by_task[task.options(**options).remote(node["NodeID"], request, gpus=own)] = node
-    ready, late = ray.wait(list(nodes_by_task), num_returns=len(nodes_by_task), timeout=NODE_SECONDS)
+        with_gpus = gpus and node["Resources"].get("GPU", 0) > 0
+        nodes_by_task[task.options(**options).remote(node["NodeID"], request, gpus=with_gpus)] = node
+    ready, pending = ray.wait(list(nodes_by_task), num_returns=len(nodes_by_task), timeout=NODE_SECONDS)
     reports, findings = [], []
-    for reference in [*ready, *late]:
-        name = nodes_by_task[reference]["NodeManagerHostname"]
+    for ref in [*ready, *pending]:
+        name = nodes_by_task[ref]["NodeManagerHostname"]
         try:
-            if reference in late:
+            if ref in pending:
                 raise TimeoutError(f"it did not answer within {NODE_SECONDS:g} s")
-            reports.append(ray.get(reference))
+            reports.append(ray.get(ref))
         except Exception as error:
             findings.append(Finding("error", "nodes", f"Node {name} cannot run a task: {last_line(error)}"))
     return reports, findings
@@ -109,16 +109,16 @@ def _report(request: NodeRequest, *, gpus: bool) -> tuple[list[NodeReport], list
 
 def _fit(experiment: Experiment) -> Iterator[Finding]:
     nodes = alive_nodes()
-    never = why_never(experiment.resources, nodes)
-    if never:
-        yield Finding("error", "resources", never)
+    obstacle = why_never(experiment.resources, nodes)
+    if obstacle:
+        yield Finding("error", "resources", obstacle)
         return
     fits = concurrent_trials(experiment.resources, nodes)
-    wanted = experiment.resources.concurrent_trials
-    if wanted != "auto" and wanted > fits:
+    limit = experiment.resources.concurrent_trials
+    if limit != "auto" and limit > fits:
         yield Finding(
             "warning", "resources",
-            f"resources.concurrent_trials is {wanted}, but only {fits} trials fit at a time; the others wait.",
+            f"resources.concurrent_trials is {limit}, but only {fits} trials fit at a time; the others wait.",
         )  # fmt: skip
     else:
         yield Finding("fine", "resources", f"{fits} trials fit side by side.")
@@ -126,18 +126,18 @@ def _fit(experiment: Experiment) -> Iterator[Finding]:
 
 def _storage(reports: Sequence[NodeReport], probe: Path, token: str, storage: RunStore) -> Iterator[Finding]:
     for report in reports:
-        seen = probe / report.node
+        file = probe / report.node
         if storage.url is not None:
-            if report.wrote is not None:
-                yield Finding("error", "storage", f"Node {report.name}: {report.wrote}")
-        elif report.wrote is not None or not report.read:
+            if report.write_error is not None:
+                yield Finding("error", "storage", f"Node {report.name}: {report.write_error}")
+        elif report.write_error is not None or not report.can_read:
             yield Finding(
                 "error", "storage",
                 f"Node {report.name} does not see {storage.shown} as this process does "
-                f"({report.wrote or 'another disk'}). On several nodes the storage has "
+                f"({report.write_error or 'another disk'}). On several nodes the storage has "
                 "to be shared, such as NFS: give such a path with --storage.",
             )  # fmt: skip
-        elif not seen.is_file() or seen.read_text() != token:
+        elif not file.is_file() or file.read_text() != token:
             yield Finding(
                 "error", "storage",
                 f"What node {report.name} writes to {storage.shown} does not arrive here: it is another disk of the "
@@ -148,20 +148,20 @@ def _storage(reports: Sequence[NodeReport], probe: Path, token: str, storage: Ru
 
 
 def _versions(reports: Sequence[NodeReport]) -> Iterator[Finding]:
-    own = {"python": platform.python_version(), **installed()}
+    driver_versions = {"python": platform.python_version(), **package_versions()}
     for report in reports:
-        theirs = {"python": report.python, **report.versions}
-        different = [
-            f"{name} {theirs.get(name, 'missing')} instead of {own.get(name, 'none')}"
-            for name in own.keys() | theirs.keys()
-            if own.get(name) != theirs.get(name)
+        node_versions = {"python": report.python, **report.versions}
+        differences = [
+            f"{name} {node_versions.get(name, 'missing')} instead of {driver_versions.get(name, 'none')}"
+            for name in driver_versions.keys() | node_versions.keys()
+            if driver_versions.get(name) != node_versions.get(name)
         ]
-        if different:
+        if differences:
             yield Finding(
                 "error", "versions",
-                f"Node {report.name} has {', '.join(sorted(different))}. Install the same versions on every node.",
+                f"Node {report.name} has {', '.join(sorted(differences))}. Install the same versions on every node.",
             )  # fmt: skip
-    yield Finding("fine", "versions", ", ".join(f"{name} {number}" for name, number in own.items()))
+    yield Finding("fine", "versions", ", ".join(f"{name} {number}" for name, number in driver_versions.items()))
 
 
 def _token(reports: Sequence[NodeReport]) -> Iterator[Finding]:
@@ -178,28 +178,38 @@ def _token(reports: Sequence[NodeReport]) -> Iterator[Finding]:
 
 
 def local_paths(settings: Settings) -> list[str]:
-    """Files and folders of this machine that the trials read; every node needs them."""
+    """List files and folders of this machine that the trials read.
+
+    Every node needs them.
+    """
     model, evaluation = settings.model, settings.evaluation
-    data = [one.source for one in settings.data.sources]
-    named = [model.tokenizer, *data, model.chat_template, evaluation.questions]
-    named += [evaluation.retention.prompts] if evaluation.retention else []
-    return local_models(settings) + [path for path in named if path and Path(path).is_absolute()]
+    data = [source.source for source in settings.data.sources]
+    paths = [model.tokenizer, *data, model.chat_template, evaluation.questions]
+    paths += [evaluation.retention.prompts] if evaluation.retention else []
+    return local_models(settings) + [path for path in paths if path and Path(path).is_absolute()]
 
 
 def local_models(settings: Settings, *, judge: bool = True) -> list[str]:
-    """Folders and files of this machine that hold models, after each adapter what it was trained on."""
-    named = [source for _, source in _models(settings, judge)]
-    return [path for path in named if Path(path).is_absolute()]
+    """List files and folders of this machine that hold models.
+
+    After each adapter comes what it was trained on.
+    """
+    sources = [source for _, source in _models(settings, judge)]
+    return [path for path in sources if Path(path).is_absolute()]
 
 
 def _models(settings: Settings, judge: bool = True) -> list[tuple[str, str]]:
-    """What loads a model, in words, and its folder, file or Hub id."""
-    named = [("model.source", settings.model.source, settings.model.gguf_file)]
+    """List what loads a model, in words, with its folder, file or Hub id."""
+    sources = [("model.source", settings.model.source, settings.model.gguf_file)]
     members = settings.evaluation.judge.members if judge else ()
-    named += [("evaluation.judge.model", one.model, None) for one in members if isinstance(one, RewardModel)]
-    found = []
-    for key, source, file in named:
-        found.append((f"{key} {source}", str(Path(source, file)) if file and Path(source).is_absolute() else source))
+    sources += [
+        ("evaluation.judge.model", judge_model.model, None)
+        for judge_model in members
+        if isinstance(judge_model, RewardModel)
+    ]
+    models = []
+    for key, source, file in sources:
+        models.append((f"{key} {source}", str(Path(source, file)) if file and Path(source).is_absolute() else source))
         if source.startswith(EMBEDDED):
             continue
         try:
@@ -207,8 +217,8 @@ def _models(settings: Settings, judge: bool = True) -> list[tuple[str, str]]:
         except (FileFault, OSError):
             # Each node names it, where it looks at its files.
             continue
-        found += [(f"{key} {source}: its base {parts.source}", parts.source)] if parts.adapter else []
-    return found
+        models += [(f"{key} {source}: its base {parts.source}", parts.source)] if parts.adapter else []
+    return models
 
 
 def _model_and_data(settings: Settings, reports: Sequence[NodeReport]) -> Iterator[Finding]:
@@ -220,10 +230,10 @@ def _model_and_data(settings: Settings, reports: Sequence[NodeReport]) -> Iterat
                 "every node under the same path.",
             )  # fmt: skip
         for fault in report.faults:
-            yield Finding("error", "model and data", f"{_of(report, reports)}{fault}. {AGAIN}")
-    named = [("dataset", f"data.train {one.source}", one.source) for one in settings.data.sources]
-    named += [("model", *model) for model in _models(settings)]
-    hub = [one for one in named if not one[2].startswith(EMBEDDED) and not Path(one[2]).is_absolute()]
+            yield Finding("error", "model and data", f"{_of(report, reports)}{fault}. {FILE_REMEDY}")
+    sources = [("dataset", f"data.train {entry.source}", entry.source) for entry in settings.data.sources]
+    sources += [("model", *model) for model in _models(settings)]
+    hub = [entry for entry in sources if not entry[2].startswith(EMBEDDED) and not Path(entry[2]).is_absolute()]
     for kind, name, source in hub:
         yield _on_hub(kind, name, source, reports)
     if not hub and not any(report.missing or report.faults for report in reports):
@@ -231,7 +241,10 @@ def _model_and_data(settings: Settings, reports: Sequence[NodeReport]) -> Iterat
 
 
 def _tokenizer(settings: Settings) -> Iterator[Finding]:
-    """Read configuration and tokenizer of a model that this machine has; its weights are left alone."""
+    """Read configuration and tokenizer of a model that this machine has.
+
+    Its weights are left alone.
+    """
     model = settings.model
     if model.task or not all(Path(path).is_absolute() for path in (model.source, model.tokenizer or model.source)):
         return
@@ -249,13 +262,16 @@ def _tokenizer(settings: Settings) -> Iterator[Finding]:
 
 def _lacks(reports: Sequence[NodeReport]) -> Iterator[Finding]:
     for report in reports:
-        for about, lack in (("judge", report.lack), ("trackers", report.untracked)):
+        for about, lack in (("judge", report.judge_fault), ("trackers", report.tracker_fault)):
             if lack:
                 yield Finding("error", about, f"{_of(report, reports)}{lack}")
 
 
 def _of(report: NodeReport, reports: Sequence[NodeReport]) -> str:
-    """The node's name as the beginning of a sentence, where there is more than one."""
+    """Return the node's name as the beginning of a sentence.
+
+    Empty where there is only one node.
+    """
     return f"Node {report.name}: " if len(reports) > 1 else ""
 
 
@@ -268,7 +284,7 @@ def _on_hub(kind: str, name: str, source: str, reports: Sequence[NodeReport]) ->
         if kind == "model" and (
             faults := [fault for file in folder.glob("*.safetensors") if (fault := fault_of(file))]
         ):
-            return Finding("error", "model and data", f"{name}: {faults[0]}. {AGAIN}")
+            return Finding("error", "model and data", f"{name}: {faults[0]}. {FILE_REMEDY}")
         return Finding("fine", "model and data", f"{name} is in this machine's cache.")
     except HFValidationError:
         return Finding(
@@ -281,33 +297,36 @@ def _on_hub(kind: str, name: str, source: str, reports: Sequence[NodeReport]) ->
                 f"{name}: there is no such path, the cache has no {kind} of that name, and HF_HUB_OFFLINE=1 forbids to "
                 "fetch it. Correct it, download it first, or unset the variable.",
             )  # fmt: skip
-        often = " once per node; share HF_HOME to fetch it once" if len({report.home for report in reports}) > 1 else ""
-        return Finding("warning", "model and data", f"{name} will be downloaded{often}.")
+        suffix = (
+            " once per node; share HF_HOME to fetch it once" if len({report.home for report in reports}) > 1 else ""
+        )
+        return Finding("warning", "model and data", f"{name} will be downloaded{suffix}.")
 
 
 def _disk(reports: Sequence[NodeReport], experiment: Experiment, storage: RunStore) -> Iterator[Finding]:
     if not reports:
         return
-    least = min(reports, key=lambda report: report.disk)
-    free, wanted = _gib(least.disk), forecast_bytes(experiment)
-    if wanted is None:
+    fullest = min(reports, key=lambda report: report.disk)
+    free, forecast = _gib(fullest.disk), forecast_bytes(experiment)
+    if forecast is None:
         yield Finding("fine", "disk", f"{free} free; the size of the model is not known here.")
-    elif wanted > least.disk:
+    elif forecast > fullest.disk:
         yield Finding(
             "error", "disk",
-            f"Node {least.name} has {free} free at {storage.root}, and the run may take {_gib(wanted)}. Free some, "
+            f"Node {fullest.name} has {free} free at {storage.root}, and the run may take {_gib(forecast)}. Free some, "
             "give another --storage, or keep fewer models with budget.checkpoints.",
         )  # fmt: skip
     else:
-        yield Finding("fine", "disk", f"{free} free, at most {_gib(wanted)} wanted.")
+        yield Finding("fine", "disk", f"{free} free, at most {_gib(forecast)} wanted.")
 
 
 def forecast_bytes(experiment: Experiment) -> int | None:
-    """The most that a run may write, from the size of a local model's weights; None where that is unknown.
+    """Estimate the most that a run may write.
 
-    One SFT checkpoint and one merged copy while it is made, neither of a 4-bit base; for every model that is kept, and
-    for every trial that runs at a time (a checkpoint and its successor, with two moments of every trained parameter),
-    the weights, or for adapters a twentieth of them.
+    It follows from the size of a local model's weights; None where that is unknown. One SFT checkpoint and one merged
+    copy while it is made, neither of a 4-bit base; for every model that is kept, and for every trial that runs at a
+    time (a checkpoint and its successor, with two moments of every trained parameter), the weights, or for adapters a
+    twentieth of them.
     """
     settings = experiment.settings
     # An adapter is merged, so what counts is what it was trained on.
@@ -317,12 +336,12 @@ def forecast_bytes(experiment: Experiment) -> int | None:
     files = [source] if source.is_file() else [*source.glob("*.safetensors"), *source.glob("*.gguf")]
     weights = sum(file.stat().st_size for file in files)
     trained = weights // 20 if settings.model.lora else weights
-    kept = len(experiment.arms) * len(experiment.seeds) + sum(part.rows * part.seeds for part in experiment.searches)
+    models = len(experiment.arms) * len(experiment.seeds) + sum(part.rows * part.seeds for part in experiment.searches)
     search = sum(part.trials for part in experiment.searches)
-    kept += search if experiment.budget.checkpoints is None else min(search, experiment.budget.checkpoints)
-    side_by_side = max(1, concurrent_trials(experiment.resources, alive_nodes()))
+    models += search if experiment.budget.checkpoints is None else min(search, experiment.budget.checkpoints)
+    concurrent = max(1, concurrent_trials(experiment.resources, alive_nodes()))
     stage = 0 if settings.model.quantization else 2 * weights
-    return stage + kept * trained + min(side_by_side, kept) * 6 * trained
+    return stage + models * trained + min(concurrent, models) * 6 * trained
 
 
 def _gpus(reports: Sequence[NodeReport], settings: Settings) -> Iterator[Finding]:
@@ -347,7 +366,10 @@ def _gpus(reports: Sequence[NodeReport], settings: Settings) -> Iterator[Finding
 
 
 def _quantized(experiment: Experiment) -> Iterator[Finding]:
-    """What 4-bit base weights need; that nodes have the same packages is looked at elsewhere."""
+    """Find what 4-bit base weights lack.
+
+    That nodes have the same packages is looked at elsewhere.
+    """
     if not any(settings.model.quantization for settings in all_settings(experiment)):
         return
     if lack := lacking_bitsandbytes():
@@ -372,7 +394,7 @@ def refuse(findings: Iterable[Finding]) -> None:
 
 
 def print_findings(findings: Sequence[Finding], console: Console) -> None:
-    """A line for each, what has to be mended last."""
+    """Print a line for each finding, what has to be mended last."""
     order: Mapping[Level, int] = {"fine": 0, "warning": 1, "error": 2}
     for finding in sorted(findings, key=lambda finding: order[finding.level]):
         console.print(
@@ -381,7 +403,10 @@ def print_findings(findings: Sequence[Finding], console: Console) -> None:
 
 
 def doctor(experiment: Experiment | None, *, storage: RunStore, console: Console, as_json: bool = False) -> None:
-    """Examine and print, for a person or as JSON. Raises InputError where something has to be mended."""
+    """Examine and print the findings, for a person or as JSON.
+
+    Raises InputError where something has to be mended.
+    """
     started = time.perf_counter()
     storage.check()
     with connected():

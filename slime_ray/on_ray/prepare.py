@@ -49,17 +49,19 @@ RESTARTS = 3
 """How often the making starts again when its process is lost."""
 MOST_SIDE_BY_SIDE = 8
 """Probes at a time. What more trials at a time do to each other, they do on other nodes."""
-PATIENCE = 600.0
+PROBE_SECONDS = 600.0
 """Seconds after which a probe is given up."""
 Note = Callable[[Mapping[str, Any]], object]
-AGAIN = "Give the same command with --resume to go on."
+RESUME_HINT = "Give the same command with --resume to go on."
 logger = logging.getLogger("slime_ray.sweep")
 
 
 def prepare_on_cluster(
     experiment: Experiment, context: WorkerContext, console: Console, note: Note = lambda metrics: None
 ) -> dict[str, Any]:
-    """Make what is missing of the shared stages, and say how it goes. Returns what the manifest holds of them.
+    """Make what is missing of the shared stages, and report the progress.
+
+    Returns what the manifest holds of them.
 
     note: Takes how far the making is, again and again.
 
@@ -69,46 +71,49 @@ def prepare_on_cluster(
     context.monitor.begin(STAGES)
     maker: Any = None
     if context.resources.workers == 1:
-        held = {"num_cpus": context.resources.cpu_per_worker, "num_gpus": context.resources.gpu_per_worker}
+        request = {"num_cpus": context.resources.cpu_per_worker, "num_gpus": context.resources.gpu_per_worker}
         # A process of its own: it keeps neither a GPU that failed nor memory that trials need.
         task: Any = ray.remote(max_calls=1)(make_stages)
-        task = task.options(**held, max_retries=RESTARTS, retry_exceptions=[DeviceFailure])
-        making = task.remote(experiment.bases, context)
+        task = task.options(**request, max_retries=RESTARTS, retry_exceptions=[DeviceFailure])
+        task_ref = task.remote(experiment.bases, context)
     else:
         maker = ray.remote(GroupStageMaker).options(num_cpus=0, max_restarts=RESTARTS, max_task_retries=RESTARTS)
         maker = maker.remote()
-        making = maker.make.remote(experiment.bases, context)
+        task_ref = maker.make.remote(experiment.bases, context)
     try:
         with errors_as_sentences("The shared stages could not be made"):
             with ending():
-                _follow(making, context, console, note)
-            made = ray.get(making)
+                _follow(task_ref, context, console, note)
+            stages = ray.get(task_ref)
     except PlacementTimeout as error:
-        raise RunError(f"The making of the shared stages found no place for {error}. {AGAIN}") from None
+        raise RunError(f"The making of the shared stages found no place for {error}. {RESUME_HINT}") from None
     finally:
-        _end(making, maker)
+        _end(task_ref, maker)
         context.monitor.end(STAGES)
         # A process that was killed could not clear up itself.
         clear_unfinished(context.storage, seconds=UNLOCK_SECONDS)
-    for line in (*data_notes(made["data"]), *model_notes(made["data"])):
+    for line in (*data_notes(stages["data"]), *model_notes(stages["data"])):
         logger.warning(line)
         print_line(console, line)
-    return {**made, "stage_seconds": time.perf_counter() - clock}
+    return {**stages, "stage_seconds": time.perf_counter() - clock}
 
 
-def _end(making: Any, maker: Any) -> None:
-    """End the making of stages, if it has not ended: first so that it can delete what it has half made."""
+def _end(task_ref: Any, maker: Any) -> None:
+    """End the making of stages, if it has not ended.
+
+    First it may delete what it has half made.
+    """
     if maker is not None:
         ray.kill(maker)
         return
     for force in (False, True):
         # Ray 2.60 takes the whole process down where a task is cancelled that has just ended.
-        if not ray.wait([making], timeout=CANCEL_SECONDS if force else 0)[0]:
-            ray.cancel(making, force=force)
+        if not ray.wait([task_ref], timeout=CANCEL_SECONDS if force else 0)[0]:
+            ray.cancel(task_ref, force=force)
 
 
-def _follow(making: Any, context: WorkerContext, console: Console, note: Note) -> None:
-    """Say how it goes until it has ended.
+def _follow(task_ref: Any, context: WorkerContext, console: Console, note: Note) -> None:
+    """Report the progress of the making until it has ended.
 
     Raises PlacementTimeout where it never begins, RunError where it falls silent.
     """
@@ -117,39 +122,39 @@ def _follow(making: Any, context: WorkerContext, console: Console, note: Note) -
         logger.info(line)
         print_line(console, line)
 
-    placement, last, last_note = PlacementTimer(context.resources, context.faults, say), "", -math.inf
-    notices, mark = set[str](), ("", 0)
+    placement, last_line, last_note = PlacementTimer(context.resources, context.faults, say), "", -math.inf
+    notices, quarter = set[str](), ("", 0)
 
     def listen() -> "TrialStatus | None":
-        latest = context.monitor.statuses().get(STAGES)
-        if latest and (notice := latest.metrics.get("notice")) and notice not in notices:
+        status = context.monitor.statuses().get(STAGES)
+        if status and (notice := status.metrics.get("notice")) and notice not in notices:
             notices.add(notice)
             say(notice)
-        return latest
+        return status
 
-    with console.status(STAGES) as status:
-        while not ray.wait([making], timeout=LOOK_SECONDS)[0]:
-            latest = listen()
+    with console.status(STAGES) as display:
+        while not ray.wait([task_ref], timeout=LOOK_SECONDS)[0]:
+            status = listen()
             if time.monotonic() - last_note > STATUS_SECONDS:
                 last_note = time.monotonic()
-                note(latest.metrics if latest else {})
-            if latest is None or not latest.at_work:
+                note(status.metrics if status else {})
+            if status is None or not status.at_work:
                 placement.check()
                 continue
             placement.reset()
-            if latest.silent > 60 * context.faults.hang_minutes:
+            if status.silent > 60 * context.faults.hang_minutes:
                 raise RunError(
-                    f"The making of the shared stages has said nothing for {latest.silent:.0f} s "
-                    f"(faults.hang_minutes is {context.faults.hang_minutes:g}) and was ended. {AGAIN}"
+                    f"The making of the shared stages has said nothing for {status.silent:.0f} s "
+                    f"(faults.hang_minutes is {context.faults.hang_minutes:g}) and was ended. {RESUME_HINT}"
                 )
-            line = _line(latest.metrics)
-            if line and line != last:
-                last = line
-                status.update(line)
-                step, updates = latest.metrics.get("step") or 0, latest.metrics.get("updates") or 1
+            line = _line(status.metrics)
+            if line and line != last_line:
+                last_line = line
+                display.update(line)
+                step, updates = status.metrics.get("step") or 0, status.metrics.get("updates") or 1
                 # Where no line can be rewritten, each quarter of what is done is said once.
-                before, mark = mark, (str(latest.metrics.get("doing")), 4 * step // updates)
-                if console.is_terminal or mark == before:
+                last_quarter, quarter = quarter, (str(status.metrics.get("doing")), 4 * step // updates)
+                if console.is_terminal or quarter == last_quarter:
                     logger.info(line)
                 else:
                     say(line)
@@ -162,15 +167,19 @@ def _line(metrics: dict[str, Any]) -> str:
 
 
 def make_stages(bases: list[dict[str, Any]], context: WorkerContext) -> dict[str, Any]:
-    """Ray task: make what is missing of the stages, once for each base; returns hashes and counts, the first's.
+    """Make what is missing of the stages, once for each base; a Ray task.
 
-    Of the SFT checkpoints of further bases the hashes are added, by their seed.
+    Returns hashes and counts, those of the first base. Of the SFT checkpoints of further bases the hashes are added, by
+    their seed.
     """
-    alone = context.resources.workers == 1
-    every = [Settings.model_validate(base) for base in bases]
-    first, *others = [_make(one, context, gpu=context.resources.gpu_per_worker if alone else 0.0) for one in every]
+    single_worker = context.resources.workers == 1
+    all_settings = [Settings.model_validate(base) for base in bases]
+    first, *further_stages = [
+        _make(settings, context, gpu=context.resources.gpu_per_worker if single_worker else 0.0)
+        for settings in all_settings
+    ]
     hashes = dict(first.hashes)
-    for settings, stages in zip(every[1:], others, strict=True):
+    for settings, stages in zip(all_settings[1:], further_stages, strict=True):
         if settings.sft is not None:
             hashes[weights_at(settings.sft.seed)] = stages.hashes.get("sft_weights", stages.hashes["sft_checkpoint"])
     return {"hashes": hashes, "data": first.data}
@@ -187,7 +196,7 @@ class GroupStageMaker:
 
 
 def _make_on_group(base: dict[str, Any], context: WorkerContext) -> None:
-    for left in reversed(range(context.faults.retries + 1)):
+    for retries_left in reversed(range(context.faults.retries + 1)):
         try:
             run_group(
                 _stage_worker,
@@ -198,7 +207,7 @@ def _make_on_group(base: dict[str, Any], context: WorkerContext) -> None:
             )
             return
         except (DeviceFailure, GroupLost):
-            if not left:
+            if not retries_left:
                 raise
 
 
@@ -240,51 +249,51 @@ def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: RunStor
     where no trial could be placed or the model cannot be loaded, and RunError where it fails.
     """
     clock = time.perf_counter()
-    wanted, nodes = experiment.resources, alive_nodes()
-    if never := why_never(wanted, nodes):
+    resources, nodes = experiment.resources, alive_nodes()
+    if never := why_never(resources, nodes):
         raise InputError(f"--probe: {never}")
-    limit = trials_at_once(wanted, nodes)
-    runs = max(1, min(limit, MOST_SIDE_BY_SIDE, max(node.slots(wanted) for node in nodes) // wanted.workers))
-    kept = storage.root / f".probe-{uuid.uuid4().hex[:8]}"
+    limit = trials_at_once(resources, nodes)
+    runs = max(1, min(limit, MOST_SIDE_BY_SIDE, max(node.slots(resources) for node in nodes) // resources.workers))
+    folder = storage.root / f".probe-{uuid.uuid4().hex[:8]}"
     config = {
         "settings": experiment.settings,
         "sample": sample,
-        "resources": wanted,
-        "storage": storage.address(kept),
+        "resources": resources,
+        "storage": storage.address(folder),
     }
     # Ray Train's controller has to be in an actor.
     groups: list[Any] = []
     try:
-        if wanted.workers == 1:
-            held = {"num_cpus": wanted.cpu_per_worker, "num_gpus": wanted.gpu_per_worker}
+        if resources.workers == 1:
+            request = {"num_cpus": resources.cpu_per_worker, "num_gpus": resources.gpu_per_worker}
             task: Any = ray.remote(max_calls=1)(_probe)
-            started = [task.options(**held, max_retries=0).remote(config) for _ in range(runs)]
+            refs = [task.options(**request, max_retries=0).remote(config) for _ in range(runs)]
         else:
-            group: Any = ray.remote(_ProbeGroup)
-            groups = [group.options(num_cpus=0).remote() for _ in range(runs)]
-            started = [each.measure.remote(config) for each in groups]
+            group_class: Any = ray.remote(_ProbeGroup)
+            groups = [group_class.options(num_cpus=0).remote() for _ in range(runs)]
+            refs = [group.measure.remote(config) for group in groups]
         with errors_as_sentences("The probe failed"):
-            done, late = ray.wait(started, num_returns=len(started), timeout=PATIENCE)
-            if late:
-                raise RunError(f"The probe was not done after {PATIENCE:.0f} s and was given up.")
-            found: list[MeasuredRates] = ray.get(done)
+            ready, pending = ray.wait(refs, num_returns=len(refs), timeout=PROBE_SECONDS)
+            if pending:
+                raise RunError(f"The probe was not done after {PROBE_SECONDS:.0f} s and was given up.")
+            measurements: list[MeasuredRates] = ray.get(ready)
     finally:
-        for each in groups:
-            ray.kill(each)
+        for group in groups:
+            ray.kill(group)
         if groups:
-            storage.remove(kept)
+            storage.remove(folder)
     return replace(
-        found[0],
-        rates=mean_of([each.rates for each in found]),
+        measurements[0],
+        rates=mean_of([measurement.rates for measurement in measurements]),
         around=around,
-        peak_bytes=max(each.peak_bytes for each in found),
+        peak_bytes=max(measurement.peak_bytes for measurement in measurements),
         side_by_side=runs,
         took=time.perf_counter() - clock + around,
     )
 
 
 def _probe(config: dict[str, Any]) -> MeasuredRates:
-    """Ray task: measure in this process."""
+    """Measure in this process; a Ray task."""
     clock = time.perf_counter()
     from slime_ray.planning.probe import probe
 
@@ -300,42 +309,42 @@ def _probe(config: dict[str, Any]) -> MeasuredRates:
         )
 
 
-class _Box:
+class _RatesHolder:
     """Runs as a Ray actor: keeps what rank 0 of a group has found."""
 
     def __init__(self) -> None:
-        self.found: MeasuredRates | None = None
+        self.rates: MeasuredRates | None = None
 
-    def put(self, found: MeasuredRates) -> None:
-        self.found = found
+    def put(self, rates: MeasuredRates) -> None:
+        self.rates = rates
 
     def get(self) -> MeasuredRates | None:
-        return self.found
+        return self.rates
 
 
 class _ProbeGroup:
     """Runs as a Ray actor: measures on a group of workers."""
 
     def measure(self, config: dict[str, Any]) -> MeasuredRates:
-        """What rank 0 found."""
-        actor: Any = ray.remote(_Box)
+        """Measure on a group of workers and return rank 0's rates."""
+        actor: Any = ray.remote(_RatesHolder)
         box = actor.options(num_cpus=0).remote()
-        wanted, storage = config["resources"], config["storage"]
-        run_group(_probe_worker, config | {"box": box}, resources=wanted, name="probe", storage=storage)
-        found: MeasuredRates = ray.get(box.get.remote())
-        return found
+        resources, storage = config["resources"], config["storage"]
+        run_group(_probe_worker, config | {"box": box}, resources=resources, name="probe", storage=storage)
+        rates: MeasuredRates = ray.get(box.get.remote())
+        return rates
 
 
 def _probe_worker(config: dict[str, Any]) -> None:
     from slime_ray.world import World
 
-    found = _probe(config)
+    rates = _probe(config)
     if World.current().main:
-        ray.get(config["box"].put.remote(found))
+        ray.get(config["box"].put.remote(rates))
 
 
 def show(measured: MeasuredRates, console: Console) -> None:
-    """What was measured, in a line."""
+    """Print what was measured, in a line."""
     rates = measured.rates
     console.print(
         f"Probe: {1e6 * rates.token:.1f} us a training token and {1e3 * rates.update:.1f} ms an update beside, "

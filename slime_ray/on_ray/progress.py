@@ -26,7 +26,7 @@ class Callback(tune.Callback):
     """A callback of Tune's that keeps nothing for a restore of Tune's own, which is never used here."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Empty."""
+        """Return no state."""
         return {}
 
 
@@ -37,11 +37,11 @@ class Progress(Callback):
     """
 
     def __init__(self, *, console: Console, total: int, finished: int):
-        self.console, self.total, self.before = console, total, finished
+        self.console, self.total, self.finished_before = console, total, finished
         self.states: dict[str, dict[str, Any]] = {}
         self.durations: list[float] = []
-        self.at_once = 1
-        self.untracked: set[str] = set()
+        self.max_running = 1
+        self.failed_trackers: set[str] = set()
         self.notices: set[str] = set()
         self.live: Live | None = None
 
@@ -57,12 +57,12 @@ class Progress(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Add a trial that got its resources."""
-        started = Trial.model_validate(trial.config["trial"])
-        self.states[started.trial_id] = {
-            "label": started.trial_id, "knobs": knobs(started.values), "doing": "starting", "began": time.monotonic(),
+        spec = Trial.model_validate(trial.config["trial"])
+        self.states[spec.trial_id] = {
+            "label": spec.trial_id, "knobs": knobs(spec.values), "doing": "starting", "began": time.monotonic(),
         }  # fmt: skip
-        self.at_once = max(self.at_once, len(self.running()))
-        logger.info("%s started: %s", started.trial_id, knobs(started.values) or "the base settings")
+        self.max_running = max(self.max_running, len(self.running()))
+        logger.info("%s started: %s", spec.trial_id, knobs(spec.values) or "the base settings")
         self.refresh()
 
     def update(self, metrics: Mapping[str, Mapping[str, Any]]) -> None:
@@ -77,8 +77,8 @@ class Progress(Callback):
                     self.say(f"Sentinel: {name}: {report['alarm']}.")
                 for tracker, reason in report.get("untracked", {}).items():
                     # A server that is gone fails for every trial; their logs have it.
-                    if tracker not in self.untracked:
-                        self.untracked.add(tracker)
+                    if tracker not in self.failed_trackers:
+                        self.failed_trackers.add(tracker)
                         self.say(f"{name} goes on without {tracker}: {reason} (said for the first trial only)")
                 self.states[name].update({key: value for key, value in report.items() if value is not None})
         self.refresh()
@@ -96,53 +96,56 @@ class Progress(Callback):
         state = self.states.setdefault(name, {"label": name, "knobs": ""})
         state.update({key: value for key, value in result.items() if value is not None})
         if result.get("finished"):
-            self._done(name, state)
+            self._report_end(name, state)
         self.refresh()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Count a trial whose process died."""
-        died = {"finished": True, "status": "failed", "reason": "its process died"}
-        self.on_trial_result(iteration, trials, trial, died)
+        result = {"finished": True, "status": "failed", "reason": "its process died"}
+        self.on_trial_result(iteration, trials, trial, result)
 
-    def _done(self, name: str, state: Mapping[str, Any]) -> None:
+    def _report_end(self, name: str, state: Mapping[str, Any]) -> None:
         # Without a judge the table is led by the accuracy.
         unjudged = state.get("win_rate") is None and state.get("preference_accuracy") is not None
         lead, key = ("accuracy", "preference_accuracy") if unjudged else ("win rate", "win_rate")
-        ended = (
+        line = (
             f"{name} {state.get('status')}: {lead} {percent(state.get(key))}, "
             f"stability {number(state.get('stability'), 2)}, chosen drift {number(state.get('chosen_drift'), 3)}"
         )
         if state.get("reason"):
-            ended += f" ({state['reason']})"
-        logger.info(ended)
+            line += f" ({state['reason']})"
+        logger.info(line)
         if "began" in state:
             self.durations.append(time.monotonic() - state["began"])
         if self.live is None:
-            print_line(self.console, f"[{self.finished}/{self.total}] {ended}; {self.time_left()} left")
+            print_line(self.console, f"[{self.finished}/{self.total}] {line}; {self.time_left()} left")
 
     @property
     def finished(self) -> int:
         """Number of trials that are done, those of an earlier run included."""
-        return self.before + sum(bool(state.get("finished")) for state in self.states.values())
+        return self.finished_before + sum(bool(state.get("finished")) for state in self.states.values())
 
     def running(self) -> list[dict[str, Any]]:
-        """The trials that are not done."""
+        """List the trials that are not done."""
         return [state for state in self.states.values() if not state.get("finished")]
 
     def time_left(self) -> str:
-        """The same as minutes and seconds."""
+        """Format the time that is left, as minutes and seconds."""
         seconds = self.seconds_left()
         return "unknown time" if seconds is None else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
     def seconds_left(self) -> float | None:
-        """What is left if each trial takes as long as those that are done; None before one is."""
+        """Estimate the seconds that are left; None before one trial is done.
+
+        Each trial is taken to need as long as those that are done.
+        """
         if not self.durations:
             return None
         mean, now = sum(self.durations) / len(self.durations), time.monotonic()
-        begun = [max(0.0, mean - (now - state["began"])) for state in self.running()]
-        waiting = self.total - self.finished - len(begun)
+        remaining = [max(0.0, mean - (now - state["began"])) for state in self.running()]
+        waiting = self.total - self.finished - len(remaining)
         # As many at once as there were; but the last ones take what they take.
-        return max([(sum(begun) + waiting * mean) / self.at_once, *begun])
+        return max([(sum(remaining) + waiting * mean) / self.max_running, *remaining])
 
     def refresh(self) -> None:
         """Draw the table again."""
@@ -150,7 +153,7 @@ class Progress(Callback):
             self.live.update(self.table())
 
     def table(self) -> Group:
-        """Running trials first, then the latest that are done."""
+        """Build the table: running trials first, then the latest that are done."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("trial", "knobs", "doing"):
             table.add_column(column, no_wrap=column != "knobs", overflow="ellipsis")
@@ -168,7 +171,7 @@ class Progress(Callback):
 
 
 def knobs(values: Mapping[str, Any]) -> str:
-    """Set values, short: `anchor_weight=0.1 hard_margin=1.5`."""
+    """Format knobs in short: `anchor_weight=0.1 hard_margin=1.5`."""
     flat: dict[str, Any] = {}
     for path, value in values.items():
         items = value.items() if isinstance(value, dict) else [(path.rsplit(".", 1)[-1], value)]
@@ -179,16 +182,16 @@ def knobs(values: Mapping[str, Any]) -> str:
 
 
 def steps(state: Mapping[str, Any]) -> str:
-    """`step/updates`, as far as known."""
+    """Format `step/updates`, as far as known."""
     step, updates = state.get("step"), state.get("updates")
     return "" if step is None else f"{step}/{updates}" if updates else str(step)
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage with one decimal."""
+    """Format a share as a percentage with one decimal."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
 def number(value: float | None, digits: int) -> str:
-    """A number with so many decimals."""
+    """Format a number with so many decimals."""
     return "-" if value is None else f"{value:.{digits}f}"

@@ -19,7 +19,7 @@ from slime_ray.runs.store import RunStore
 from slime_ray.training import attempts
 
 GPUS_OF_A_NODE = 8
-PLENTY = 1e6
+UNLIMITED_CPUS = 1e6
 """CPUs of a node that is only given by its GPUs."""
 DRIVERS = Path("/proc/driver/nvidia/gpus")
 JUDGE_SECONDS = 5.0
@@ -36,16 +36,21 @@ class Node:
     count: int = 1
 
     def slots(self, resources: Resources) -> int:
-        """Workers that fit on one such node. A share of a GPU is of a single one: 0.4 fits on each of them twice."""
-        by_cpu = _times(self.cpus, resources.cpu_per_worker)
+        """Count the workers that fit on one such node.
+
+        A share of a GPU is of a single one: 0.4 fits on each of them twice.
+        """
+        by_cpu = _count_fits(self.cpus, resources.cpu_per_worker)
         if not resources.gpu_per_worker:
             return by_cpu
         whole, rest = int(self.gpus), self.gpus - int(self.gpus)
-        return min(by_cpu, whole * _times(1, resources.gpu_per_worker) + _times(rest, resources.gpu_per_worker))
+        return min(
+            by_cpu, whole * _count_fits(1, resources.gpu_per_worker) + _count_fits(rest, resources.gpu_per_worker)
+        )
 
 
 def concurrent_trials(resources: Resources, nodes: Sequence[Node]) -> int:
-    """Trials that fit side by side on these nodes, as their placement asks."""
+    """Count the trials that fit side by side on these nodes, as placement asks."""
     slots = [node.slots(resources) for node in nodes for _ in range(node.count)]
     if resources.placement == "STRICT_PACK":
         return sum(slot // resources.workers for slot in slots)
@@ -59,13 +64,19 @@ def concurrent_trials(resources: Resources, nodes: Sequence[Node]) -> int:
 
 
 def trials_at_once(resources: Resources, nodes: Sequence[Node]) -> int:
-    """Trials that run side by side on these nodes: as many as fit, or fewer where the user says so."""
+    """Count the trials that run side by side on these nodes.
+
+    As many as fit, or fewer where the user says so.
+    """
     fits = concurrent_trials(resources, nodes)
     return fits if resources.concurrent_trials == "auto" else min(fits, resources.concurrent_trials)
 
 
 def why_never(resources: Resources, nodes: Sequence[Node]) -> str | None:
-    """Why a trial could never be placed on these nodes, be they empty, as a sentence with the arithmetic; else None."""
+    """Say why no trial could ever be placed on these nodes; None where one could.
+
+    It is a sentence with the arithmetic. The nodes count as empty.
+    """
     share = resources.gpu_per_worker
     if resources.workers > 1 and 0 < share < 1:
         return (
@@ -81,29 +92,31 @@ def why_never(resources: Resources, nodes: Sequence[Node]) -> str | None:
             f"{_request(resources)}, but the largest node has {largest[0]} CPU and {largest[1]} GPU, so none could "
             "ever start. Lower resources.cpu_per_worker or resources.gpu_per_worker."
         )
-    fit = sum(node.count * node.slots(resources) for node in nodes)
+    total_room = sum(node.count * node.slots(resources) for node in nodes)
     hosts = sum(node.count for node in nodes if node.slots(resources))
     if resources.placement == "STRICT_PACK":
         room = f"all on one node (placement STRICT_PACK), but no node has room for more than {best}"
     elif resources.placement == "STRICT_SPREAD":
         room = f"each on a node of its own (placement STRICT_SPREAD), but only {hosts} nodes have room for one"
     else:
-        room = f"but all nodes together have room for {fit}"
+        room = f"but all nodes together have room for {total_room}"
     return (
         f"{_request(resources)}, {room}: none could ever start. Lower resources.workers or change resources.placement."
     )
 
 
 def waiting_for(resources: Resources, free: Sequence[Node]) -> str:
-    """What a trial that is not placed now waits for. free: what every node has left.
+    """Say what a trial that is not placed now waits for.
+
+    free: what every node has left.
 
     What is free may be enough: in all, but not on one node, or where Ray has not come to start it yet.
     """
-    left = ", ".join(
+    free_texts = ", ".join(
         f"{node.cpus:g} CPU" + (f" and {node.gpus:g} GPU" if resources.gpu_per_worker else "") + f" on {node.name}"
         for node in free
     )
-    request = f"{_request(resources)}; free now: {left or 'nothing'}"
+    request = f"{_request(resources)}; free now: {free_texts or 'nothing'}"
     if concurrent_trials(resources, free):
         return f"{request}, which is enough: Ray has not started it yet"
     room = [node.slots(resources) for node in free]
@@ -111,7 +124,7 @@ def waiting_for(resources: Resources, free: Sequence[Node]) -> str:
         return f"{request}, which is enough, but not as placement {resources.placement} asks"
     cpus, gpus = (sum(getattr(node, kind) for node in free) for kind in ("cpus", "gpus"))
     if (
-        _times(cpus, resources.cpu_per_worker) < resources.workers
+        _count_fits(cpus, resources.cpu_per_worker) < resources.workers
         or gpus < resources.workers * resources.gpu_per_worker
     ):
         return request
@@ -119,30 +132,36 @@ def waiting_for(resources: Resources, free: Sequence[Node]) -> str:
 
 
 def _request(resources: Resources) -> str:
-    each = f"{resources.cpu_per_worker:g} CPU and {resources.gpu_per_worker:g} GPU"
+    worker_share = f"{resources.cpu_per_worker:g} CPU and {resources.gpu_per_worker:g} GPU"
     return (
-        f"A trial asks for {each}"
+        f"A trial asks for {worker_share}"
         if resources.workers == 1
-        else f"A trial asks for {resources.workers} workers of {each}"
+        else f"A trial asks for {resources.workers} workers of {worker_share}"
     )
 
 
-def _times(amount: float, part: float) -> int:
-    """How often a part fits, forgiving what floating point makes of 0.3 / 0.1."""
-    return int(amount / part + 1e-9)
+def _count_fits(amount: float, share: float) -> int:
+    """Count how often a part fits.
+
+    What floating point makes of 0.3 / 0.1 is forgiven.
+    """
+    return int(amount / share + 1e-9)
 
 
 def given_cluster(experiment: Experiment, *, gpus: int, gpu: str) -> Cluster:
-    """So many GPUs, on nodes of up to eight. Its disk is not known."""
+    """Describe a cluster of so many GPUs, on nodes of up to eight.
+
+    Its disk is not known.
+    """
     whole, rest = divmod(gpus, GPUS_OF_A_NODE)
-    nodes = [Node("given", PLENTY, GPUS_OF_A_NODE, whole)] if whole else []
-    nodes += [Node("given", PLENTY, rest)] if rest else []
+    nodes = [Node("given", UNLIMITED_CPUS, GPUS_OF_A_NODE, whole)] if whole else []
+    nodes += [Node("given", UNLIMITED_CPUS, rest)] if rest else []
     note = f"The {gpus} GPUs are on nodes of at most {GPUS_OF_A_NODE}, with as many CPUs as trials ask for."
     return cluster_for(experiment, nodes, gpu=gpu, where=f"{gpus} x {gpu}", memory=None, disk=None, notes=(note,))
 
 
 def this_machine(experiment: Experiment, *, storage: RunStore) -> Cluster:
-    """The machine itself, looked at without starting anything."""
+    """Describe this machine as a cluster, without starting anything."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     names = [_name(folder) for folder in sorted(DRIVERS.glob("*/information"))]
     node = Node("this machine", cpus, len(names))
@@ -169,38 +188,46 @@ def cluster_for(
     disk: int | None,
     notes: tuple[str, ...],
 ) -> Cluster:
-    """What a plan has to know of these nodes. memory: of the smallest node, for trials on CPUs."""
+    """Describe what a plan has to know of these nodes.
+
+    memory: of the smallest node, for trials on CPUs.
+    """
     resources = experiment.resources
     limit = trials_at_once(resources, nodes)
     workers = max((node.slots(resources) for node in nodes), default=0)
-    own = memory / max(1, min(workers, limit * resources.workers)) if memory and not resources.gpu_per_worker else None
+    worker_memory = (
+        memory / max(1, min(workers, limit * resources.workers)) if memory and not resources.gpu_per_worker else None
+    )
     return Cluster(
         trials=limit,
         where=where,
         never=why_never(resources, nodes),
         gpus=sum(node.gpus * node.count for node in nodes) if resources.gpu_per_worker else 0,
         gpu=gpu,
-        memory=own,
+        memory=worker_memory,
         disk_free=disk,
         notes=notes,
     )
 
 
 def _name(file: Path) -> str:
-    """What NVIDIA's driver calls the GPU of one of its files."""
+    """Read a GPU's name from a file of NVIDIA's driver."""
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("Model:")), "GPU")
 
 
 def free_bytes(storage: RunStore) -> int | None:
-    """Bytes that are free at the storage; a bucket has no end."""
+    """Return the bytes that are free at the storage; None for a bucket.
+
+    A bucket has no end.
+    """
     if storage.url is not None:
         return None
-    return shutil.disk_usage(existing(storage.root)).free
+    return shutil.disk_usage(nearest_folder(storage.root)).free
 
 
-def existing(path: Path) -> Path:
-    """The path itself or the nearest folder above it that is there."""
+def nearest_folder(path: Path) -> Path:
+    """Return the path itself, or the nearest folder above it that exists."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
@@ -221,7 +248,7 @@ class SweepSpending:
         return f"spent: {', '.join(parts)}"
 
     def as_json(self) -> dict[str, Any]:
-        """As the manifest keeps it."""
+        """Convert to what the manifest keeps."""
         return {name: value if value is None else round(value, 4) for name, value in asdict(self).items()}
 
 
@@ -235,57 +262,63 @@ class BudgetMeter:
         self.budget, self.resources = experiment.budget, experiment.resources
         self.verdicts = verdicts
         self.judges = experiment.settings.evaluation.judge.endpoints
-        self.started = self.updated = now
-        self.judges_counted = float("-inf")
-        self.gpu_hours = held_before(run, self.resources)
-        self.judged = [Spending() for _ in self.judges]
+        self.started = self.last_update = now
+        self.last_judge_count = float("-inf")
+        self.gpu_hours = earlier_gpu_hours(run, self.resources)
+        self.judge_spending = [Spending() for _ in self.judges]
 
     def update(self, at_work: Iterable[str], now: float) -> None:
         """Add what trials at work have held and asked since the last call."""
-        each = self.resources.workers * self.resources.gpu_per_worker
-        self.gpu_hours += each * len(list(at_work)) * (now - self.updated) / 3600
-        self.updated = now
-        if self.judges and now - self.judges_counted > JUDGE_SECONDS:
-            self.judges_counted = now
+        trial_gpus = self.resources.workers * self.resources.gpu_per_worker
+        self.gpu_hours += trial_gpus * len(list(at_work)) * (now - self.last_update) / 3600
+        self.last_update = now
+        if self.judges and now - self.last_judge_count > JUDGE_SECONDS:
+            self.last_judge_count = now
             # A damaged file is told by the trials that need it.
             with suppress(RunError):
-                self.judged = [self.verdicts.spent(judge.identity) for judge in self.judges]
+                self.judge_spending = [self.verdicts.spent(judge.identity) for judge in self.judges]
 
     @property
     def spent(self) -> SweepSpending:
         """All of it, as of the last update."""
         price = self.budget.price_per_gpu_hour
-        parts = [
+        all_costs = [
             None if price is None else price * self.gpu_hours,
-            *(spent.cost(judge.prices) for judge, spent in zip(self.judges, self.judged, strict=True)),
+            *(spending.cost(judge.prices) for judge, spending in zip(self.judges, self.judge_spending, strict=True)),
         ]
-        known = [part for part in parts if part is not None]
+        costs = [part for part in all_costs if part is not None]
         return SweepSpending(
-            hours=(self.updated - self.started) / 3600,
+            hours=(self.last_update - self.started) / 3600,
             gpu_hours=self.gpu_hours,
-            judge_calls=sum(spent.requests for spent in self.judged),
-            cost=sum(known) if known else None,
+            judge_calls=sum(spending.requests for spending in self.judge_spending),
+            cost=sum(costs) if costs else None,
         )
 
     def over(self) -> str | None:
-        """The part of the budget that is spent, such as `gpu_hours`; None while all of them have something left."""
+        """Return the part of the budget that is spent, such as `gpu_hours`.
+
+        None while all parts have something left.
+        """
         spent = self.spent
         for name in ("hours", "gpu_hours", "judge_calls", "cost"):
-            limit, reached = getattr(self.budget, name), getattr(spent, name)
-            if limit is not None and reached is not None and reached >= limit:
+            limit, value = getattr(self.budget, name), getattr(spent, name)
+            if limit is not None and value is not None and value >= limit:
                 return name
         return None
 
     def sentence(self, name: str) -> str:
-        """That a part of the budget is spent."""
-        limit, reached = getattr(self.budget, name), getattr(self.spent, name)
+        """Say that a part of the budget is spent."""
+        limit, value = getattr(self.budget, name), getattr(self.spent, name)
         if name == "hours":
             return f"its time, budget.hours {limit:g}, is spent"
-        return f"budget.{name} {limit:g} is spent ({reached:.4g})"
+        return f"budget.{name} {limit:g} is spent ({value:.4g})"
 
 
-def held_before(run: Path, resources: Resources) -> float:
-    """GPU-hours that the attempts at all trials of a run have held, those that led nowhere included."""
-    made = [one for folder in sorted((run / "trials").glob("*/")) for one in attempts.read(folder)]
-    seconds = sum(one.workers * max(0.0, one.alive - one.started) for one in made)
+def earlier_gpu_hours(run: Path, resources: Resources) -> float:
+    """Sum the GPU-hours that all attempts of a run have held.
+
+    Those that led nowhere count, too.
+    """
+    all_attempts = [attempt for folder in sorted((run / "trials").glob("*/")) for attempt in attempts.read(folder)]
+    seconds = sum(attempt.workers * max(0.0, attempt.alive - attempt.started) for attempt in all_attempts)
     return seconds * resources.gpu_per_worker / 3600

@@ -36,20 +36,20 @@ class RuledSampler(BaseSampler):
         self.space = {name: distribution(dimension) for name, dimension in search.dimensions.items()}
         self.history: set[PointKey] = set()
         self.drawing = True
-        self._place()
+        self._reseed()
 
-    def _place(self) -> None:
+    def _reseed(self) -> None:
         position = [self.seed, len(self.history)]
         self.random = np.random.default_rng(position)
         self.sampler = optuna_sampler(self.search, trials=self.trials, seed=self.seed, position=position)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Seed the draw by its position, not by what was drawn since the process started."""
-        self._place()
+        self._reseed()
         self.sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """All dimensions, also those that not every point has."""
+        """Return all dimensions, also those that not every point has."""
         # TPE learns from this call which dimensions occur together.
         self.sampler.infer_relative_search_space(study, trial)
         return self.space
@@ -57,7 +57,7 @@ class RuledSampler(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Scalar]:
-        """A new point that keeps the requirements, by the names of its dimensions.
+        """Draw a new point that keeps the requirements, by names of its dimensions.
 
         Raises:
             InputError: no such point came up in MAX_DRAWS draws.
@@ -68,23 +68,27 @@ class RuledSampler(BaseSampler):
             return {}
         # A study that was made again has forgotten how far its sequence had come.
         limit = MAX_DRAWS + (len(self.history) if self.search.sampler == "quasi_random" else 0)
-        broken, patience = "", PATIENCE.get(self.search.sampler, limit)
+        requirement, patience = "", PATIENCE.get(self.search.sampler, limit)
         for draw in range(limit):
-            point = self._draw(study, trial) if draw < patience else self._by_chance()
-            if because := self.rules.broken(point):
-                broken = because[0]
+            point = self._draw(study, trial) if draw < patience else self._random_point()
+            if broken_rules := self.rules.broken(point):
+                requirement = broken_rules[0]
             elif key(point) not in self.history:
                 return self.search.named(point)
         raise InputError(
             f"{MAX_DRAWS} draws in a row "
-            + (f"broke {broken!r}: the requirements" if broken else "were points that were tried before: they")
+            + (
+                f"broke {requirement!r}: the requirements"
+                if requirement
+                else "were points that were tried before: they"
+            )
             + " leave almost nothing of the space. Narrow the ranges to where the requirements hold, or widen them."
         )
 
     def _draw(self, study: optuna.Study, trial: FrozenTrial) -> Point:
         params = self.sampler.sample_relative(study, trial, self.space)
         if not params:
-            return self._by_chance()
+            return self._random_point()
 
         def pick(name: str, dimension: Dimension) -> Scalar:
             if name not in params:
@@ -93,7 +97,7 @@ class RuledSampler(BaseSampler):
 
         return self.search.walk(pick)
 
-    def _by_chance(self) -> Point:
+    def _random_point(self) -> Point:
         return self.search.at(self.random.random(len(self.space)))
 
     def sample_independent(
@@ -110,7 +114,7 @@ class RuledSampler(BaseSampler):
 
 
 def optuna_sampler(search: Search, *, trials: int, seed: int, position: Sequence[int]) -> BaseSampler:
-    """Optuna's sampler of the name that the search gives.
+    """Build Optuna's sampler of the name that the search gives.
 
     Args:
         search: the space, with the sampler's name.
@@ -119,36 +123,43 @@ def optuna_sampler(search: Search, *, trials: int, seed: int, position: Sequence
         position: what seeds this draw.
     """
     name = search.sampler
-    own = int(np.random.SeedSequence(position).generate_state(1)[0])
+    draw_seed = int(np.random.SeedSequence(position).generate_state(1)[0])
     startup = min(10, max(4, trials // 4))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         if name == "nsga2":
-            return NSGAIISampler(seed=own, population_size=min(50, max(4, trials // 4)))
+            return NSGAIISampler(seed=draw_seed, population_size=min(50, max(4, trials // 4)))
         if name == "gp":
-            return GPSampler(seed=own, n_startup_trials=startup, warn_independent_sampling=False)
+            return GPSampler(seed=draw_seed, n_startup_trials=startup, warn_independent_sampling=False)
         if name == "quasi_random":
             return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
         if name == "tpe":
             return TPESampler(
-                seed=own, n_startup_trials=startup, multivariate=True, group=search.is_conditional, constant_liar=True
+                seed=draw_seed,
+                n_startup_trials=startup,
+                multivariate=True,
+                group=search.is_conditional,
+                constant_liar=True,
             )
-        return RandomSampler(seed=own)
+        return RandomSampler(seed=draw_seed)
 
 
 def grid(search: Search, rules: Rules, seed: int) -> list[Point]:
-    """Every point of a finite space that keeps the requirements, in an order of the seed's."""
+    """List every point of a finite space that keeps the requirements.
+
+    Their order follows from the seed.
+    """
     points = [point for point in search.points() if not rules.broken(point)]
-    return [points[place] for place in np.random.default_rng([seed]).permutation(len(points))]
+    return [points[index] for index in np.random.default_rng([seed]).permutation(len(points))]
 
 
 def key(point: Point) -> PointKey:
-    """A point as a set may hold it."""
+    """Convert a point to what a set may hold."""
     return frozenset(point.items())
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
-    """Optuna's form of a dimension."""
+    """Convert a dimension to Optuna's form."""
     if dimension.choice is not None:
         return CategoricalDistribution(dimension.choice)
     low, high = dimension.bounds

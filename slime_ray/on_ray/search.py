@@ -36,7 +36,7 @@ SPARE = ".rebuilt"
 """Suffix of a study that is written whole before it replaces the one of the run."""
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 Rows = Mapping[str, Mapping[str, Any]]
-MADE_AGAIN = "it is made again from the trials' results"
+REBUILD_HINT = "it is made again from the trials' results"
 
 
 class StudyFailed(RunError):
@@ -47,13 +47,13 @@ class StudyFailed(RunError):
         self.reason = f"the {failed}"
         super().__init__(
             f"The {failed}. What finished is kept; give the same command with --resume once it can be used again, or "
-            f"without the damaged file: {MADE_AGAIN}."
+            f"without the damaged file: {REBUILD_HINT}."
         )
 
 
 @contextmanager
-def asking() -> Iterator[None]:
-    """Around whatever needs the study. Raises StudyFailed."""
+def study_errors() -> Iterator[None]:
+    """Raise errors of the study within this context as StudyFailed."""
     try:
         yield
     except (SQLAlchemyError, StorageInternalError, OSError) as error:
@@ -61,9 +61,9 @@ def asking() -> Iterator[None]:
 
 
 def study_storage(run: Path, url: str | None = None) -> BaseStorage:
-    """Where the run's study is: a journal file in its folder, or the database at `url`, as SQLAlchemy writes it.
+    """Open the run's study: a journal file in its folder, or a database.
 
-    `optuna-dashboard` opens either as it is.
+    url: of the database, as SQLAlchemy writes it. `optuna-dashboard` opens either as it is.
 
     Raises:
         InputError: the database cannot be used, or the journal cannot be read.
@@ -71,28 +71,28 @@ def study_storage(run: Path, url: str | None = None) -> BaseStorage:
     if url is None:
         return _journal(run / "study.journal")
     remember(url)
-    where = redact(url)
+    address = redact(url)
     try:
         return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except (ImportError, NoSuchModuleError) as error:
-        reason, way = str(error).splitlines()[0], "Install its driver, such as psycopg[binary] for postgresql://"
+        reason, remedy = str(error).splitlines()[0], "Install its driver, such as psycopg[binary] for postgresql://"
     except ArgumentError:
-        reason, way = "it is no such address", "Write it as postgresql://user:password@host/database"
+        reason, remedy = "it is no such address", "Write it as postgresql://user:password@host/database"
     except (SQLAlchemyError, RuntimeError) as error:
-        reason, way = str(error).splitlines()[0], "Start the database or correct the address"
+        reason, remedy = str(error).splitlines()[0], "Start the database or correct the address"
         if url.startswith("sqlite"):
-            way += f"; a damaged file may be moved away, and {MADE_AGAIN}"
-    raise InputError(f"The study's database {where} cannot be used: {redact_sentence(reason).rstrip('.')}. {way}.")
+            remedy += f"; a damaged file may be moved away, and {REBUILD_HINT}"
+    raise InputError(f"The study's database {address} cannot be used: {redact_sentence(reason).rstrip('.')}. {remedy}.")
 
 
 def _journal(path: Path) -> BaseStorage:
     try:
         content = path.read_bytes() if path.is_file() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
+        whole_lines = content[: content.rfind(b"\n") + 1]
+        if whole_lines != content:
             # What a full disk has cut off would join the next entry to something that cannot be read.
-            os.truncate(path, len(whole))
-        if lines := whole.splitlines():
+            os.truncate(path, len(whole_lines))
+        if lines := whole_lines.splitlines():
             # Of the last line Optuna complains only when another follows.
             json.loads(lines[-1])
         return JournalStorage(JournalFileBackend(str(path)))
@@ -101,7 +101,7 @@ def _journal(path: Path) -> BaseStorage:
     except Exception as error:  # Optuna raises whatever an entry that it did not write makes it raise.
         raise InputError(
             f"{path} is damaged: {one_sentence(error).rstrip('.')}. Move it away, and give the command with --resume: "
-            f"{MADE_AGAIN}."
+            f"{REBUILD_HINT}."
         ) from None
 
 
@@ -153,7 +153,7 @@ class StudySearch:
         rules = Rules(search, base)
         self.sampler = RuledSampler(search, rules, trials=trials, seed=seed)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with asking():
+        with study_errors():
             self._restore_spare()
             self.study = self._create(name)
             self._check()
@@ -162,12 +162,12 @@ class StudySearch:
         self.queue = [*search.known_points, *(grid(search, rules, seed) if search.sampler == "grid" else ())]
 
     def _create(self, name: str) -> optuna.Study:
-        """The study of this name, a new one where there is none."""
+        """Return the study of this name, a new one where there is none."""
         study = optuna.create_study(
             study_name=name,
             storage=self.storage,
             sampler=self.sampler,
-            directions=[StudyDirection[way.upper()] for way in self.goals.values()],
+            directions=[StudyDirection[direction.upper()] for direction in self.goals.values()],
             load_if_exists=True,
         )
         if "goals" not in study.user_attrs:
@@ -178,7 +178,10 @@ class StudySearch:
         return self.study.get_trials(deepcopy=False)
 
     def _point(self, entry: FrozenTrial) -> Point | None:
-        """The point of an entry; None where it was cut off before it had all of its knobs."""
+        """Return the point of an entry.
+
+        None where it was cut off before it had all of its knobs.
+        """
         point = {path_of(name): value for name, value in entry.params.items()}
         try:
             return point if self.search.named(point).keys() == entry.params.keys() else None
@@ -187,70 +190,81 @@ class StudySearch:
 
     def _check(self) -> None:
         """Raise InputError where the study is about something else."""
-        before = self.study.user_attrs["goals"]
-        if list(before.items()) != list(self.goals.items()):
-            raise InputError(f"The study was started with the goals {before}, not {self.goals}. {self._way_out}")
+        goals = self.study.user_attrs["goals"]
+        if list(goals.items()) != list(self.goals.items()):
+            raise InputError(f"The study was started with the goals {goals}, not {self.goals}. {self._way_out}")
         for entry in self._entries():
             point = {path_of(name): value for name, value in entry.params.items()}
-            own = {name for name, dimension in self.search.dimensions.items() if exists(dimension, point)}
-            ended = entry.state in ENDED
-            others = set(entry.distributions) ^ own if ended else set(entry.distributions) - own
-            had = {name: has for name, has in entry.distributions.items() if name not in others}
-            if changed := sorted(others) or [name for name, has in had.items() if has != self.sampler.space.get(name)]:
+            expected = {name for name, dimension in self.search.dimensions.items() if exists(dimension, point)}
+            is_ended = entry.state in ENDED
+            mismatch = set(entry.distributions) ^ expected if is_ended else set(entry.distributions) - expected
+            distributions = {
+                name: distribution for name, distribution in entry.distributions.items() if name not in mismatch
+            }
+            if changed := sorted(mismatch) or [
+                name for name, distribution in distributions.items() if distribution != self.sampler.space.get(name)
+            ]:
                 raise InputError(
                     f"The study was started with another search space: {', '.join(changed)} changed. {self._way_out}"
                 )
 
     @property
     def _way_out(self) -> str:
-        return f"Give the run a new --name, or move the study away: {MADE_AGAIN}."
+        return f"Give the run a new --name, or move the study away: {REBUILD_HINT}."
 
     def _reconcile(self, rows: Rows, lost: Mapping[str, Mapping[str, Any]]) -> None:
-        """Have the study say what the results say, and queue the points of the trials that have none."""
+        """Make the study agree with the results.
+
+        Points of trials without a result are queued.
+        """
         points = {trial_id: point for trial_id, row in rows.items() if (point := self.search.locate(row["values"]))}
         self._refuse_another_run(points)
         self._fail_unfinished()
-        kept: list[FrozenTrial] = []
+        entries: list[FrozenTrial] = []
         for entry in self._entries():
             trial_id = _id(entry)
             if trial_id and entry.state in ENDED:
                 row = rows.get(trial_id, {})
-                same = self._point(entry) == points.get(trial_id) and entry.state == self._state(row)
-                same &= all(map(math.isclose, self._values(row) or (), entry.values or ()))
-                if same and trial_id not in self.final_ids:
+                agrees = self._point(entry) == points.get(trial_id) and entry.state == self._state(row)
+                agrees &= all(map(math.isclose, self._values(row) or (), entry.values or ()))
+                if agrees and trial_id not in self.final_ids:
                     self.final_ids.add(trial_id)
                 else:
                     entry = _without_result(entry)
-            kept.append(entry)
-        if rebuilt := {_id(entry) for entry, before in zip(kept, self._entries(), strict=True) if entry is not before}:
-            self._rebuild(kept)
+            entries.append(entry)
+        if rebuilt := {
+            _id(entry) for entry, old_entry in zip(entries, self._entries(), strict=True) if entry is not old_entry
+        }:
+            self._rebuild(entries)
             self.notes += [f"{name} has no result any more; it is run again." for name in sorted(rebuilt - rows.keys())]
         self.points = {
             **{trial_id: point for trial_id, values in lost.items() if (point := self.search.locate(values))},
-            **{_id(entry): point for entry in kept if _id(entry) and (point := self._point(entry))},
+            **{_id(entry): point for entry in entries if _id(entry) and (point := self._point(entry))},
             **points,
         }
         # A study of version 0.1.0 may hold further points of an id.
-        others = [(_id(entry), point) for entry in kept if _id(entry) and (point := self._point(entry))]
+        entry_points = [(_id(entry), point) for entry in entries if _id(entry) and (point := self._point(entry))]
         # A clone takes no point away: where there are as many trials as points, one would be left without any.
-        drawn = (point for name, point in [*self.points.items(), *others] if not is_clone(name))
-        self.sampler.history.update(map(key, drawn))
+        history = (point for name, point in [*self.points.items(), *entry_points] if not is_clone(name))
+        self.sampler.history.update(map(key, history))
         self._record_missing({trial_id: rows[trial_id] for trial_id in points if trial_id not in self.final_ids})
         self.reruns = {trial_id: point for trial_id, point in self.points.items() if trial_id not in rows}
 
     def _refuse_another_run(self, points: Mapping[str, Point]) -> None:
-        had: dict[str, list[Point]] = {}
+        study_points: dict[str, list[Point]] = {}
         for entry in self._entries():
             if _id(entry) in points and (point := self._point(entry)):
-                had.setdefault(_id(entry), []).append(point)
-        if strange := sorted(trial_id for trial_id, before in had.items() if points[trial_id] not in before):
+                study_points.setdefault(_id(entry), []).append(point)
+        if mismatched := sorted(
+            trial_id for trial_id, points_of_trial in study_points.items() if points[trial_id] not in points_of_trial
+        ):
             raise InputError(
-                f"The study has another point for {strange[0]} than trials/{strange[0]}/trial.json, so it belongs to "
-                f"another run. Put the run's own back, or move this one away: {MADE_AGAIN}."
+                f"The study has another point for {mismatched[0]} than trials/{mismatched[0]}/trial.json, so it "
+                f"belongs to another run. Put the run's own back, or move this one away: {REBUILD_HINT}."
             )
 
     def _fail_unfinished(self) -> None:
-        """Nothing is at work while a study is opened."""
+        """Fail the unfinished entries: nothing is at work while a study is opened."""
         while self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             self.study.tell(self.study.ask(), state=TrialState.FAIL)
         for entry in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -279,22 +293,22 @@ class StudySearch:
 
     def _record_missing(self, rows: Rows) -> None:
         """Add the results that the study was never told, or has lost."""
-        known = {_id(entry) for entry in self._entries()}
-        missing = {name: row for name, row in rows.items() if name not in known or self._state(row) in ENDED}
+        ids = {_id(entry) for entry in self._entries()}
+        missing = {name: row for name, row in rows.items() if name not in ids or self._state(row) in ENDED}
         for trial_id, row in sorted(missing.items(), key=lambda item: (item[1].get("started") or "", item[0])):
             self._end(self._begin(self.points[trial_id], trial_id=trial_id), row)
         self.final_ids.update(missing)
-        if lacking := len(missing.keys() - known):
-            self.notes.append(f"The study lacked {lacking} finished trials; they were added from their results.")
+        if count := len(missing.keys() - ids):
+            self.notes.append(f"The study lacked {count} finished trials; they were added from their results.")
 
     def _observe(self, observed: Sequence[Observation]) -> None:
-        known = {entry.user_attrs.get("source") for entry in self._entries()}
-        for one in observed:
-            self.sampler.history.add(key(one.point))
-            if one.source not in known:
-                trial = self._begin(one.point, source=one.source)
-                self._constrain(trial, one.excesses)
-                self.study.tell(trial, list(one.values))
+        sources = {entry.user_attrs.get("source") for entry in self._entries()}
+        for observation in observed:
+            self.sampler.history.add(key(observation.point))
+            if observation.source not in sources:
+                trial = self._begin(observation.point, source=observation.source)
+                self._constrain(trial, observation.excesses)
+                self.study.tell(trial, list(observation.values))
 
     def _begin(self, point: Point, **attrs: str) -> Trial:
         """Start a trial at a point that was not drawn."""
@@ -326,7 +340,7 @@ class StudySearch:
             InputError: no point can be drawn.
             StudyFailed: the study cannot be read or written.
         """
-        with asking():
+        with study_errors():
             if trial_id := next((name for name in free if name in self.reruns), None):
                 point = self.reruns[trial_id]
                 self.running[trial_id] = self._begin(point, trial_id=trial_id)
@@ -360,16 +374,19 @@ class StudySearch:
     def tell(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Record how a trial ended, once. Raises StudyFailed, and may then be called again."""
         if trial := self.running.get(trial_id):
-            with asking():
+            with study_errors():
                 self._end(trial, result)
             del self.running[trial_id]
 
     def record(self, trial_id: str, values: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """Record a trial that the study did not draw, once, where it lies in the space. Raises StudyFailed."""
+        """Record a trial that the study did not draw, once.
+
+        It has to lie in the space. Raises StudyFailed.
+        """
         point = self.search.locate(values)
         if point is None or trial_id in self.final_ids:
             return
-        with asking():
+        with study_errors():
             self._end(self._begin(point, trial_id=trial_id), result)
         self.final_ids.add(trial_id)
         self.points[trial_id] = point
@@ -386,11 +403,14 @@ class StudySearch:
             }.items():
                 trial.set_user_attr(name, value)
         if state == TrialState.COMPLETE:
-            self._constrain(trial, [one.excess(result) for one in self.constraints])
+            self._constrain(trial, [constraint.excess(result) for constraint in self.constraints])
         self.study.tell(trial, self._values(result), state=state)
 
     def _constrain(self, trial: Trial, excesses: Sequence[float]) -> None:
-        """Let the sampler know by how much each constraint is broken; GP learns the same of requirements."""
+        """Tell the sampler by how much each constraint is broken.
+
+        GP learns the same of requirements.
+        """
         if self.search.sampler == "gp":
             point = {path_of(name): value for name, value in trial.params.items()}
             for requirement, excess in self.sampler.rules.excesses(point).items():
@@ -404,13 +424,19 @@ class StudySearch:
         return TrialState.COMPLETE if self._values(result) else TrialState.FAIL
 
     def _values(self, result: Mapping[str, Any]) -> list[float] | None:
-        """The goals of a completed trial; None for any other, and where one of them is no finite number."""
+        """Return the goals of a completed trial; None for any other.
+
+        None also where one of them is no finite number.
+        """
         values = [result.get(goal) for goal in self.goals]
         finite = [float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
         return finite if result.get("status") == "completed" and len(finite) == len(values) else None
 
     def close(self, rows: Rows = MappingProxyType({})) -> None:
-        """End every trial that still runs: by its row, or failed, and then its point is queued on the next opening."""
+        """End every trial that still runs.
+
+        It ends by its row, or failed; then its point is queued on the next opening.
+        """
         for trial_id in list(self.running):
             with suppress(StudyFailed):
                 self.tell(trial_id, rows.get(trial_id) or {"status": PAUSED})
@@ -421,7 +447,10 @@ def _id(entry: FrozenTrial) -> str:
 
 
 def _without_result(entry: FrozenTrial) -> FrozenTrial:
-    """An entry whose trial has no such result any more: it keeps the point of its id."""
+    """Return an entry without its result.
+
+    Its trial has no such result any more, and it keeps the point of its id.
+    """
     return create_trial(
         state=TrialState.FAIL,
         params=entry.params,

@@ -24,7 +24,7 @@ from slime_ray.runs.pareto import fronts, signed
 from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 from slime_ray.training.orders import Command, evaluations
 
-LEAST = 3
+MIN_TRIALS = 3
 """Trials that have to have got as far before the median of them says anything."""
 
 TrialMetrics = tuple[str, Mapping[str, Any]]
@@ -49,31 +49,39 @@ class Ranking:
     goals: Mapping[str, str]
     tie_break: Literal["winner", "spread"] = "winner"
 
-    def before(self, own: Point, others: Sequence[Point]) -> int:
-        """How many of `others` stand before `own`. One with something that is no finite number comes last."""
-        values = signed([own, *others], list(self.goals.values()))
+    def count_before(self, point: Point, rivals: Sequence[Point]) -> int:
+        """Count how many of `rivals` stand before `point`.
+
+        One with something that is no finite number comes last.
+        """
+        values = signed([point, *rivals], list(self.goals.values()))
         values[~np.isfinite(values).all(axis=1)] = -np.inf
         if len(self.goals) == 1:
             return int((values[1:, 0] > values[0, 0]).sum())
         points, counts = np.unique(values, axis=0, return_counts=True)
         # The best by the first goal comes first, as the tie-break wants it.
         points, counts = points[::-1], counts[::-1]
-        mine = int(np.flatnonzero((points == values[0]).all(axis=1))[0])
-        place = fronts(points)
-        earlier, front = np.flatnonzero(place < place[mine]), np.flatnonzero(place == place[mine])
-        order = front[epsilon_net(points[front]) if self.tie_break == "spread" else self._as_chosen(points[front])]
-        ahead = order[: int(np.flatnonzero(order == mine)[0])]
+        index = int(np.flatnonzero((points == values[0]).all(axis=1))[0])
+        front_of = fronts(points)
+        earlier, front = np.flatnonzero(front_of < front_of[index]), np.flatnonzero(front_of == front_of[index])
+        order = front[epsilon_net(points[front]) if self.tie_break == "spread" else self._winner_order(points[front])]
+        ahead = order[: int(np.flatnonzero(order == index)[0])]
         return int(counts[earlier].sum() + counts[ahead].sum())
 
-    def _as_chosen(self, points: np.ndarray) -> np.ndarray:
-        """Order of a front's points, as indices, where the best by the first goal come first already."""
+    def _winner_order(self, points: np.ndarray) -> np.ndarray:
+        """Order a front's points as winners are chosen; returns indices.
+
+        The best by the first goal come first already.
+        """
         if self.goals.get("stability") != "maximize":
             return np.arange(len(points))
         return np.argsort(points[:, list(self.goals).index("stability")] < WITHIN_TOLERANCE, kind="stable")
 
 
 def epsilon_net(points: np.ndarray) -> np.ndarray:
-    """Order in which points of a front are taken, as indices: the first one, then the farthest from all so far.
+    """Order points of a front: the first one, then the farthest from all so far.
+
+    Returns indices.
 
     points: (points, goals).
     """
@@ -92,17 +100,20 @@ class Rule(Protocol):
     """Decides, report by report, which trials go on."""
 
     def decide(self, trial_id: str, metrics: Mapping[str, Any]) -> Command | None:
-        """Return a command to stop, or None. metrics: a report with `step` and `updates`, maybe the rule's metrics."""
+        """Return a command to stop, or None.
+
+        metrics: a report with `step` and `updates`, maybe the rule's metrics.
+        """
 
 
 def build_rule(settings: EarlyStopping) -> Rule | None:
-    """The rule that the settings name; None for `none`."""
+    """Build the rule that the settings name; None for `none`."""
     if settings.rule == "none":
         return None
     if settings.rule == "median":
         (metric,) = settings.ranked_by
         return Median(metric, first=settings.first)
-    goals: dict[str, str] = {str(goal): way for goal, way in (settings.goals or {}).items()}
+    goals: dict[str, str] = {str(goal): direction for goal, direction in (settings.goals or {}).items()}
     ranking = Ranking(goals or dict.fromkeys(settings.ranked_by, "maximize"), settings.tie_break)
     return Halving(ranking, first=settings.first, reduction=settings.reduction)
 
@@ -120,30 +131,32 @@ class Halving:
     first: float
     reduction: int
     rungs: list[float] = field(init=False)
-    reached: list[dict[str, Point]] = field(init=False)
+    points_by_rung: list[dict[str, Point]] = field(init=False)
 
     def __post_init__(self) -> None:
         shares = [self.first * self.reduction**k for k in range(64)]
         self.rungs = [share for share in shares if share < 1]
-        self.reached = [{} for _ in self.rungs]
+        self.points_by_rung = [{} for _ in self.rungs]
 
     def decide(self, trial_id: str, metrics: Mapping[str, Any]) -> Command | None:
-        """See Rule."""
+        """Decide at a report; see `Rule`."""
         share, values = progress(metrics), [metrics.get(metric) for metric in self.ranking.goals]
         if share is None or None in values:
             return None
-        own = tuple(float(value) for value in values if value is not None)
-        for rung, others in zip(self.rungs, self.reached, strict=True):
+        point = tuple(float(value) for value in values if value is not None)
+        for rung, rung_points in zip(self.rungs, self.points_by_rung, strict=True):
             # A trial that started again passes the same rungs again; what it was there does not change.
-            if share < rung or trial_id in others:
+            if share < rung or trial_id in rung_points:
                 continue
-            before = self.ranking.before(own, list(others.values()))
-            others[trial_id] = own
-            kept = max(1, len(others) // self.reduction)
+            place = self.ranking.count_before(point, list(rung_points.values()))
+            rung_points[trial_id] = point
+            survivors = max(1, len(rung_points) // self.reduction)
             # Where evaluations are far apart, the last rung may be seen at the end only, when there is nothing to save.
-            if share < 1 and len(others) >= self.reduction and before >= kept:
-                shown = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.ranking.goals, own, strict=True))
-                return _stop(metrics, shown, f"behind {before} of {len(others) - 1} other trials")
+            if share < 1 and len(rung_points) >= self.reduction and place >= survivors:
+                summary = ", ".join(
+                    f"{name} {value:.4g}" for name, value in zip(self.ranking.goals, point, strict=True)
+                )
+                return _stop(metrics, summary, f"behind {place} of {len(rung_points) - 1} other trials")
         return None
 
 
@@ -161,26 +174,29 @@ class Median:
     history: dict[str, dict[float, float]] = field(default_factory=dict)
 
     def decide(self, trial_id: str, metrics: Mapping[str, Any]) -> Command | None:
-        """See Rule."""
+        """Decide at a report; see `Rule`."""
         share, value = progress(metrics), metrics.get(self.metric)
-        own = self.history.setdefault(trial_id, {})
+        curve = self.history.setdefault(trial_id, {})
         # What a trial that started again reports a second time was decided the first time.
-        if share is None or value is None or share in own:
+        if share is None or value is None or share in curve:
             return None
-        own[share] = float(value) if math.isfinite(value) else -math.inf
-        means = [_mean_until(share, other) for name, other in self.history.items() if name != trial_id]
+        curve[share] = float(value) if math.isfinite(value) else -math.inf
+        means = [_mean_until(share, rival_curve) for name, rival_curve in self.history.items() if name != trial_id]
         means_so_far = [mean for mean in means if mean is not None]
-        if share < self.first or share >= 1 or len(means_so_far) < LEAST:
+        if share < self.first or share >= 1 or len(means_so_far) < MIN_TRIALS:
             return None
-        best, middle = max(own.values()), median(means_so_far)
-        if best >= middle:
+        best, median_mean = max(curve.values()), median(means_so_far)
+        if best >= median_mean:
             return None
-        shown = f"{self.metric} {best:.4g} at best"
-        return _stop(metrics, shown, f"below {middle:.4g}, the median of {len(means_so_far)} others")
+        summary = f"{self.metric} {best:.4g} at best"
+        return _stop(metrics, summary, f"below {median_mean:.4g}, the median of {len(means_so_far)} others")
 
 
 def progress(metrics: Mapping[str, Any]) -> float | None:
-    """Share of its updates that a trial has made, if the report says; None before the first one."""
+    """Return the share of its updates that a trial has made.
+
+    None before the first one, or where the report does not say.
+    """
     step, updates = metrics.get("step"), metrics.get("updates")
     return step / updates if step and updates else None
 
@@ -188,18 +204,18 @@ def progress(metrics: Mapping[str, Any]) -> float | None:
 def _mean_until(share: float, history: Mapping[float, float]) -> float | None:
     if not history or max(history) < share:
         return None
-    values = [value for at, value in history.items() if at <= share]
+    values = [value for step_share, value in history.items() if step_share <= share]
     return sum(values) / len(values)
 
 
-def _stop(metrics: Mapping[str, Any], shown: str, why: str) -> Command:
-    return Command("stop", f"early: {shown} at update {metrics['step']} of {metrics['updates']}, {why}")
+def _stop(metrics: Mapping[str, Any], summary: str, reason: str) -> Command:
+    return Command("stop", f"early: {summary} at update {metrics['step']} of {metrics['updates']}, {reason}")
 
 
 def past_reports(run: Path) -> list[TrialMetrics]:
-    """Every evaluation of the search trials that have finished, trial by trial, in the order in which they began.
+    """Read every evaluation of the search trials that have finished.
 
-    A trial whose curves cannot be read has reported nothing.
+    Trial by trial, in the order in which they began. A trial whose curves cannot be read has reported nothing.
     """
     rows = [row for row in results.finished_trials(run).values() if row["phase"] == "search"]
     return [

@@ -32,7 +32,7 @@ from slime_ray.on_ray.preflight import examine, print_findings, refuse
 from slime_ray.on_ray.prepare import prepare_on_cluster
 from slime_ray.on_ray.progress import Callback, Progress, print_line
 from slime_ray.on_ray.resources import BudgetMeter, concurrent_trials
-from slime_ray.on_ray.search import StudyFailed, StudySearch, asking, study_storage
+from slime_ray.on_ray.search import StudyFailed, StudySearch, study_errors, study_storage
 from slime_ray.on_ray.stopping import past_reports
 from slime_ray.on_ray.watch import PlacementTimeout, ShutdownTimeout, Watch
 from slime_ray.on_ray.workers import WorkerContext, tune_function
@@ -56,39 +56,40 @@ logger = logging.getLogger("slime_ray.sweep")
 class Sweep:
     """What its parts have in common.
 
-    run: its folder in the driver's copy of the storage. memory: of the search. dropped: trials whose models are
-    deleted.
+    run: its folder in the driver's copy of the storage. search_storage: of the Optuna studies. dropped: trials whose
+    models are deleted.
     """
 
     experiment: Experiment
     storage: RunStore
     run: Path
     manifest: dict[str, Any]
-    memory: BaseStorage | None
+    search_storage: BaseStorage | None
     seed: int
     console: Console
     dropped: set[str] = field(default_factory=set)
 
     def save(self) -> None:
         """Bring what the driver has written to the storage."""
-        with self.forgiving("is not in the storage yet"):
+        with self.log_store_errors("is not in the storage yet"):
             self.storage.push_files(self.run)
 
     def fetch(self, trial_id: str) -> None:
         """Bring a trial's results here."""
-        with self.forgiving(f"has {trial_id}, which cannot be read yet"):
+        with self.log_store_errors(f"has {trial_id}, which cannot be read yet"):
             self.storage.pull(self.run / "trials" / trial_id, skip=HEAVY)
 
     @contextmanager
-    def forgiving(self, what: str) -> Iterator[None]:
-        """No trial has to end because a store does not answer for a while; at the end everything is asked for again.
+    def log_store_errors(self, message: str) -> Iterator[None]:
+        """Log errors of the store within this context: no trial has to end for them.
 
-        Tune would take an error of its callbacks for one of the trial's, and train a finished trial again.
+        At the end everything is asked for again. Tune would take an error of its callbacks for one of the trial's, and
+        train a finished trial again.
         """
         try:
             yield
         except (OSError, InputError) as error:
-            logger.warning("%s %s: %s", self.run.name, what, one_sentence(error))
+            logger.warning("%s %s: %s", self.run.name, message, one_sentence(error))
 
 
 def run_sweep(
@@ -101,10 +102,10 @@ def run_sweep(
     console: Console,
     study: str | None = None,
 ) -> Path:
-    """Run everything of `experiment` that has not finished, and return the run's folder on this machine.
+    """Run what of `experiment` has not finished, and return the run's local folder.
 
     source: the YAML it came from, or its text, kept beside the results. storage: a folder, or an address such as s3://bucket/runs.
-    study: address of a database for the search's memory, instead of a file in the run's folder. Raises InputError
+    study: address of a database for the search's studies, instead of a file in the run's folder. Raises InputError
     before anything is started (a name that is taken, a run that cannot be resumed, storage that cannot be written, a
     model or data that cannot be used), and RunError when it ends before all trials have.
     """
@@ -122,16 +123,16 @@ def run_sweep(
             run_store.push(run / FOLDER, prune=True)
         experiment = with_extensions(experiment, run)
         manifest["experiment"]["budget"]["trials"] = experiment.budget.trials
-        memory = study_storage(run, study) if experiment.searches else None
-        sweep = Sweep(experiment, run_store, run, manifest, memory, seed, console)
+        search_storage = study_storage(run, study) if experiment.searches else None
+        sweep = Sweep(experiment, run_store, run, manifest, search_storage, seed, console)
         if "earlier" not in manifest:
             # Kept with the run, which goes on with them whatever becomes of the runs that they came from.
-            manifest["earlier"] = [asdict(one) for one in earlier_runs(experiment)]
+            manifest["earlier"] = [asdict(earlier_run) for earlier_run in earlier_runs(experiment)]
         with connected():
-            findings, early = examine(experiment, storage=run_store), experiment.early_stopping
+            findings, early_stopping = examine(experiment, storage=run_store), experiment.early_stopping
             refuse(findings)
             print_findings([finding for finding in findings if finding.level == "warning"], console)
-            monitor = Monitor.start(early, past_reports(run) if early else ())
+            monitor = Monitor.start(early_stopping, past_reports(run) if early_stopping else ())
             context = WorkerContext(
                 RunStore.of(str(storage), "trials"), run.name, experiment.resources, experiment.faults, monitor,
                 tuple(experiment.trackers), digests(experiment),
@@ -153,25 +154,25 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
     experiment, run, manifest = sweep.experiment, sweep.run, sweep.manifest
     # What is cut off while the stages are made is gone on with as well.
     sweep.save()
-    made = prepare_on_cluster(experiment, context, sweep.console, lambda metrics: announce(run, stages=metrics))
-    refuse_other_stages(run, manifest, made["hashes"])
-    manifest |= made
-    earlier = [EarlierRun.from_json(one) for one in manifest["earlier"]]
-    refuse_other_data(earlier, manifest["hashes"])
-    for one in earlier:
-        print_line(sweep.console, str(one))
+    stages = prepare_on_cluster(experiment, context, sweep.console, lambda metrics: announce(run, stages=metrics))
+    refuse_other_stages(run, manifest, stages["hashes"])
+    manifest |= stages
+    earlier_sweeps = [EarlierRun.from_json(earlier_run) for earlier_run in manifest["earlier"]]
+    refuse_other_data(earlier_sweeps, manifest["hashes"])
+    for earlier_run in earlier_sweeps:
+        print_line(sweep.console, str(earlier_run))
     with sweep.storage.answering():
         results.write_manifest(run, manifest)
         _close_attempts(sweep)
     sweep.save()
-    plan = _plan(sweep, [trial for one in earlier for trial in one.trials])
+    plan = _plan(sweep, [trial for earlier_run in earlier_sweeps for trial in earlier_run.trials])
     meter = BudgetMeter(
         experiment, run=run, verdicts=Verdicts(context.storage.root / VERDICTS, run=run.name), now=time.monotonic()
     )
     meter.update([], time.monotonic())
-    spent = meter.over()
-    total, early = len(plan.rows) + plan.most_left(), meter.sentence(spent) if spent else None
-    if plan.missing() and not spent:
+    spent_part = meter.over()
+    total, reason = len(plan.rows) + plan.max_remaining(), meter.sentence(spent_part) if spent_part else None
+    if plan.missing() and not spent_part:
         with Progress(console=sweep.console, total=total, finished=len(plan.rows)) as progress:
             watch = Watch(
                 experiment, run=run, storage=sweep.storage, monitor=context.monitor, plan=plan, progress=progress,
@@ -181,22 +182,22 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
                 with watch.interrupts_as_orders():
                     _fit(sweep, plan, context, [progress, Recorder(sweep, plan), watch])
             except PlacementTimeout as error:
-                early = f"no trial found a place for {error}"
+                reason = f"no trial found a place for {error}"
             except ShutdownTimeout:
                 logger.warning("Some trials did not leave in time; they were ended and go on from their checkpoints.")
             except StudyFailed as error:
-                early = error.reason
+                reason = error.reason
             except (TuneError, OSError) as error:
                 logger.exception("Ray Tune gave up.")
-                early = f"Ray Tune gave up ({last_line(error)})"
+                reason = f"Ray Tune gave up ({last_line(error)})"
             finally:
                 watch.clear()
                 plan.close(results.finished_trials(run))
-                with sweep.forgiving("cannot say how it stands"):
+                with sweep.log_store_errors("cannot say how it stands"):
                     write_status(
                         run, finished=progress.finished, total=progress.total, trials={}, spent=meter.spent.as_json()
                     )
-            early, spent = early or watch.leaving, watch.spent
+            reason, spent_part = reason or watch.leave_reason, watch.spent
     with sweep.storage.answering():
         sweep.storage.pull(run / "trials", skip=HEAVY)
         results.consolidate(run)
@@ -206,48 +207,58 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
         sweep.storage.remove(run / "ray")
         # A trial that ended may have no row: where it could not speak for itself, and nothing could be written for it.
         missing = bool(plan.missing() or plan.rows.keys() - rows.keys())
-        by = spent if missing else "trials" if experiment.search else None
-        ended = {
+        ended_by = spent_part if missing else "trials" if experiment.search else None
+        outcome = {
             "failed_trials": failures(rows),
             "interruptions": interruptions(run, rows),
             "spent": meter.spent.as_json(),
-            "ended_by": by and f"budget.{by}",
+            "ended_by": ended_by and f"budget.{ended_by}",
         }
-        results.write_manifest(run, manifest | ended | {"finished": None if missing else now()})
+        results.write_manifest(run, manifest | outcome | {"finished": None if missing else now()})
     if missing:
         # Time is counted anew; of all else there is nothing left.
-        give = f"Raise it with --set budget.{spent}=..., and give" if spent and spent != "hours" else "Give"
-        raise (Interrupted if early == INTERRUPTED else RunError)(
-            f"The sweep ended with {len(rows)} of {total} trials done{f', since {early}' if early else ''}. "
-            f"They are kept in {sweep.storage.shown}/{run.name}. {give} the same command with --resume to run the rest."
+        advice = (
+            f"Raise it with --set budget.{spent_part}=..., and give" if spent_part and spent_part != "hours" else "Give"
         )
-    if by:
-        print_line(sweep.console, f"Ended by budget.{by}; {meter.spent}.")
+        raise (Interrupted if reason == INTERRUPTED else RunError)(
+            f"The sweep ended with {len(rows)} of {total} trials done{f', since {reason}' if reason else ''}. "
+            f"They are kept in {sweep.storage.shown}/{run.name}. {advice} the same command with --resume to run the "
+            "rest."
+        )
+    if ended_by:
+        print_line(sweep.console, f"Ended by budget.{ended_by}; {meter.spent}.")
 
 
 def with_extensions(experiment: Experiment, run: Path) -> Experiment:
-    """Add the trials that the search was extended by while it ran, which the file knows nothing of.
+    """Add the trials by which the search was extended while it ran.
 
-    Once its winners are confirmed the search is over, and what was asked for then was refused.
+    The experiment's file knows nothing of them. Once its winners are confirmed the search is over, and what was asked
+    for then was refused.
     """
-    asked, budget = Instructions.read(run).extensions, experiment.budget.trials
-    over = any(row["phase"] == "confirm" for row in results.finished_trials(run).values())
-    while experiment.search and not over and (more := asked.get(budget, 0)) > 0:
-        budget += more
+    extensions, budget = Instructions.read(run).extensions, experiment.budget.trials
+    is_over = any(row["phase"] == "confirm" for row in results.finished_trials(run).values())
+    while experiment.search and not is_over and (trials := extensions.get(budget, 0)) > 0:
+        budget += trials
     return experiment.model_copy(update={"budget": experiment.budget.model_copy(update={"trials": budget})})
 
 
 def _keep_extension(sweep: Sweep, trials: int) -> None:
-    """Have the manifest say that the search has more trials, as if the run had been extended after its end."""
+    """Add the search's further trials to the manifest.
+
+    It is as if the run had been extended after its end.
+    """
     budget = sweep.manifest["experiment"]["budget"]
     budget["trials"] += trials
-    with sweep.forgiving("has a manifest that is not up to date"):
+    with sweep.log_store_errors("has a manifest that is not up to date"):
         results.write_manifest(sweep.run, sweep.manifest)
         sweep.save()
 
 
 def _close_attempts(sweep: Sweep) -> None:
-    """Attempts that an earlier sweep left open ended with it, through no fault of their trials."""
+    """End attempts that an earlier sweep left open.
+
+    They ended with it, through no fault of their trials.
+    """
     for folder in (sweep.run / "trials").glob("*/"):
         if not (folder / "trial.json").is_file():
             attempts.note(folder, ended="interrupted")
@@ -255,21 +266,24 @@ def _close_attempts(sweep: Sweep) -> None:
 
 
 def interruptions(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The trials that were begun more than once: how each attempt but the last ended, and what was computed twice."""
+    """List the trials that were begun more than once.
+
+    Says how each attempt but the last ended, and what was computed twice.
+    """
     return [
         {
             "trial_id": trial_id,
-            "ended": [attempt.ended for attempt in made[:-1]],
-            "faults": [attempt.fault for attempt in made if attempt.fault],
-            "lost_seconds": round(sum(attempt.lost_seconds for attempt in made[:-1]), 1),
+            "ended": [attempt.ended for attempt in trial_attempts[:-1]],
+            "faults": [attempt.fault for attempt in trial_attempts if attempt.fault],
+            "lost_seconds": round(sum(attempt.lost_seconds for attempt in trial_attempts[:-1]), 1),
         }
         for trial_id in rows
-        if len(made := attempts.read(run / "trials" / trial_id)) > 1
+        if len(trial_attempts := attempts.read(run / "trials" / trial_id)) > 1
     ]
 
 
 def _plan(sweep: Sweep, observed: list[Observation]) -> TrialPlan:
-    experiment, run, memory, seed = sweep.experiment, sweep.run, sweep.memory, sweep.seed
+    experiment, run, search_storage, seed = sweep.experiment, sweep.run, sweep.search_storage, sweep.seed
     rows = {
         trial_id: {**row, "values": json.loads(row["overrides"] or "{}")}
         for trial_id, row in results.finished_trials(run).items()
@@ -277,15 +291,15 @@ def _plan(sweep: Sweep, observed: list[Observation]) -> TrialPlan:
     studies: dict[str, StudySearch] = {}
     lost, study = lost_values(run, rows), sweep.manifest["study"]["name"]
     for part in experiment.searches:
-        if memory is None:
+        if search_storage is None:
             break
-        with asking():
+        with study_errors():
             studies[part.label] = StudySearch(
                 search=part.search,
                 base=with_values(experiment.base, part.set),
                 goals=experiment.goals,
                 constraints=experiment.limits,
-                storage=memory,
+                storage=search_storage,
                 name=f"{study}-{part.label}" if part.label else study,
                 trials=part.trials,
                 seed=seed_of(part.label, seed),
@@ -303,40 +317,46 @@ def _plan(sweep: Sweep, observed: list[Observation]) -> TrialPlan:
 
 
 def own_rows(part: SearchPart, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The rows of one search's trials, with the values of their points alone."""
+    """Select the rows of one search's trials, with their points' values alone."""
     return {name: {**row, "values": part.point(row["values"])} for name, row in rows.items() if part.owns(name)}
 
 
 def seed_of(label: str, seed: int) -> int:
-    """Seed of a search: an entry's follows from its label, so that no other entry changes its draws."""
+    """Return the seed of a search.
+
+    An entry's follows from its label, so that no other entry changes its draws.
+    """
     return seed if not label else (seed + zlib.crc32(label.encode())) % LARGEST_SEED
 
 
 def lost_values(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What search trials without a result set over base, by id, where other files of the run still say so."""
+    """Find what search trials without a result set over base, by id.
+
+    Other files of the run may still say so.
+    """
     confirmed = [row for row in rows.values() if row["phase"] == "confirm" and not row["label"].endswith(DEFAULTS)]
     lost = {row["label"]: row["values"] for row in confirmed}
     lost |= {name: state.get("values") or {} for name, state in read_status(run).trials.items()}
     with suppress(InputError, ValueError, TypeError):
-        before = results.read_table(run, "trials").select(["trial_id", "overrides"]).to_pylist()
-        lost |= {row["trial_id"]: json.loads(row["overrides"]) for row in before}
+        old_rows = results.read_table(run, "trials").select(["trial_id", "overrides"]).to_pylist()
+        lost |= {row["trial_id"]: json.loads(row["overrides"]) for row in old_rows}
     return {name: values for name, values in lost.items() if name.startswith("search-") and name not in rows}
 
 
 def _fit(sweep: Sweep, plan: TrialPlan, context: WorkerContext, callbacks: list[tune.Callback]) -> None:
     experiment = sweep.experiment
-    packed = cloudpickle.dumps(context)
+    context_bytes = cloudpickle.dumps(context)
 
     def trial(config: dict[str, Any]) -> None:
-        tune_function(config, context=packed)
+        tune_function(config, context=context_bytes)
 
-    wanted, faults = experiment.resources, experiment.faults
-    held = {"cpu": wanted.cpu_per_worker, "gpu": wanted.gpu_per_worker}
-    if wanted.workers > 1:
+    resources, faults = experiment.resources, experiment.faults
+    request = {"cpu": resources.cpu_per_worker, "gpu": resources.gpu_per_worker}
+    if resources.workers > 1:
         # The driver of its group holds no CPU, and a place on the head where that offers some.
-        held = {"cpu": 0, **({"trial_drivers": 1} if "trial_drivers" in ray.cluster_resources() else {"memory": 1})}
+        request = {"cpu": 0, **({"trial_drivers": 1} if "trial_drivers" in ray.cluster_resources() else {"memory": 1})}
     tuner = tune.Tuner(
-        tune.with_resources(trial, held),
+        tune.with_resources(trial, request),
         tune_config=tune.TuneConfig(
             search_alg=plan,
             # The plan says when it is done: people may ask for clones while it runs.
@@ -360,21 +380,27 @@ def _fit(sweep: Sweep, plan: TrialPlan, context: WorkerContext, callbacks: list[
 
 
 def _side_by_side(experiment: Experiment) -> int | None:
-    """Trials at a time. Tune knows what trials of one worker hold; what groups of workers hold, it does not."""
-    wanted = experiment.resources
-    if wanted.concurrent_trials != "auto":
-        return wanted.concurrent_trials
-    return None if wanted.workers == 1 else max(1, concurrent_trials(wanted, alive_nodes()))
+    """Return the limit of trials at a time; None where Tune finds it itself.
+
+    Tune knows what trials of one worker hold; what groups of workers hold, it does not.
+    """
+    resources = experiment.resources
+    if resources.concurrent_trials != "auto":
+        return resources.concurrent_trials
+    return None if resources.workers == 1 else max(1, concurrent_trials(resources, alive_nodes()))
 
 
 def drop_models(sweep: Sweep, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Delete the trained models of the search that are not among the best that budget.checkpoints keeps."""
-    keep = sweep.experiment.budget.checkpoints
-    if keep is None:
+    """Delete the search's models that are not among the best to keep.
+
+    budget.checkpoints says how many are kept.
+    """
+    limit = sweep.experiment.budget.checkpoints
+    if limit is None:
         return
-    found = [row for row in rows.values() if row["phase"] == "search"]
-    best = {row["trial_id"] for row in best_rows(found, sweep.experiment.goals, sweep.experiment.limits)[:keep]}
-    for trial_id in {row["trial_id"] for row in found} - best - sweep.dropped:
+    search_rows = [row for row in rows.values() if row["phase"] == "search"]
+    best = {row["trial_id"] for row in best_rows(search_rows, sweep.experiment.goals, sweep.experiment.limits)[:limit]}
+    for trial_id in {row["trial_id"] for row in search_rows} - best - sweep.dropped:
         sweep.storage.remove(sweep.run / "trials" / trial_id / MODEL)
         sweep.dropped.add(trial_id)
 
@@ -386,31 +412,37 @@ class Recorder(Callback):
 
     def __init__(self, sweep: Sweep, plan: TrialPlan):
         self.sweep, self.plan = sweep, plan
-        self.last = time.monotonic()
+        self.last_save = time.monotonic()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Keep the models of the best; rewrite the consolidated files, now and then."""
         self.sweep.fetch(trial.config["trial"]["trial_id"])
-        with self.sweep.forgiving("has models and tables that are not up to date"):
+        with self.sweep.log_store_errors("has models and tables that are not up to date"):
             drop_models(self.sweep, self.plan.rows)
-            if time.monotonic() - self.last > self.EVERY_SECONDS:
+            if time.monotonic() - self.last_save > self.EVERY_SECONDS:
                 results.consolidate(self.sweep.run)
                 self.sweep.save()
-                self.last = time.monotonic()
+                self.last_save = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Without the study's memory the search cannot go on; from here an error ends the sweep, and no trial."""
-        if self.plan.failed is not None:
-            raise self.plan.failed
+        """End the sweep where the study failed: the search cannot go on without it.
+
+        From here an error ends the sweep, and no trial.
+        """
+        if self.plan.failure is not None:
+            raise self.plan.failure
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial that cannot speak for itself any more still has its place in every table."""
-        ours = Trial.model_validate(trial.config["trial"])
+        """Write the row of a trial that cannot speak for itself any more.
+
+        It still has its place in every table.
+        """
+        spec = Trial.model_validate(trial.config["trial"])
         run = self.sweep.run
-        folder = run / "trials" / ours.trial_id
-        self.sweep.fetch(ours.trial_id)
-        with self.sweep.forgiving(f"has no row of {ours.trial_id} yet"):
+        folder = run / "trials" / spec.trial_id
+        self.sweep.fetch(spec.trial_id)
+        with self.sweep.log_store_errors(f"has no row of {spec.trial_id} yet"):
             if results.finished_trial(folder) is None:
                 reason = last_line(trial.get_error() or "its process died")
-                record_failure(ours, run, reason, workers=self.sweep.experiment.resources.workers)
+                record_failure(spec, run, reason, workers=self.sweep.experiment.resources.workers)
                 self.sweep.storage.push_files(folder)

@@ -51,7 +51,7 @@ class PlacementTimer:
         self.reset()
 
     def reset(self) -> None:
-        """Something is at work, or nothing is wanted."""
+        """Start the time anew: something is at work, or nothing waits."""
         self.since = self.last_warning = time.monotonic()
 
     def check(self) -> None:
@@ -89,21 +89,24 @@ class Watch(Callback):
     ):
         self.experiment, self.run, self.storage, self.monitor = experiment, run, storage, monitor
         self.plan, self.progress, self.meter = plan, progress, meter
-        self.leaving: str | None = None
+        self.leave_reason: str | None = None
         self.spent: str | None = None
-        self.left_at = self.last_look = self.last_status = self.last_sync = 0.0
-        self.stopping: set[str] = set()
+        self.leave_time = self.last_look = self.last_status = self.last_sync = 0.0
+        self.stop_ids: set[str] = set()
         self.budget, self.on_extend = experiment.budget.trials, on_extend
-        self.refused_at: int | None = None
+        self.refused_budget: int | None = None
         self.placement = PlacementTimer(experiment.resources, experiment.faults, progress.say)
         self.interrupts = 0
         self.attempts: dict[str, list[attempts.Attempt]] = {}
-        self.refusing_since: float | None = None
+        self.write_errors_since: float | None = None
         self.gpu_faults: dict[tuple[str, float], str] = {}
 
     @contextmanager
     def interrupts_as_orders(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM have the trials leave with a checkpoint; the second one ends everything at once."""
+        """Turn Ctrl-C and SIGTERM into an order to leave with a checkpoint.
+
+        The second one ends everything at once.
+        """
 
         def handle() -> None:
             self.interrupts += 1
@@ -114,7 +117,7 @@ class Watch(Callback):
             yield
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Called by Tune again and again, several times a second."""
+        """Look at everything; Tune calls this several times a second."""
         now = time.monotonic()
         if now - self.last_look < LOOK_SECONDS:
             return
@@ -139,13 +142,16 @@ class Watch(Callback):
                 self.run, finished=self.progress.finished, total=self.progress.total, trials=running,
                 spent=self.meter.spent.as_json(), seconds_left=self.progress.seconds_left(),
             )  # fmt: skip
-            self.refusing_since = None
+            self.write_errors_since = None
         except OSError as error:
-            if self.refusing_since is None:
-                self.refusing_since = now
+            if self.write_errors_since is None:
+                self.write_errors_since = now
                 logger.warning("How the run stands could not be written: %s", error)
             # What trials come to could not be written either.
-            if self.leaving is None and now - self.refusing_since > 60 * self.experiment.faults.storage_minutes:
+            if (
+                self.leave_reason is None
+                and now - self.write_errors_since > 60 * self.experiment.faults.storage_minutes
+            ):
                 self.leave(what_failed(refused(error)))
 
     def _follow_instructions(self, now: float, statuses: dict[str, TrialStatus]) -> None:
@@ -159,21 +165,21 @@ class Watch(Callback):
             except OSError as error:
                 logger.warning("The storage could not be asked for instructions: %s", error)
         instructions = Instructions.read(self.run)
-        for name in instructions.stops.keys() & statuses.keys() - self.stopping:
-            self.stopping.add(name)
+        for name in instructions.stops.keys() & statuses.keys() - self.stop_ids:
+            self.stop_ids.add(name)
             self.progress.say(f"{name} is {instructions.stops[name]}.")
             self.monitor.stop_trial(name, instructions.stops[name])
         # One that was taken up has raised the budget, and is of no budget any more.
-        if self.budget != self.refused_at and (trials := instructions.extensions.get(self.budget)):
+        if self.budget != self.refused_budget and (trials := instructions.extensions.get(self.budget)):
             self._extend(trials)
         for clone in instructions.clones:
-            if self.leaving is None and self.plan.add(clone):
+            if self.leave_reason is None and self.plan.add(clone):
                 self.progress.total += 1
                 self.progress.say(f"{clone.trial_id} runs next: {clone.of} with other knobs.")
 
     def _extend(self, trials: int) -> None:
-        if self.leaving is not None or not self.plan.extend(trials):
-            self.refused_at = self.budget
+        if self.leave_reason is not None or not self.plan.extend(trials):
+            self.refused_budget = self.budget
             self.progress.say(
                 "The search is over, so it gets no further trials. `slime-ray extend` goes on with the run."
             )
@@ -184,18 +190,18 @@ class Watch(Callback):
         self.progress.say(f"The search goes on for {trials} trials more.")
 
     def _leave_in_time(self, now: float) -> None:
-        if self.leaving is None and self.interrupts:
+        if self.leave_reason is None and self.interrupts:
             self.leave(INTERRUPTED)
-        elif self.leaving is None and (spent := self.meter.over()):
+        elif self.leave_reason is None and (spent := self.meter.over()):
             self.spent = spent
             self.leave(self.meter.sentence(spent))
-        elif self.leaving is not None and now - self.left_at > GRACE_SECONDS:
+        elif self.leave_reason is not None and now - self.leave_time > GRACE_SECONDS:
             raise ShutdownTimeout
 
     def leave(self, reason: str) -> None:
         """Start no further trial, and have those that run write a checkpoint and leave."""
-        self.leaving, self.left_at = reason, time.monotonic()
-        self.plan.ending = True
+        self.leave_reason, self.leave_time = reason, time.monotonic()
+        self.plan.is_ending = True
         logger.info("The sweep ends: %s. Running trials write a checkpoint first.", reason)
         self.monitor.leave(f"the sweep ended: {reason}")
 
@@ -219,50 +225,53 @@ class Watch(Callback):
         self.monitor.end(trial.config["trial"]["trial_id"])
         self._point_out_nodes(trial.config["trial"]["trial_id"])
         result = trial.last_result or {}
-        if self.leaving is None and result.get("status") == "paused":
+        if self.leave_reason is None and result.get("status") == "paused":
             # It could not be judged, and neither could the others.
             self.leave(str(result.get("reason")).rstrip("."))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The same for one that cannot go on."""
+        """Free what a trial holds that cannot go on."""
         self.monitor.end(trial.config["trial"]["trial_id"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note how an attempt ended that could not say so itself; Tune starts the trial again."""
-        lost = Trial.model_validate(trial.config["trial"])
-        name, reason = lost.trial_id, last_line(trial.get_error())
+        spec = Trial.model_validate(trial.config["trial"])
+        name, reason = spec.trial_id, last_line(trial.get_error())
         self.monitor.end(name)
         ended = _ending(str(trial.get_error()))
         self._note(name, ended)
         self._point_out_nodes(name)
         logger.warning("%s lost its process and starts again: %s", name, reason)
-        self._give_up(lost, ended)
+        self._give_up(spec, ended)
 
     def _give_up(self, trial: Trial, ended: attempts.Ending) -> None:
         """Write the row of a trial that was lost too often, which ends its next attempt.
 
         The trial counts its attempts itself, in a file; the driver counts too, for that may be lost or not written.
         """
-        known, faults = self.attempts.setdefault(trial.trial_id, []), self.experiment.faults
-        known.append(attempts.Attempt(ended=ended))
-        if not (enough := attempts.enough(known, faults)):
+        trial_attempts, faults = self.attempts.setdefault(trial.trial_id, []), self.experiment.faults
+        trial_attempts.append(attempts.Attempt(ended=ended))
+        if not (reason := attempts.enough(trial_attempts, faults)):
             return
         folder = self.run / "trials" / trial.trial_id
         try:
             workers = self.experiment.resources.workers
-            record_failure(trial, self.run, f"given up: {enough}", workers=workers, storage_minutes=0.0)
+            record_failure(trial, self.run, f"given up: {reason}", workers=workers, storage_minutes=0.0)
             self.storage.push_files(folder)
         except OSError as error:
-            if self.leaving is None:
-                self.leave(f"{trial.trial_id} was begun {len(known)} times, and {what_failed(refused(error))}")
+            if self.leave_reason is None:
+                self.leave(f"{trial.trial_id} was begun {len(trial_attempts)} times, and {what_failed(refused(error))}")
 
     def _point_out_nodes(self, trial_id: str) -> None:
-        """Name a node whose GPUs failed more than once. Ray has no public way to keep trials away from it."""
-        before = Counter(map(_node, self.gpu_faults.values()))
-        made = attempts.read(self.run / "trials" / trial_id)
-        self.gpu_faults |= {(trial_id, one.started): one.fault for one in made if one.fault}
+        """Name a node whose GPUs failed more than once.
+
+        Ray has no public way to keep trials away from it.
+        """
+        counts_before = Counter(map(_node, self.gpu_faults.values()))
+        trial_attempts = attempts.read(self.run / "trials" / trial_id)
+        self.gpu_faults |= {(trial_id, attempt.started): attempt.fault for attempt in trial_attempts if attempt.fault}
         for node, count in Counter(map(_node, self.gpu_faults.values())).items():
-            if before[node] < MOST_GPU_FAULTS <= count:
+            if counts_before[node] < MOST_GPU_FAULTS <= count:
                 last = next(fault for fault in reversed(self.gpu_faults.values()) if _node(fault) == node)
                 self.progress.say(
                     f"GPUs failed {count} times, the last time on {last}. Trials still start there: take the node out "
@@ -279,14 +288,17 @@ class Watch(Callback):
             logger.warning("It could not be noted that %s is %s: %s", name, ended, error)
 
     def clear(self) -> None:
-        """Whatever happened: no process and no resource of a trial stays behind."""
+        """End every trial's processes and free its resources, whatever happened."""
         for name in self.monitor.statuses():
             self.monitor.kill(name)
             self.monitor.end(name)
 
 
 def _ending(error: str) -> attempts.Ending:
-    """How an attempt ended whose process raised or died, from Tune's error."""
+    """Classify how an attempt ended, from Tune's error.
+
+    Its process raised or died.
+    """
     restart = f"{RestartTrial.__name__}: "
     if "OutOfMemory" in error or f"{restart}out of memory" in error:
         return "memory"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from slime_ray.training.loop import Runtime
     from slime_ray.training.orders import Command
 
-REPORTED = ("status", "reason", *METRICS)
+REPORT_COLUMNS = ("status", "reason", *METRICS)
 """Columns that a finished trial reports to the driver, which ranks and confirms by any of them; the rest is in its
 files."""
 
@@ -42,7 +42,7 @@ files."""
 GPU_FAILED = "a GPU failed"
 COLLECTIVE_SECONDS = 6 * 3600
 """How long ranks wait for one another: rank 0 may make a stage, or wait for one, alone. Silence is the monitor's."""
-QUIET = {
+RAY_TRAIN_ENVIRONMENT = {
     # How soon a worker that has died is noticed.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
@@ -82,11 +82,14 @@ class WorkerContext:
         return self.storage.root / self.name
 
     def trial(self, trial_id: str) -> Path:
-        """A trial's folder on this machine."""
+        """Return a trial's folder on this machine."""
         return self.run / "trials" / trial_id
 
-    def patiently(self, trial_id: str, work: Callable[[], None]) -> None:
-        """Do what the storage may refuse for a while. Raises OSError when it has for `faults.storage_minutes`."""
+    def retry_storage(self, trial_id: str, work: Callable[[], None]) -> None:
+        """Do what the storage may refuse for a while.
+
+        Raises OSError when it has for `faults.storage_minutes`.
+        """
         from slime_ray.training.outcome import patiently
 
         report = partial(self.monitor.report, trial_id, searched=False)
@@ -108,7 +111,9 @@ class WorkerContext:
 
 
 def tune_function(config: dict[str, Any], *, context: bytes) -> None:
-    """Run one trial and report to Ray Tune once, at its end: its goals, with `finished`; or that it was paused.
+    """Run one trial and report to Ray Tune once, at its end.
+
+    It reports the trial's goals, with `finished`, or that it was paused.
 
     context: a `WorkerContext`, as cloudpickle packed it, so that its parts are imported here and not with the actor.
     """
@@ -137,13 +142,16 @@ def tune_function(config: dict[str, Any], *, context: bytes) -> None:
         # What a trial does wrong itself is in its row; nothing is gained by starting it again on such a storage.
         tune.report({"finished": False, "status": "paused", "reason": what_failed(refused(error))})
         return
-    columns = {name: row.get(name) for name in REPORTED}
+    columns = {name: row.get(name) for name in REPORT_COLUMNS}
     finite = {name: value for name, value in columns.items() if not isinstance(value, float) or math.isfinite(value)}
     tune.report({"finished": True, "step": row.get("updates"), **finite})
 
 
 def run_worker(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
-    """One of the processes that run a trial: it joins the monitor, and does the trial's work, unless that is done."""
+    """Run one of a trial's processes: join the monitor and do the trial's work.
+
+    A trial that is done is only read.
+    """
     import ray
     from ray.util import get_current_placement_group
 
@@ -163,9 +171,9 @@ def run_worker(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
     def report(metrics: Mapping[str, Any]) -> "Command | None":
         nonlocal sent
         # A new checkpoint is noted there when it is whole.
-        noted = attempts.stamp(folder) if storage.url is not None else None
-        if noted != sent:
-            sent = noted
+        stamp = attempts.stamp(folder) if storage.url is not None else None
+        if stamp != sent:
+            sent = stamp
             try:
                 storage.push(folder, prune=True)
             except OSError as error:
@@ -174,23 +182,23 @@ def run_worker(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
 
     # All ranks read the checkpoint that rank 0 goes on from; one on each node fetches it.
     if world.gather(node).index(node) == world.rank:
-        context.patiently(trial.trial_id, lambda: storage.pull(folder, skip=(MODEL,)))
-    done: dict[str, Any] | None = world.broadcast(results.finished_trial(folder) if world.main else None)
-    if done:
-        return done
+        context.retry_storage(trial.trial_id, lambda: storage.pull(folder, skip=(MODEL,)))
+    finished_row: dict[str, Any] | None = world.broadcast(results.finished_trial(folder) if world.main else None)
+    if finished_row:
+        return finished_row
     try:
         return run_trial(trial, run=context.run, storage=storage, report=report, runtime=context.runtime)
     finally:
         if world.main:
-            context.patiently(trial.trial_id, lambda: storage.push(folder, prune=True))
+            context.retry_storage(trial.trial_id, lambda: storage.push(folder, prune=True))
             if storage.url is not None:
                 shutil.rmtree(folder / MODEL, ignore_errors=True)
 
 
 def run_group_trial(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
-    """Run a trial on a group of workers, and again on a new one for as long as that may help. Returns its row.
+    """Run a trial on a group of workers and return its row.
 
-    Raises Paused where the workers left on an order.
+    It is run again on a new group for as long as that may help. Raises Paused where the workers left on an order.
     """
     from slime_ray.runs import results
     from slime_ray.training import attempts
@@ -199,18 +207,18 @@ def run_group_trial(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
 
     folder, storage = context.trial(trial.trial_id), context.storage
 
-    def look() -> list[attempts.Attempt]:
-        context.patiently(trial.trial_id, lambda: storage.pull(folder, skip=(MODEL, CHECKPOINTS)))
+    def read_attempts() -> list[attempts.Attempt]:
+        context.retry_storage(trial.trial_id, lambda: storage.pull(folder, skip=(MODEL, CHECKPOINTS)))
         return attempts.read(folder)
 
-    def failed(reason: str) -> dict[str, Any]:
+    def record_row(reason: str) -> dict[str, Any]:
         row = record_failure(trial, context.run, reason, workers=context.resources.workers)
-        context.patiently(trial.trial_id, lambda: storage.push_files(folder))
+        context.retry_storage(trial.trial_id, lambda: storage.push_files(folder))
         return row
 
-    made = look()
+    trial_attempts = read_attempts()
     while not (row := results.finished_trial(folder)):
-        broken: Exception | None = None
+        failure: Exception | None = None
         try:
             run_group(
                 _trial_worker,
@@ -220,37 +228,40 @@ def run_group_trial(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
                 storage=storage.address(context.run / "ray"),
             )
         except Exception as error:
-            broken = error
-        before, made = len(made), look()
+            failure = error
+        count_before, trial_attempts = len(trial_attempts), read_attempts()
         if results.finished_trial(folder):
             continue
-        if broken is None:
-            preempted = bool(made) and made[-1].ended == "preempted"
+        if failure is None:
+            preempted = bool(trial_attempts) and trial_attempts[-1].ended == "preempted"
             raise Paused(Command("preempt" if preempted else "pause", "the workers left as they were told"))
-        if reason := _not_its_fault(broken):
+        if reason := _outside_cause(failure):
             attempts.note(folder, ended="paused")
-            context.patiently(trial.trial_id, lambda: storage.push_files(folder))
+            context.retry_storage(trial.trial_id, lambda: storage.push_files(folder))
             raise Paused(Command("pause", reason))
-        if not isinstance(broken, (DeviceFailure, GroupLost, OutOfMemory)):
-            return failed(one_sentence(broken))
-        logger.warning("%s lost its workers: %s", trial.trial_id, broken)
+        if not isinstance(failure, (DeviceFailure, GroupLost, OutOfMemory)):
+            return record_row(one_sentence(failure))
+        logger.warning("%s lost its workers: %s", trial.trial_id, failure)
         context.monitor.end(trial.trial_id)
         context.monitor.begin(trial.trial_id)
-        if len(made) == before:
+        if len(trial_attempts) == count_before:
             # It was lost before rank 0 could note that it had begun.
             attempts.begin(folder, workers=context.resources.workers)
-        if isinstance(broken, DeviceFailure):
-            attempts.note(folder, ended="device", fault=str(broken))
-        attempts.note(folder, ended="memory" if isinstance(broken, OutOfMemory) else "lost")
-        made = attempts.read(folder)
-        if enough := attempts.enough(made, context.faults):
-            return failed(f"given up: {enough}")
-        context.patiently(trial.trial_id, lambda: storage.push_files(folder))
+        if isinstance(failure, DeviceFailure):
+            attempts.note(folder, ended="device", fault=str(failure))
+        attempts.note(folder, ended="memory" if isinstance(failure, OutOfMemory) else "lost")
+        trial_attempts = attempts.read(folder)
+        if limit := attempts.enough(trial_attempts, context.faults):
+            return record_row(f"given up: {limit}")
+        context.retry_storage(trial.trial_id, lambda: storage.push_files(folder))
     return row
 
 
-def _not_its_fault(error: Exception) -> str | None:
-    """Why a trial of this error leaves without a result, where stages, a storage or a judge did not do their part."""
+def _outside_cause(error: Exception) -> str | None:
+    """Say why a trial leaves without a result through no fault of its own.
+
+    A stage, a storage or a judge did not do its part. None for any other error.
+    """
     from slime_ray.runs import files
     from slime_ray.training.outcome import refused, what_failed
 
@@ -261,7 +272,7 @@ def _not_its_fault(error: Exception) -> str | None:
 
 
 def _trial_worker(config: dict[str, Any]) -> None:
-    """What each worker of a trial's group does."""
+    """Run a trial on one worker of its group."""
     from slime_ray.config.experiment import Trial
     from slime_ray.training.orders import Paused
 
@@ -284,7 +295,7 @@ def run_group(
 
     Raises GroupLost where a process or node was lost, and what a worker raised where it was none of that.
     """
-    os.environ.update(QUIET)
+    os.environ.update(RAY_TRAIN_ENVIRONMENT)
     from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -312,36 +323,45 @@ def run_group(
 
 
 def _cause(error: "WorkerGroupError") -> BaseException:
-    """What broke a group. When one worker is lost the others fail too, with broken connections."""
+    """Return what broke a group.
+
+    When one worker is lost the others fail too, with broken connections.
+    """
     from slime_ray.runs import files
     from slime_ray.training.outcome import DeviceFailure, OutOfMemory, one_sentence
 
-    failures = [_raised(failure) for failure in error.worker_failures.values()]
-    own = [failure for failure in failures if not is_loss(failure)]
+    failures = [_unwrap(failure) for failure in error.worker_failures.values()]
+    worker_errors = [failure for failure in failures if not is_loss(failure)]
     # Where one says what is wrong, the others only wait for it in vain, or pass on what it said.
-    for failure in sorted(own, key=lambda failure: not isinstance(failure, DeviceFailure)):
+    for failure in sorted(worker_errors, key=lambda failure: not isinstance(failure, DeviceFailure)):
         if isinstance(failure, (DeviceFailure, InputError, OutOfMemory, RunError)) or files.storage_error(failure):
             return failure
-    if own and len(own) == len(failures):
-        return own[0]
+    if worker_errors and len(worker_errors) == len(failures):
+        return worker_errors[0]
     return GroupLost(one_sentence(next(failure for failure in failures if is_loss(failure))))
 
 
-def _raised(failure: Exception) -> BaseException:
-    """What a worker raised; Ray Train hands it over inside of an error of its own, with the traceback as text."""
+def _unwrap(failure: Exception) -> BaseException:
+    """Return what a worker raised.
+
+    Ray Train hands it over inside of an error of its own, with the traceback as text.
+    """
     inner = failure.args[0] if failure.args else None
     return inner if isinstance(inner, BaseException) else failure
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether an error says that a process, a node or a connection was lost, rather than that the work is wrong."""
+    """Tell whether an error says that a process, node or connection was lost.
+
+    Otherwise the work is wrong.
+    """
     from torch.distributed import DistError
 
     text = str(error).lower()
-    spoken = ("connection closed by peer", "connection reset", "gloo", "nccl", "socket", "broken pipe")
+    phrases = ("connection closed by peer", "connection reset", "gloo", "nccl", "socket", "broken pipe")
     # What a worker raised itself arrives as it was; errors of Ray's own are about the worker.
     return (
         type(error).__module__.startswith("ray.")
         or isinstance(error, DistError)
-        or (isinstance(error, (RuntimeError, ConnectionError)) and any(word in text for word in spoken))
+        or (isinstance(error, (RuntimeError, ConnectionError)) and any(word in text for word in phrases))
     )

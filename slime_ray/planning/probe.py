@@ -26,7 +26,7 @@ from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.judges import ScoringJudge, build_judge
 from slime_ray.evaluation.stability import kl_to_reference
 from slime_ray.evaluation.verdict_cache import Verdicts
-from slime_ray.model.footprint import CONTEXT
+from slime_ray.model.footprint import CONTEXT_BYTES
 from slime_ray.model.loading import SFT_ADAPTER, load_checkpoint, load_model, load_tokenizer, make_policy, with_sft
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import make_trainable
@@ -268,5 +268,5 @@ def _took(work: Callable[[], object]) -> float:
 
 def _peak_bytes() -> int:
     if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_reserved() + CONTEXT)
+        return int(torch.cuda.max_memory_reserved() + CONTEXT_BYTES)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError
-from slime_ray.model.files import ADAPTER, ADAPTER_WEIGHTS, AGAIN, FileFault, read_object
+from slime_ray.model.files import ADAPTER, ADAPTER_WEIGHTS, FILE_REMEDY, FileFault, read_object
 from slime_ray.model.loading import SFT_ADAPTER, find_parts, load_model
 from slime_ray.model.quantized import keep_layout, quantization_options
 from slime_ray.runs import results
@@ -55,7 +55,7 @@ def read_whole(file: Path) -> dict[str, Any]:
     try:
         return read_object(file)
     except FileFault as error:
-        raise InputError(f"{error}. {AGAIN}") from None
+        raise InputError(f"{error}. {FILE_REMEDY}") from None
 
 
 def why_merge(settings: Settings, checkpoint: Path, stage: Path | None) -> str | None:

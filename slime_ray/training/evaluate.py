@@ -27,7 +27,7 @@ from slime_ray.evaluation.held_out import measure_held_out
 from slime_ray.evaluation.judges import Judge, build_judge
 from slime_ray.evaluation.questions import load_questions
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
-from slime_ray.model.files import AGAIN, FileFault, check_adapter
+from slime_ray.model.files import FILE_REMEDY, FileFault, check_adapter
 from slime_ray.model.loading import load_external, load_trained, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.parts import check_model, downloaded, parts_of
@@ -345,7 +345,7 @@ class _Models(_AnswerFiles):
                 if base.is_dir():
                     check_stage(one.path, base)
         except FileFault as error:
-            raise InputError(f"{one.path} cannot be loaded: {error}. {AGAIN}") from None
+            raise InputError(f"{one.path} cannot be loaded: {error}. {FILE_REMEDY}") from None
 
     def load(self, one: EvaluationRequest) -> Policy:
         """A whole model, or an adapter on what it was trained on: this SFT checkpoint, or its own base.

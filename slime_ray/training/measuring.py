@@ -19,7 +19,7 @@ from slime_ray.evaluation.held_out import HeldOut
 from slime_ray.evaluation.judges import ExactJudge, Judge, Summary, load_scorer
 from slime_ray.model.loading import load_start, make_policy
 from slime_ray.model.logprobs import Policy
-from slime_ray.model.merging import OWN
+from slime_ray.model.merging import DEFAULT_ADAPTER
 from slime_ray.objectives import Objective, ReferenceLogps, component_activity
 from slime_ray.runs.results import RETENTION
 from slime_ray.runs.stability_v1 import StabilityParts, stability_score
@@ -226,7 +226,7 @@ def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> flo
         return None
     reference = None
     # Without an adapter that is kept, or of an SFT stage, the model would be its base, not what training started from.
-    if settings.model.kept or {*getattr(policy.lm, "peft_config", ())} != {OWN}:
+    if settings.model.kept or {*getattr(policy.lm, "peft_config", ())} != {DEFAULT_ADAPTER}:
         lm = load_start(stages.checkpoint, settings.model).to(policy.device)
         reference = make_policy(lm, settings.model).eval()
     return stability.kl_to_reference(policy, reference, samples, row_tokens=row_budget(settings, policy))

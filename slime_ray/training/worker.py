@@ -36,7 +36,7 @@ from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.model.loading import load_start, make_policy, with_sft
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.lora import make_trainable
-from slime_ray.model.merging import OWN
+from slime_ray.model.merging import DEFAULT_ADAPTER
 from slime_ray.model.sharding import is_sharded, whole_weights
 from slime_ray.runs import files, results
 from slime_ray.runs.inputs import change
@@ -337,7 +337,7 @@ def _save(policy: Policy, folder: Path, stages: Stages, report: Report, runtime:
     made = stages.checkpoint / MADE
     adapted = hasattr(policy.lm, "peft_config")
     # That of the SFT stage may be next to it, and is saved there.
-    options: dict[str, Any] = {"selected_adapters": [OWN]} if adapted else {}
+    options: dict[str, Any] = {"selected_adapters": [DEFAULT_ADAPTER]} if adapted else {}
     if is_sharded(policy):
         options["state_dict"] = whole_weights(policy, trained_only=adapted)
 

@@ -106,10 +106,10 @@ def test_a_node_with_another_disk_is_noticed(cluster, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "driver").write_text("token")
     seen = inspect_node(node, NodeRequest(RunStore(tmp_path), tmp_path / "mine", "token", ["/no/such/model"]))
-    assert (seen.read, seen.wrote, seen.missing) == (True, None, ("/no/such/model",))
+    assert (seen.can_read, seen.write_error, seen.missing) == (True, None, ("/no/such/model",))
     elsewhere = inspect_node(node, NodeRequest(RunStore(tmp_path), tmp_path / "other", "token"))
-    assert not elsewhere.read
-    assert elsewhere.wrote == "No such file or directory"
+    assert not elsewhere.can_read
+    assert elsewhere.write_error == "No such file or directory"
 
 
 def test_a_storage_that_cannot_be_written_is_refused(cluster, experiment, tmp_path):

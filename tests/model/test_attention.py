@@ -69,7 +69,7 @@ def in_rows(segments, window, kernel, query, key, value) -> torch.Tensor:
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
 @pytest.mark.parametrize("short", [0, 12, 10**9])
 def test_attention_by_segment_is_the_definition(window, short, monkeypatch):
-    monkeypatch.setattr(attention, "SHORT", short)
+    monkeypatch.setattr(attention, "SHORT_SEGMENT", short)
     query, key, value = tensors(SEGMENTS)
     found = in_rows(SEGMENTS, window, "segments", query, key, value)
     torch.testing.assert_close(found, by_definition(SEGMENTS, window, query, key, value), rtol=0, atol=1e-13)
@@ -160,9 +160,9 @@ class TestAuto:
     def asks_for_varlen(monkeypatch, *, dtype=torch.bfloat16, size=64, dropout=0.0, capability=(9, 0), cuda=True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-        monkeypatch.setattr(attention, "_by_row", lambda *inputs: "one call")
-        monkeypatch.setattr(attention, "_by_segment", lambda *inputs, **options: torch.empty(1, 4, 1, size))
-        attention._lacking_here.cache_clear()
+        monkeypatch.setattr(attention, "_attend_row", lambda *inputs: "one call")
+        monkeypatch.setattr(attention, "_attend_segments", lambda *inputs, **options: torch.empty(1, 4, 1, size))
+        attention._missing_requirement.cache_clear()
         query, key, value = (torch.empty(1, 4, 1, size, dtype=dtype) for _ in range(3))
         query = query.as_subclass(type("OnGpu", (torch.Tensor,), {"is_cuda": cuda}))
         try:
@@ -170,7 +170,7 @@ class TestAuto:
                 None, query, key, value, None, dropout=dropout, row_layout=layout(SEGMENTS, "auto")
             )
         finally:
-            attention._lacking_here.cache_clear()
+            attention._missing_requirement.cache_clear()
         return isinstance(found, str)
 
     @needs_varlen

@@ -103,7 +103,7 @@ class TestAttentionThatCannotBeHad:
 
     @pytest.fixture
     def gpu(self, monkeypatch):
-        monkeypatch.setattr(attention, "_lacking_here", lambda: None)
+        monkeypatch.setattr(attention, "_missing_requirement", lambda: None)
 
     @staticmethod
     def refusal(*, head_dim=16, attention_dropout=0.0, **settings) -> str:

@@ -26,7 +26,7 @@ def test_every_architecture_that_is_promised_exact_is_tested():
 @pytest.mark.parametrize("short", [0, 10**9], ids=["two calls a segment", "one call a segment"])
 @pytest.mark.parametrize("shared", [True, False], ids=["packed", "one sequence per row"])
 def test_logps_and_gradients_equal_each_sequence_run_alone(policy, shared, short, monkeypatch):
-    monkeypatch.setattr(attention, "SHORT", short)
+    monkeypatch.setattr(attention, "SHORT_SEGMENT", short)
     pairs = random_pairs(7)
     logps = policy(pack(pairs, shared_prompt=shared))
     ours, expected = torch.cat([logps.chosen, logps.rejected]), all_alone(policy.lm, pairs)

@@ -142,7 +142,7 @@ def test_attention_that_leaves_something_out_is_refused(monkeypatch):
     """gpt-oss has sinks, which sdpa passes over in silence."""
     monkeypatch.setattr(GptOssPreTrainedModel, "_supports_sdpa", True)
     lm = tiny_family("gpt_oss")
-    monkeypatch.setattr(attention, "_LOCAL", ())
+    monkeypatch.setattr(attention, "_LOCAL_SETTINGS", ())
     with pytest.raises(
         InputError, match=r"GptOssForCausalLM: its attention called sdpa differs by .* nat from the one"
     ):
@@ -157,7 +157,7 @@ def test_attention_that_knows_functions_by_name_gets_its_own_back(monkeypatch):
     assert policy.why_not_packed == "its index_topk of 4 positions is not known to be honoured in packed rows"
     assert policy.limits.positions == 4
     # Were that setting not known by name, the numbers would show it.
-    monkeypatch.setattr(attention, "_LOCAL", ())
+    monkeypatch.setattr(attention, "_LOCAL_SETTINGS", ())
     policy = Policy(lm).eval()
     assert "its attention with the function of ours differs by" in policy.why_not_packed
     assert not policy.takes_row_attention

@@ -62,9 +62,9 @@ def test_attention_counts_what_masks_leave():
             # Positions of the prompt, of chosen and of rejected; a query sees `position + 1` keys, or the window.
             for position in [*range(prompt + chosen), *range(prompt, prompt + rejected)]:
                 seen += min(position + 1, window or position + 1)
-        assert Layout.of_packed(lengths).seen(window) == seen
+        assert Layout.of_packed(lengths).query_key_pairs(window) == seen
     # Rows of 3 + 4 and of 5 + 6 tokens, two each, padded to 11.
-    assert Padded.layout(lengths).seen(None) == 4 * 11 * 12 // 2
+    assert Padded.layout(lengths).query_key_pairs(None) == 4 * 11 * 12 // 2
     # The longest prompt of 5 beside the longest completion of 6.
     assert Authors.layout(lengths) == Layout(positions=44, real=29, logits=44, runs=((0, 11),) * 4, reference=True)
 
@@ -102,10 +102,10 @@ def test_a_pair_of_the_papers_model_costs_what_was_reckoned_by_hand():
     assert (sizes.body, sizes.adapters) == (3_208_642_560, 119_209_984)
     layout = Layout.of_packed([Lengths(180, 250, 250)])
     # Of both completions' queries: 430 * 431 / 2, twice, less the prompt's own that are counted once.
-    assert layout.seen(None) == 2 * (430 * 431 // 2) - 180 * 181 // 2
+    assert layout.query_key_pairs(None) == 2 * (430 * 431 // 2) - 180 * 181 // 2
     flops = step_flops(sizes, layout, head_trained=True)
     first = 2 * 680 * (2560 * 2048 + 2 * 2560 * 1024 + 3 * 64 * 2560)
     hand = 680 * (4 * sizes.body + 6 * sizes.adapters) - first + 6 * 500 * 2560 * 262208
-    hand += 12 * 2048 * 34 * layout.seen(None)
+    hand += 12 * 2048 * 34 * layout.query_key_pairs(None)
     assert flops == hand
     assert flops == pytest.approx(11.4e12, rel=0.01)

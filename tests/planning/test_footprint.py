@@ -61,7 +61,7 @@ def real(config, lora: Lora | None = LORA, dtype=torch.float32):
 @pytest.mark.parametrize("lora", [None, LORA, LORA.model_copy(update={"train_head": True})], ids=str)
 def test_what_is_held_and_trained_is_what_the_real_model_has(tmp_path, name, lora):
     found, parameters = saved(tmp_path, CONFIGS[name], lora=lora), list(real(CONFIGS[name], lora).parameters())
-    assert found.held == sum(p.numel() * p.element_size() for p in parameters)
+    assert found.weight_bytes == sum(p.numel() * p.element_size() for p in parameters)
     assert found.trained == sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
     assert found.sizes.windows == ((8, 8, None) if name == "gemma3" else (None,) * 3)
     assert found.packed
@@ -77,7 +77,7 @@ def test_4_bit_weights_take_half_a_byte_and_their_scales(tmp_path, name, double)
     found = saved(tmp_path, CONFIGS[name], lora=LORA, dtype="bfloat16", quantization="nf4", double_quantization=double)
     rest = sum(p.numel() for p in lm.parameters()) - packed
     per_weight = 0.5 + (1 / 64 + 4 / 64 / 256 if double else 4 / 64)
-    assert found.held - found.trained == pytest.approx(2 * rest + per_weight * packed, abs=1)
+    assert found.weight_bytes - found.trained == pytest.approx(2 * rest + per_weight * packed, abs=1)
     assert found.unpacked == 2 * max(weight.numel() for weight in layers)
     # What is written of it are adapters.
     assert found.merged == found.saved == found.trained
@@ -165,7 +165,7 @@ def test_layers_of_several_kinds_are_measured_at_their_own_depth(tmp_path, monke
     config = LlamaConfig(**SIZES | {"num_hidden_layers": 6})
     found, seen = saved(tmp_path, config), []
     monkeypatch.setattr(found, "model_of", lambda layers: seen.append(layers) or Footprint.model_of(found, layers))
-    monkeypatch.setattr(found, "_alike", False)
+    monkeypatch.setattr(found, "_layers_alike", False)
     found.step(100, PAIR, gpu=True, checkpointing=False)
     assert seen == [6]
 

@@ -47,12 +47,12 @@ def test_flops_are_the_formulas(model, depths):
 def test_kernels_of_a_layer_are_no_more_than_they_were(depths):
     few, more = depths
     assert (more.products.kernels - few.products.kernels) / 2 <= 56
-    assert (more.others.kernels - few.others.kernels) / 2 <= 103
+    assert (more.other_kernels.kernels - few.other_kernels.kernels) / 2 <= 103
 
 
 def test_bytes_beside_the_products_are_no_more_than_they_were(depths):
     """Norms, rotations, activations, the head's softmax and adapters' sums: what a step waits for on a GPU."""
-    assert whole(*(meter.others.bytes for meter in depths)) / TOKENS <= 20.5e6
+    assert whole(*(meter.other_kernels.bytes for meter in depths)) / TOKENS <= 20.5e6
 
 
 def test_a_row_of_8160_tokens_takes_no_more_memory_than_it_did(model, depths):
@@ -64,7 +64,7 @@ def test_a_row_of_8160_tokens_takes_no_more_memory_than_it_did(model, depths):
 def test_without_compiled_kernels_a_row_takes_more_and_moves_more(model, depths):
     plain = footprint(model.model.model_copy(update={"fused": False}))
     deeper = plain.meter(plain.model_of(4), PAIRS, gpu=True)
-    assert deeper.others.bytes > 3 * depths[1].others.bytes
+    assert deeper.other_kernels.bytes > 3 * depths[1].other_kernels.bytes
     assert deeper.peak > 1.2 * depths[1].peak
     assert deeper.products == depths[1].products
 
@@ -74,10 +74,10 @@ def test_a_fused_function_is_one_kernel_each_way_and_keeps_its_input_alone():
         x = torch.empty(4, 8, requires_grad=True)
         with Meter() as meter:
             y = meter.fused(lambda x: x.exp().sin() * x)(x)
-            assert (meter.others.kernels, meter.others.bytes, meter.live) == (1, 2 * 4 * 32, 4 * 32)
+            assert (meter.other_kernels.kernels, meter.other_kernels.bytes, meter.live) == (1, 2 * 4 * 32, 4 * 32)
             y.backward(torch.empty(4, 8))
             # The gradient and the input are read, and the input's gradient is written.
-            assert (meter.others.kernels, meter.others.bytes) == (2, 5 * 4 * 32)
+            assert (meter.other_kernels.kernels, meter.other_kernels.bytes) == (2, 5 * 4 * 32)
 
 
 def test_the_meter_counts_a_step_by_hand():
@@ -99,6 +99,6 @@ def test_the_meter_counts_a_step_by_hand():
     x_bytes, w_bytes, y_bytes = 4 * 4 * 8, 4 * 8 * 16, 4 * 4 * 16
     assert meter.products.bytes == 3 * (x_bytes + w_bytes + y_bytes)
     # relu reads and writes, and its derivative reads two and writes one; the gradient that is given is no kernel.
-    assert meter.others.bytes == 5 * y_bytes
+    assert meter.other_kernels.bytes == 5 * y_bytes
     # Both gradients are left.
     assert meter.live == x_bytes + w_bytes

@@ -36,7 +36,7 @@ def test_what_was_there_before_ray_and_what_came_later_are_none_of_its_business(
     before = start(children)
     spared = descendants(os.getpid())
     left = start(children)
-    with janitor(os.getpid(), spare=spared):
+    with janitor(os.getpid(), exclude=spared):
         later = start(children)
     assert left.wait(timeout=60) == -9
     assert before.poll() is None

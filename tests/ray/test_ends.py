@@ -91,7 +91,7 @@ def test_an_interrupt_that_comes_after_the_last_trial_changes_nothing(instance, 
             super().on_trial_complete(iteration, trials, trial, **info)
             if not self.plan.missing():
                 self.leave("it was interrupted")
-                left.append(self.leaving)
+                left.append(self.leave_reason)
 
     monkeypatch.setattr(sweeping, "Watch", Late)
     assert results.read_manifest(sweep(folder, "done", TEXT))["finished"]

@@ -202,6 +202,6 @@ def test_a_store_that_stays_away_is_given_up_after_storage_minutes(tmp_path):
     block(tmp_path / "bucket" / "group" / "trials" / "a")
     monitor: Any = context.monitor
     with pytest.raises(OSError, match="bucket"):
-        context.patiently("a", lambda: context.storage.pull(context.trial("a")))
+        context.retry_storage("a", lambda: context.storage.pull(context.trial("a")))
     assert monitor.told
     assert all(said.startswith("waiting for storage (") for said in monitor.told)

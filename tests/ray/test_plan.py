@@ -79,7 +79,7 @@ def test_a_resumed_plan_runs_exactly_what_is_missing(experiment, tmp_path, done)
     first = plan_for(experiment, tmp_path)
     before = run(first, stop_after=done)
     assert bool(first.missing()) == (done < len(EXPECTED))
-    assert done + first.most_left() == len(EXPECTED)
+    assert done + first.max_remaining() == len(EXPECTED)
     resumed = plan_for(experiment, tmp_path, rows=first.rows)
     assert before + run(resumed) == EXPECTED
 
@@ -211,7 +211,7 @@ def test_a_study_that_cannot_be_told_keeps_no_trial_from_ending(experiment, tmp_
     (tmp_path / "study.journal").unlink()
     (tmp_path / "study.journal").mkdir()
     plan.on_trial_complete("tune-4", result(1))
-    assert isinstance(plan.failed, StudyFailed)
+    assert isinstance(plan.failure, StudyFailed)
     assert list(plan.rows) == [*names, "search-0001"]
 
 

@@ -22,7 +22,14 @@ from slime_ray.data.tasks import load_task
 from slime_ray.errors import InputError
 from slime_ray.model.tiny import tiny_tokenizer
 from slime_ray.on_ray import preflight
-from slime_ray.on_ray.cluster_state import GROUP, NodeReport, NodeRequest, inspect_node, installed, with_those_to_come
+from slime_ray.on_ray.cluster_state import (
+    GROUP,
+    NodeReport,
+    NodeRequest,
+    add_scalable_nodes,
+    inspect_node,
+    package_versions,
+)
 from slime_ray.on_ray.preflight import Finding
 from slime_ray.on_ray.resources import Node, concurrent_trials, why_never
 from slime_ray.runs.store import RunStore
@@ -30,7 +37,8 @@ from tests.model.tiny_files import change_json, copy, cut, point, save_llama
 
 TOKEN = "token"
 FINE = NodeReport(
-    node="id-1", name="one", python=platform.python_version(), versions=installed(), wrote=None, read=True, disk=1 << 40
+    node="id-1", name="one", python=platform.python_version(), versions=package_versions(), write_error=None,
+    can_read=True, disk=1 << 40
 )  # fmt: skip
 
 
@@ -65,9 +73,12 @@ def test_a_shared_folder_is_fine(probe):
     ("other", "words"),
     [
         # The other node has a folder of the same path, in which the driver's probe is not.
-        ({"read": False}, "Node two does not see .* as this process does .another disk.*has to be shared"),
-        ({"read": False, "wrote": "No such file or directory"}, "as this process does .No such file or directory"),
-        ({"read": True, "wrote": "Read-only file system"}, "as this process does .Read-only file system"),
+        ({"can_read": False}, "Node two does not see .* as this process does .another disk.*has to be shared"),
+        (
+            {"can_read": False, "write_error": "No such file or directory"},
+            "as this process does .No such file or directory",
+        ),
+        ({"can_read": True, "write_error": "Read-only file system"}, "as this process does .Read-only file system"),
         # It reads what the driver wrote, and what it writes stays where it is.
         ({}, "What node two writes to .* does not arrive here"),
     ],
@@ -83,7 +94,10 @@ def test_what_another_run_left_of_a_probe_is_not_taken_for_ones_own(probe):
 
 
 def test_a_node_that_cannot_use_the_object_store_is_named(probe):
-    reports = [FINE, report(node="id-2", name="two", wrote="--storage s3://bucket: it cannot be used: ACCESS_DENIED.")]
+    reports = [
+        FINE,
+        report(node="id-2", name="two", write_error="--storage s3://bucket: it cannot be used: ACCESS_DENIED."),
+    ]
     assert errors(storage(reports, probe, "s3://bucket")) == [
         "Node two: --storage s3://bucket: it cannot be used: ACCESS_DENIED."
     ]
@@ -151,7 +165,7 @@ def growing(name: str, most: int, **resources: float) -> Any:
 
 def test_nodes_of_a_group_that_are_there_already_are_not_to_come_again():
     head, spot = living("head", CPU=0), [living(f"spot-{n}", "spot", CPU=8, GPU=1) for n in range(2)]
-    nodes = with_those_to_come([head, *spot], [growing("head", 0, CPU=0), growing("spot", 4, CPU=8, GPU=1)])
+    nodes = add_scalable_nodes([head, *spot], [growing("head", 0, CPU=0), growing("spot", 4, CPU=8, GPU=1)])
     assert nodes == [Node("head", 0), Node("spot-0", 8, 1), Node("spot-1", 8, 1), Node("spot", 8, 1, count=2)]
     apart = Resources(workers=6, gpu_per_worker=1.0, placement="STRICT_SPREAD")
     assert "only 4 nodes" in str(why_never(apart, nodes))
@@ -160,8 +174,8 @@ def test_nodes_of_a_group_that_are_there_already_are_not_to_come_again():
 
 def test_a_group_that_is_full_brings_no_more_and_one_without_limit_many():
     spot = [living("spot-0", "spot", CPU=8)]
-    assert with_those_to_come(spot, [growing("spot", 1, CPU=8)]) == [Node("spot-0", 8)]
-    assert why_never(Resources(workers=500), with_those_to_come(spot, [growing("spot", -1, CPU=8)])) is None
+    assert add_scalable_nodes(spot, [growing("spot", 1, CPU=8)]) == [Node("spot-0", 8)]
+    assert why_never(Resources(workers=500), add_scalable_nodes(spot, [growing("spot", -1, CPU=8)])) is None
 
 
 def test_a_node_without_a_trackers_package_is_named_before_anything_starts(tmp_path, monkeypatch):

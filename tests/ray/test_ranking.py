@@ -20,7 +20,7 @@ def places(
 ) -> dict[str, int]:
     rule = Ranking(goals, tie_break)
     return {
-        name: rule.before(own, [other for title, other in points.items() if title != name])
+        name: rule.count_before(own, [other for title, other in points.items() if title != name])
         for name, own in points.items()
     }
 
@@ -61,7 +61,7 @@ def test_what_is_no_number_comes_last_whatever_else_it_reached():
     found = places({**POINTS, "nan": (0.99, math.nan), "infinite": (math.inf, 0.9)})
     assert found == {**places(POINTS), "nan": 6, "infinite": 6}
     assert places({"nan": (math.nan, 0.1), "too": (0.1, math.nan)}) == {"nan": 0, "too": 0}
-    assert Ranking({"m": "maximize"}).before((math.nan,), [(0.1,), (math.nan,)]) == 1
+    assert Ranking({"m": "maximize"}).count_before((math.nan,), [(0.1,), (math.nan,)]) == 1
 
 
 def test_a_goal_may_be_to_minimize():
@@ -71,8 +71,8 @@ def test_a_goal_may_be_to_minimize():
 
 def test_one_metric_counts_what_is_higher():
     rule = Ranking({"mean_margin": "maximize"})
-    assert rule.before((0.5,), [(0.6,), (0.5,), (0.4,), (0.7,)]) == 2
-    assert rule.before((0.5,), []) == Ranking(BOTH).before((0.5, 0.5), []) == 0
+    assert rule.count_before((0.5,), [(0.6,), (0.5,), (0.4,), (0.7,)]) == 2
+    assert rule.count_before((0.5,), []) == Ranking(BOTH).count_before((0.5, 0.5), []) == 0
 
 
 # Few values, so that ties and dominance are common.
@@ -83,7 +83,7 @@ TIES = pytest.mark.parametrize("tie_break", ["winner", "spread"])
 
 def all_places(given: list[tuple], tie_break: Literal["winner", "spread"]) -> list[int]:
     rule = Ranking(THREE, tie_break)
-    return [rule.before(own, [*given[:index], *given[index + 1 :]]) for index, own in enumerate(given)]
+    return [rule.count_before(own, [*given[:index], *given[index + 1 :]]) for index, own in enumerate(given)]
 
 
 @TIES

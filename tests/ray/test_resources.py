@@ -12,7 +12,7 @@ from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.judge import JudgeBudget
 from slime_ray.errors import InputError
 from slime_ray.evaluation.verdict_cache import Reply, Verdicts
-from slime_ray.on_ray.resources import BudgetMeter, Node, concurrent_trials, held_before, waiting_for, why_never
+from slime_ray.on_ray.resources import BudgetMeter, Node, concurrent_trials, earlier_gpu_hours, waiting_for, why_never
 from slime_ray.training import attempts
 from slime_ray.training.attempts import Attempt
 
@@ -167,7 +167,7 @@ def test_attempts_of_earlier_starts_count_with_what_they_held(tmp_path):
     made = [Attempt(0.0, 900.0, 1800.0, "h", 1, 2, "lost"), Attempt(5000.0, 5000.0, 5900.0, "h", 1, 2, "paused")]
     folder.mkdir(parents=True)
     attempts._write(folder, made)
-    assert held_before(tmp_path, resources) == pytest.approx(2 * (1800 + 900) / 3600)
+    assert earlier_gpu_hours(tmp_path, resources) == pytest.approx(2 * (1800 + 900) / 3600)
     assert meter(tmp_path, "{gpu_hours: 1.5}").over() == "gpu_hours"
 
 

@@ -27,7 +27,7 @@ def experiment(tmp_path: Path) -> Experiment:
 def test_the_query_of_an_address_stays_at_its_end():
     submission = Submission("first", "", QUERY)
     assert submission.run == "s3://bucket/runs/first?region=eu&secret_key=SECRET"
-    assert submission.shown == "s3://bucket/runs/first"
+    assert submission.display_address == "s3://bucket/runs/first"
     assert Submission("first", "", "/shared/runs/").run == "/shared/runs/first"
 
 

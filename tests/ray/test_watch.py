@@ -94,7 +94,7 @@ def said() -> list[str]:
 
 @pytest.fixture
 def watching(clock: Clock, experiment: Experiment, monitor: FakeMonitor, said: list[str], tmp_path: Path) -> Watch:
-    plan: Any = SimpleNamespace(ending=False, by_tune_id={}, added=[])
+    plan: Any = SimpleNamespace(is_ending=False, by_tune_id={}, added=[])
     plan.add = lambda clone: clone not in plan.added and not plan.added.append(clone)
     progress: Any = SimpleNamespace(
         say=said.append, update=lambda metrics: None, finished=0, total=1, seconds_left=lambda: None
@@ -121,7 +121,7 @@ def test_the_first_interrupt_is_an_order_and_the_second_ends_everything(watching
         signal.raise_signal(number)
         step(watching, clock, 1)
         assert monitor.orders == ["the sweep ended: it was interrupted"]
-        assert watching.plan.ending
+        assert watching.plan.is_ending
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
     assert signal.getsignal(number) == before
@@ -282,7 +282,7 @@ def test_a_budget_that_is_spent_ends_the_sweep_and_says_which(watching, clock, m
     step(watching, clock, 2)
     assert monitor.orders == ["the sweep ended: budget.gpu_hours 0.5 is spent (0.5003)"]
     assert watching.spent == "gpu_hours"
-    assert watching.plan.ending
+    assert watching.plan.is_ending
 
 
 def lost(watching: Watch, trial: Any, error: str = "ActorDiedError: the actor died") -> None:
@@ -332,7 +332,7 @@ def test_the_driver_counts_starts_that_are_noted_nowhere(watching, arm, tmp_path
     assert row is not None
     assert row["status"] == "failed"
     assert reason in row["reason"]
-    assert watching.leaving is None
+    assert watching.leave_reason is None
 
 
 def test_where_nothing_can_be_written_the_sweep_ends_once_starts_are_used_up(watching, clock, arm, tmp_path, monitor):
@@ -340,8 +340,8 @@ def test_where_nothing_can_be_written_the_sweep_ends_once_starts_are_used_up(wat
     (tmp_path / "trials").write_text("in the way")
     for _ in range(4):
         lost(watching, arm)
-    assert "was begun 4 times, and the storage does not take what is written" in str(watching.leaving)
-    assert watching.plan.ending
+    assert "was begun 4 times, and the storage does not take what is written" in str(watching.leave_reason)
+    assert watching.plan.is_ending
 
 
 def test_a_trial_that_meets_a_storage_that_takes_nothing_ends_the_sweep(watching, arm):
@@ -349,7 +349,7 @@ def test_a_trial_that_meets_a_storage_that_takes_nothing_ends_the_sweep(watching
         config={"trial": arm}, last_result={"status": "paused", "reason": "the storage does not take what is written"}
     )
     watching.on_trial_complete(0, [], trial)
-    assert watching.leaving == "the storage does not take what is written"
+    assert watching.leave_reason == "the storage does not take what is written"
 
 
 def test_a_stage_that_is_made_again_is_said_once_by_whoever_hears_it(making, monitor, monkeypatch):

@@ -127,7 +127,7 @@ def test_a_trial_that_goes_on_passes_its_rungs_once(experiment, storage, tmp_pat
     for told in (*before.evaluations, *after.evaluations):
         assert rule.decide(trial.trial_id, told) is None
     margins = {told["step"]: told["mean_margin"] for told in after.evaluations}
-    assert rule.reached == [{trial.trial_id: (margins[2],)}, {trial.trial_id: (margins[4],)}]
+    assert rule.points_by_rung == [{trial.trial_id: (margins[2],)}, {trial.trial_id: (margins[4],)}]
 
 
 class Told:

@@ -21,7 +21,7 @@ from slime_ray.evaluation.verdicts import read_score
 from slime_ray.model.files import check_texts
 from slime_ray.model.merging import CLASSIFIER, load_parts
 from slime_ray.model.parts import check_model, parts_of
-from slime_ray.model.pretrained import log_note, read_tokenizer, refusing
+from slime_ray.model.pretrained import errors_as_input_error, log_note, read_tokenizer
 
 
 class RewardModelJudge(ScoringJudge):
@@ -41,11 +41,11 @@ class RewardModelJudge(ScoringJudge):
         """Raises InputError for what is no reward model, before its weights are read."""
         self.settings, self.verdicts, self.offline, self.progress = settings, verdicts, offline, progress
         self.name, self.tie_band = settings.identity, settings.tie_band
-        with refusing(self._not_loaded):
+        with errors_as_input_error(self._not_loaded):
             check_model(Path(settings.model))
             self.parts = parts_of(settings.model, settings.revision)
         self.config = self._load(AutoConfig.from_pretrained, self.parts.source, self.parts.revision)
-        if self.parts.supplied:
+        if self.parts.adapter_modules:
             # The head is the adapter's, and its base may be no classifier at all.
             self.config.num_labels = 1
         if self.config.num_labels != 1:
@@ -135,7 +135,7 @@ class RewardModelJudge(ScoringJudge):
 
     def _model(self) -> Any:
         settings = self.settings
-        with refusing(self._not_loaded):
+        with errors_as_input_error(self._not_loaded):
             return load_parts(
                 AutoModelForSequenceClassification,
                 self.parts,
@@ -147,7 +147,7 @@ class RewardModelJudge(ScoringJudge):
             )
 
     def _load(self, read: Callable[..., Any], source: str, revision: str | None) -> Any:
-        with refusing(self._not_loaded):
+        with errors_as_input_error(self._not_loaded):
             if Path(source).is_dir():
                 check_texts(Path(source))
             return read(source, revision=revision, trust_remote_code=self.settings.trust_remote_code)
