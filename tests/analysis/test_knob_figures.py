@@ -101,16 +101,17 @@ def test_a_logarithmic_knob_has_a_few_ticks_that_say_their_values():
     """Of less than a decade, too, where a locator of decades alone finds none."""
     searched = Searched.of(search_run(12))
     for low, high, shown in (
-        (1e-4, 0.3, {"0.0001", "0.1"}),
-        (0.1, 2.0, {"0.1", "0.2", "0.5", "1", "2"}),
-        (2, 9, {"2", "5"}),
+        # Versions of matplotlib before 3.11.2 begin their count of decades one higher.
+        (1e-4, 0.3, [{"0.0001", "0.1"}, {"0.001", "0.1"}]),
+        (0.1, 2.0, [{"0.1", "0.2", "0.5", "1", "2"}]),
+        (2, 9, [{"2", "5"}]),
     ):
         knob = replace(searched.knobs[0], scale="log", low=low, high=high)
         figure = knob_figures.slices(replace(searched, knobs=(knob, *searched.knobs[1:])), [0])
         figure.draw_without_rendering()
         axis = figure.axes[-1].xaxis
         inside = {tick.get_text() for tick in axis.get_ticklabels() if low <= tick.get_position()[0] <= high}
-        assert inside == shown
+        assert inside in shown
         assert not axis.get_minorticklocs().size
 
 

@@ -4,6 +4,8 @@ Gemma 3 4B in bfloat16 with adapters of rank 64 and a frozen head; 12 pairs of 1
 depths are alike, so that what one adds is the difference.
 """
 
+from importlib.metadata import version
+
 import pytest
 import torch
 from torch import nn
@@ -16,6 +18,10 @@ from slime_ray.model.meter import Meter, strip, without_data
 PAIRS = [Lengths(180, 250, 250)] * 12
 TOKENS = 8_160
 LAYERS = 34
+COUNTED = pytest.mark.skipif(
+    torch.__version__ < "2.13" or version("transformers") < "5.23", reason="older versions run more kernels"
+)
+"""Limits are those of the versions of constraints.txt."""
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +50,20 @@ def test_flops_are_the_formulas(model, depths):
     assert step_flops(model.sizes, layout, head_trained=False) == pytest.approx(counted + attention, rel=1e-5)
 
 
+@COUNTED
 def test_kernels_of_a_layer_are_no_more_than_they_were(depths):
     few, more = depths
     assert (more.products.kernels - few.products.kernels) / 2 <= 56
     assert (more.other_kernels.kernels - few.other_kernels.kernels) / 2 <= 103
 
 
+@COUNTED
 def test_bytes_beside_the_products_are_no_more_than_they_were(depths):
     """Norms, rotations, activations, the head's softmax and adapters' sums: what a step waits for on a GPU."""
     assert whole(*(meter.other_kernels.bytes for meter in depths)) / TOKENS <= 20.5e6
 
 
+@COUNTED
 def test_a_row_of_8160_tokens_takes_no_more_memory_than_it_did(model, depths):
     assert whole(*(meter.peak for meter in depths)) <= 31.3 * 2**30
     again = model.step(TOKENS, PAIRS[0], gpu=True, checkpointing=True)
