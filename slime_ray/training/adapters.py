@@ -25,8 +25,8 @@ def check_stage(adapter: Path, stage: Path) -> None:
     Raises:
         InputError: They are others, made elsewhere or again.
     """
-    recorded, made = _trained_on(adapter, stage), _hash_in(stage)
-    if recorded and made and recorded != made:
+    trained_hash, stage_hash = _trained_on(adapter, stage), _hash_in(stage)
+    if trained_hash and stage_hash and trained_hash != stage_hash:
         raise InputError(
             f"{stage} holds other weights than those that {adapter} was trained on, which were made elsewhere or "
             "again. Put the `.stages` of that machine beside the run."

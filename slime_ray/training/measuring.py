@@ -118,17 +118,19 @@ def answer_prompts(
 def judge_prompts(
     trial: Trial,
     stages: Stages,
-    asked: tuple[list[Prompt], list[Answer]],
+    turns: tuple[list[Prompt], list[Answer]],
     judge: Judge | None,
     *,
     first: int | None = None,
     prompt_set: str | None = None,
 ) -> Answered:
-    """The answers beside the baseline's. first: how many of them are judged; None is all. prompt_set: as asked.
+    """Judge answers against the baseline's.
+
+    turns: prompts and answers, an item a turn. first: how many of them are judged; None is all. prompt_set: as asked.
 
     Raises Paused where the judge cannot go on: what it has said so far is kept, so there is nothing to give up.
     """
-    prompts, answers = asked
+    prompts, answers = turns
     try:
         return judge_answers(
             prompts,
@@ -166,8 +168,8 @@ def measure_retention(trial: Trial, stages: Stages, policy: Policy, report: Repo
     if retention is None:
         return Measurement({})
     scorer = ExactJudge(load_scorer(retention.scorer, "evaluation.retention.scorer"), name=RETENTION)
-    asked = answer_prompts(trial, stages, policy, report, adapter=adapter, prompt_set=RETENTION)
-    answered = judge_prompts(trial, stages, asked, scorer, prompt_set=RETENTION)
+    turns = answer_prompts(trial, stages, policy, report, adapter=adapter, prompt_set=RETENTION)
+    answered = judge_prompts(trial, stages, turns, scorer, prompt_set=RETENTION)
     return Measurement({"retention": answered.score_change}, answered.rows({**about(trial), "prompt_set": RETENTION}))
 
 
@@ -205,12 +207,12 @@ def measure_policy(
         "stability": stability_score(parts, healthy=True),
         "healthy": True,
     }
-    kept = measure_retention(trial, stages, policy, report, adapter=adapter)
+    retention = measure_retention(trial, stages, policy, report, adapter=adapter)
     return replace(
         answers,
-        row=held_out.row | answers.row | row | kept.row,
+        row=held_out.row | answers.row | row | retention.row,
         pairs=held_out.pairs,
-        answers=[*answers.answers, *kept.answers],
+        answers=[*answers.answers, *retention.answers],
     )
 
 
@@ -232,22 +234,22 @@ def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> flo
     return stability.kl_to_reference(policy, reference, samples, row_tokens=row_budget(settings, policy))
 
 
-def beaten_by(win_rate: float, prompts: int, score: float, others: Iterable[Mapping[str, Any]]) -> str | None:
+def beaten_by(win_rate: float, prompts: int, score: float, rivals: Iterable[Mapping[str, Any]]) -> str | None:
     """Id of a finished search trial that is at least as stable and wins more, beyond what both samples leave open.
 
-    win_rate: over `prompts` prompts so far. score: its stability. others: rows of trials.parquet; what did not complete
+    win_rate: over `prompts` prompts so far. score: its stability. rivals: rows of trials.parquet; what did not complete
     beats nobody. The difference counts once it is more than 1.96 of its standard errors, with the largest variance that
     outcomes of these means can have, w (1 - w). None where there is no such trial.
     """
     error = _variance(win_rate, prompts)
-    for other in others:
-        if other["phase"] != "search" or other["status"] != "completed":
+    for rival in rivals:
+        if rival["phase"] != "search" or rival["status"] != "completed":
             continue
-        if other["win_rate"] is None or not other["prompts"]:
+        if rival["win_rate"] is None or not rival["prompts"]:
             continue
-        clear = NORMAL * math.sqrt(error + _variance(other["win_rate"], other["prompts"]))
-        if other["stability"] >= score and other["win_rate"] - win_rate > clear:
-            return str(other["trial_id"])
+        clear = NORMAL * math.sqrt(error + _variance(rival["win_rate"], rival["prompts"]))
+        if rival["stability"] >= score and rival["win_rate"] - win_rate > clear:
+            return str(rival["trial_id"])
     return None
 
 

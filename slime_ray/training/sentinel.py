@@ -45,11 +45,11 @@ WATCHED = "selection"
 
 @dataclass(frozen=True)
 class Sign:
-    """One part of stability-v1 during training. error: its standard error. said: the sign in words and figures."""
+    """One part of stability-v1 during training. error: its standard error. text: the sign in words and figures."""
 
     value: float
     error: float
-    said: str
+    text: str
 
 
 def alarm(signs: dict[str, Sign], *, tolerances: float, step: int) -> str | None:
@@ -60,7 +60,7 @@ def alarm(signs: dict[str, Sign], *, tolerances: float, step: int) -> str | None
     limits = asdict(TOLERANCES)
     excess = {name: (sign.value - STANDARD_ERRORS * sign.error) / limits[name] for name, sign in signs.items()}
     gravest = max(excess, key=lambda name: excess[name])
-    return f"{signs[gravest].said} at step {step}" if excess[gravest] > tolerances else None
+    return f"{signs[gravest].text} at step {step}" if excess[gravest] > tolerances else None
 
 
 def pair_signs(before: HeldOut, after: HeldOut) -> dict[str, Sign]:
@@ -97,13 +97,13 @@ def answer_signs(
     """Broken outputs and length shift of a few answers against the baseline's to the same prompts."""
     grown = np.array([bool(r) for r in reasons], dtype=float) - np.array([bool(r) for r in baseline_reasons])
     logs = stability.length_log_ratios(*([len(a.token_ids) for a in side] for side in (answers, baseline)))
-    named = ", ".join(f"{count} {name}" for name, count in Counter(filter(None, reasons)).most_common())
+    counts = ", ".join(f"{count} {name}" for name, count in Counter(filter(None, reasons)).most_common())
     broken = len(reasons) - list(reasons).count(None)
     return {
         "broken_outputs": Sign(
             max(0.0, float(grown.mean())),
             _standard_error(grown),
-            f"broken outputs, {broken} of {len(reasons)} answers ({named or 'none'})",
+            f"broken outputs, {broken} of {len(reasons)} answers ({counts or 'none'})",
         ),
         "length_shift": Sign(
             abs(float(logs.mean())),
@@ -193,13 +193,13 @@ class Measurements:
         current = objective_at(self.objective, step / max(1, updates))
         self.curves.add(step, "held_out", metrics | measure_activity(current, before, now))
         try:
-            seen = self.look(step, before, now)
+            sentinel_metrics = self.look(step, before, now)
         except SlimeRayError as error:
             raise pause_for(error) from None
-        self.curves.add(step, "sentinel", seen)
+        self.curves.add(step, "sentinel", sentinel_metrics)
         self.seconds += time.perf_counter() - clock
         state = {"doing": "training", "step": step, "updates": updates, "alarm": self.alarm}
-        estimates = {name: seen[name] for name in ESTIMATED if name in seen}
+        estimates = {name: sentinel_metrics[name] for name in ESTIMATED if name in sentinel_metrics}
         self.estimates = metrics | estimates
         order = self.report({**state, **self.estimates, **self.last})
         if order is None and self.alarm and self.settings.action == "stop":
@@ -234,22 +234,22 @@ class Measurements:
         )
         signs |= answer_signs(answers, baseline, reasons, baseline_reasons)
         self.alarm = self.alarm or alarm(signs, tolerances=self.settings.tolerances, step=step)
-        seen = {name: sign.value for name, sign in signs.items()} | {
+        sentinel_metrics = {name: sign.value for name, sign in signs.items()} | {
             "end_of_turn": float(np.mean([answer.stopped for answer in answers])),
             "repetition": float(np.mean([stability.sequence_repetition(answer.token_ids) for answer in answers])),
             "answer_tokens": float(np.mean([len(answer.token_ids) for answer in answers])),
             "stability": standing(signs),
         }
         won = self.won(answers, baseline) if step else None
-        return seen if won is None else seen | {"win_rate": won}
+        return sentinel_metrics if won is None else sentinel_metrics | {"win_rate": won}
 
     def won(self, answers: Sequence[Answer], baseline: Sequence[Answer]) -> float | None:
         """Share of the first prompts that the answers win against the baseline's; None where nothing is judged."""
         judge = self.judge
         if judge is None:
             return None
-        asked = [prompt.messages for prompt in self.stages.prompts[WATCHED][: len(answers)]]
-        pairs = [AnswerPair(q, a.text, q, b.text) for q, a, b in zip(asked, answers, baseline, strict=True)]
+        conversations = [prompt.messages for prompt in self.stages.prompts[WATCHED][: len(answers)]]
+        pairs = [AnswerPair(q, a.text, q, b.text) for q, a, b in zip(conversations, answers, baseline, strict=True)]
         judged = World.current().from_main(lambda: judge.compare(pairs))
         return win_rate(judged.comparisons)
 
@@ -260,11 +260,11 @@ def curve_pairs(trial: Trial, stages: Stages) -> list[int]:
     Where weights are kept by them, those of report prompts are left out: what a trial is reported on chooses nothing.
     Raises InputError where none is left then.
     """
-    every = range(len(stages.held_out))
+    numbers = range(len(stages.held_out))
     if trial.settings.kept_by is None:
-        return list(every[:CURVE_PAIRS])
+        return list(numbers[:CURVE_PAIRS])
     reported = {tuple(prompt.token_ids) for prompt in stages.prompts["report"]}
-    unseen = (pair for pair in every if tuple(stages.held_out[pair].prompt_ids) not in reported)
+    unseen = (pair for pair in numbers if tuple(stages.held_out[pair].prompt_ids) not in reported)
     if not (pairs := list(islice(unseen, CURVE_PAIRS))):
         raise InputError(
             "training.keep: every held-out pair is of a report prompt, so none is left to choose weights by. Raise "
