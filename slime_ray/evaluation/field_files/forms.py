@@ -61,10 +61,10 @@ def _text_under(key: str) -> BeforeValidator:
     return BeforeValidator(lambda value: value[key] if isinstance(value, dict) and key in value else value)
 
 
-def _readable(read: Callable[..., T], *given: Any) -> T:
+def _readable(read: Callable[..., T], *args: Any) -> T:
     """What `read` returns. Its BadRow becomes a complaint of the row."""
     try:
-        return read(*given)
+        return read(*args)
     except BadRow as error:
         raise ValueError(str(error)) from None
 
@@ -146,14 +146,14 @@ class Plain(Row):
     @property
     def messages(self) -> Messages:
         """The prompt, its tools in the first message."""
-        first, *others = [each.model_dump(exclude_none=True) for each in self.prompt]
-        return [with_tool_fields(first, {TOOLS: self.tools} if self.tools else {}), *others]
+        first, *rest = [message.model_dump(exclude_none=True) for message in self.prompt]
+        return [with_tool_fields(first, {TOOLS: self.tools} if self.tools else {}), *rest]
 
     @property
     def own_id(self) -> str:
         """The given id, or 16 hexadecimal digits of SHA-256 over the prompt's roles, contents and tools."""
-        said = json.dumps([list(message.values()) for message in self.messages])
-        return self.id or hashlib.sha256(said.encode()).hexdigest()[:16]
+        content = json.dumps([list(message.values()) for message in self.messages])
+        return self.id or hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 class PlainQuestion(Plain):
