@@ -133,10 +133,10 @@ def _pair(start: Messages, chosen: Messages, rejected: Messages) -> Pair:
         raise BadRow("chosen equals rejected")
     chosen, rejected = start + chosen, start + rejected
     cut = 0
-    for index, (ours, theirs) in enumerate(zip(chosen, rejected, strict=False)):
-        if ours != theirs:
+    for index, (chosen_message, rejected_message) in enumerate(zip(chosen, rejected, strict=False)):
+        if chosen_message != rejected_message:
             break
-        if ours["role"] in ("user", "tool"):
+        if chosen_message["role"] in ("user", "tool"):
             cut = index + 1
     prompt, chosen, rejected = chosen[:cut], chosen[cut:], rejected[cut:]
     for completion in (chosen, rejected):
