@@ -51,7 +51,7 @@ def is_metadata(name: str, declared: Collection[str] = ()) -> bool:
     return name in declared or _METADATA.fullmatch(name) is not None
 
 
-def left_text(row: Mapping[Any, Any], pair: Pair, declared: Collection[str] = ()) -> list[str]:
+def untrained_text(row: Mapping[Any, Any], pair: Pair, declared: Collection[str] = ()) -> list[str]:
     """A reason for each other column and field of a row with something that is in none of the pair's messages.
 
     Numbers and names of metadata are passed over, and so is a column that repeats the pair's own messages. In fields of

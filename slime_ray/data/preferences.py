@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Value, concatenate_datasets
 
-from slime_ray.data.columns import left_text, renaming
+from slime_ray.data.columns import renaming, untrained_text
 from slime_ray.data.forms import COLUMNS, KNOWN_FORMS, PROMPT_COLUMN_DIFFERS, TOOLS, BadRow, Pair, pair_from_row
 from slime_ray.data.messages import TOOL_FIELDS
 from slime_ray.data.sources import open_source, unknown_form
@@ -154,7 +154,7 @@ def read_preferences(
             continue
         for note in pair.notes:
             noted.add(note, place)
-        for name in left_text(row, pair, metadata):
+        for name in untrained_text(row, pair, metadata):
             ignored_text.add(name, place)
         pairs.append(pair)
         if len(pairs) == _CHUNK:

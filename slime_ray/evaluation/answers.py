@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from slime_ray.evaluation import stability
-from slime_ray.evaluation.conversations import Prompt, as_asked
+from slime_ray.evaluation.conversations import Prompt, side_conversations
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.judges import AnswerPair, Judge, Judged, Messages, question
 from slime_ray.evaluation.verdicts import FAILED, Comparison, Pooled, win_rate
@@ -135,7 +135,7 @@ def judge_answers(
         pairs = [
             AnswerPair(prompt, answer.text, baseline_prompt, baseline_answer.text)
             for prompt, answer, baseline_prompt, baseline_answer in zip(
-                conversations, answers, as_asked(prompts, baseline), baseline, strict=True
+                conversations, answers, side_conversations(prompts, baseline), baseline, strict=True
             )
         ]
         judged = World.current().from_main(lambda: _compare(judge, pairs, first))

@@ -70,7 +70,7 @@ def ask(
     return [prompt for prompt, _ in flat], [answer for _, answer in flat]
 
 
-def as_asked(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[Messages]:
+def side_conversations(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[Messages]:
     """The conversations of whoever gave `answers` to the same turns as `prompts`, which another's answers may be in."""
     side_prompts: list[Prompt] = []
     for index, prompt in enumerate(prompts):

@@ -128,9 +128,9 @@ class Verdicts:
         def look(connection: sqlite3.Connection) -> list[tuple[str, float, str]]:
             rows: list[tuple[str, float, str]] = []
             for start in range(0, len(keys), AT_ONCE):
-                some = keys[start : start + AT_ONCE]
-                marks = ",".join("?" * len(some))
-                rows += connection.execute(f"SELECT key, time, value FROM verdicts WHERE key IN ({marks})", some)
+                chunk = keys[start : start + AT_ONCE]
+                marks = ",".join("?" * len(chunk))
+                rows += connection.execute(f"SELECT key, time, value FROM verdicts WHERE key IN ({marks})", chunk)
             return rows
 
         nothing: list[tuple[str, float, str]] = []

@@ -244,11 +244,11 @@ def check_push(name: str) -> None:
         user = HfApi().whoami()
     except Exception as error:
         raise InputError(f"--push-to-hub {name}: the Hub does not take the token: {_reason(error)}.") from None
-    mine = [str(user["name"]), *(str(org["name"]) for org in user.get("orgs") or [])]
+    namespaces = [str(user["name"]), *(str(org["name"]) for org in user.get("orgs") or [])]
     owner = name.partition("/")[0]
-    if owner.lower() not in {namespace.lower() for namespace in mine}:
+    if owner.lower() not in {namespace.lower() for namespace in namespaces}:
         raise InputError(
-            f"--push-to-hub {name}: the token is of {mine[0]}, who may write to {', '.join(mine)} and not to {owner}. "
+            f"--push-to-hub {name}: the token is of {namespaces[0]}, who may write to {', '.join(namespaces)} and not to {owner}. "
             "Name one of these, or log in as somebody else."
         )
 

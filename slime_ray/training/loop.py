@@ -64,7 +64,7 @@ class TrainingLoop:
     ):
         self.trial, self.folder, self.measure, self.runtime = trial, folder, measure, runtime
         self.trackers = trackers
-        self.shown: list[TrainerCallback] = []
+        self.tracker_callbacks: list[TrainerCallback] = []
         self.world = World.current()
         self.schedule = trial.settings.training
         self.diverged: str | None = None
@@ -162,10 +162,10 @@ class TrainingLoop:
 
     def track(self) -> None:
         """Have the trackers, where there are any, hear what Trainer logs, and of the measurements too."""
-        self.shown = self.trackers.begin(self.trainer)
-        for callback in self.shown:
+        self.tracker_callbacks = self.trackers.begin(self.trainer)
+        for callback in self.tracker_callbacks:
             self.trainer.add_callback(callback)
-        if self.shown:
+        if self.tracker_callbacks:
             # Trainer logs its updates itself.
             self.measure.curves.listener = lambda source, metrics: (
                 None if source == "train" else self.trainer.log(trainer_logs(source, metrics))
@@ -176,7 +176,7 @@ class TrainingLoop:
         for (step, source), rows in groupby(self.measure.curves.rows, itemgetter("step", "source")):
             logs = trainer_logs(source, {row["metric"]: row["value"] for row in rows if row["value"] is not None})
             state = replace(self.trainer.state, global_step=step)
-            for callback in self.shown:
+            for callback in self.tracker_callbacks:
                 callback.on_log(self.trainer.args, state, self.trainer.control, logs=logs, model=self.trainer.model)
 
     def restore(self, saved: Saved) -> None:

@@ -240,10 +240,10 @@ class Measurements:
             "answer_tokens": float(np.mean([len(answer.token_ids) for answer in answers])),
             "stability": standing(signs),
         }
-        won = self.won(answers, baseline) if step else None
-        return sentinel_metrics if won is None else sentinel_metrics | {"win_rate": won}
+        sampled_rate = self.sampled_win_rate(answers, baseline) if step else None
+        return sentinel_metrics if sampled_rate is None else sentinel_metrics | {"win_rate": sampled_rate}
 
-    def won(self, answers: Sequence[Answer], baseline: Sequence[Answer]) -> float | None:
+    def sampled_win_rate(self, answers: Sequence[Answer], baseline: Sequence[Answer]) -> float | None:
         """Share of the first prompts that the answers win against the baseline's; None where nothing is judged."""
         judge = self.judge
         if judge is None:
@@ -264,8 +264,8 @@ def curve_pairs(trial: Trial, stages: Stages) -> list[int]:
     if trial.settings.kept_by is None:
         return list(numbers[:CURVE_PAIRS])
     reported = {tuple(prompt.token_ids) for prompt in stages.prompts["report"]}
-    unseen = (pair for pair in numbers if tuple(stages.held_out[pair].prompt_ids) not in reported)
-    if not (pairs := list(islice(unseen, CURVE_PAIRS))):
+    unreported = (pair for pair in numbers if tuple(stages.held_out[pair].prompt_ids) not in reported)
+    if not (pairs := list(islice(unreported, CURVE_PAIRS))):
         raise InputError(
             "training.keep: every held-out pair is of a report prompt, so none is left to choose weights by. Raise "
             "data.held_out_pairs, or lower evaluation.prompts."

@@ -150,7 +150,7 @@ class Plain(Row):
         return [with_tool_fields(first, {TOOLS: self.tools} if self.tools else {}), *rest]
 
     @property
-    def own_id(self) -> str:
+    def stable_id(self) -> str:
         """The given id, or 16 hexadecimal digits of SHA-256 over the prompt's roles, contents and tools."""
         content = json.dumps([list(message.values()) for message in self.messages])
         return self.id or hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -163,7 +163,7 @@ class PlainQuestion(Plain):
 
     def record(self, place: str) -> Question:
         opening = tuple(self.messages)
-        return Question(self.own_id, self.category, (opening[-1]["content"],), opening, place)
+        return Question(self.stable_id, self.category, (opening[-1]["content"],), opening, place)
 
 
 def _ends_with_the_model(messages: list[Said]) -> list[Said]:
@@ -210,7 +210,7 @@ class PlainAnswer(Plain):
 
     def record(self, place: str) -> ModelAnswer:
         model = self.model or PurePath(place.rpartition(":")[0]).stem
-        return ModelAnswer(self.own_id, model, (self.answer,), prompt=self.prompt[-1].content, place=place)
+        return ModelAnswer(self.stable_id, model, (self.answer,), prompt=self.prompt[-1].content, place=place)
 
 
 Forms = dict[str, type[Row]]
