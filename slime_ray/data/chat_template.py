@@ -313,7 +313,7 @@ _ESCAPED_MARKS = (json.dumps(_MARK)[1:-1], ascii(_MARK)[1:-1])
 
 
 def _template_message(message: Message) -> dict[str, Any]:
-    """A message as templates expect it."""
+    """Return a message as templates expect it."""
     if TOOL_FIELDS not in message:
         return dict(message)
     fields = {"role": message["role"], "content": message["content"], **tool_fields(message)}
@@ -321,7 +321,7 @@ def _template_message(message: Message) -> dict[str, Any]:
 
 
 def _common(first: str, second: str) -> str:
-    """The beginning that two texts share."""
+    """Return the beginning that two texts share."""
     for index, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:
             return first[:index]

@@ -52,7 +52,7 @@ def is_metadata(name: str, declared: Collection[str] = ()) -> bool:
 
 
 def untrained_text(row: Mapping[Any, Any], pair: Pair, declared: Collection[str] = ()) -> list[str]:
-    """A reason for each other column and field of a row with something that is in none of the pair's messages.
+    """Name the columns and fields of a row whose text is in none of the pair's messages.
 
     Numbers and names of metadata are passed over, and so is a column that repeats the pair's own messages. In fields of
     messages numbers count, since `weight` and its like change what is trained on.
@@ -106,7 +106,7 @@ def _leaves(kind: Any) -> Iterator[Any]:
 
 
 def renaming(columns: Iterable[Any]) -> str:
-    """What to do about missing columns, in words: which of `columns` they may be, by name alone."""
+    """Say which of `columns` the missing ones may be, by name alone."""
     names = [str(name) for name in columns]
     missing = [column for column in COLUMNS if column not in names]
     candidates = [name for name in names if name not in COLUMNS]
@@ -124,7 +124,7 @@ def renaming(columns: Iterable[Any]) -> str:
 
 
 def _nearest(column: str, names: list[str]) -> str | None:
-    """The column whose name says most likely that it is the one wanted."""
+    """Find the column whose name is most like `column` or one of its aliases."""
     by_name = {name.strip().lower(): name for name in names}
     for alias in (column, *_ALIASES[column]):
         if alias in by_name:

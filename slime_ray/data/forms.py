@@ -126,7 +126,10 @@ def _from_messages(prompt: Any, chosen: Messages, rejected: Messages, remarks: R
 
 
 def _pair(start: Messages, chosen: Messages, rejected: Messages) -> Pair:
-    """Cuts two conversations, both preceded by `start`, after the last turn of a user or a tool they share."""
+    """Cut two conversations after the last turn of a user or a tool that they share.
+
+    Both are preceded by `start`.
+    """
     if chosen == rejected:
         if not any(message["role"] == "assistant" for message in chosen):
             raise BadRow("no assistant turn")

@@ -27,7 +27,9 @@ class LostText:
 
 
 def lost_texts(messages: Messages, rendered: str) -> list[LostText]:
-    """Beginnings of the texts of messages that are not in `rendered`, each looked for in a place of its own.
+    """Find the beginnings of messages' texts that are not in `rendered`.
+
+    Each is looked for in a place of its own.
 
     Of tools these are names and descriptions, of their calls names, arguments and values. Whitespace does not count,
     since templates strip and break lines.
@@ -102,7 +104,7 @@ def _spellings(text: LostText) -> Iterator[str]:
 
 
 def _in_order(texts: Sequence[LostText], rendered: str) -> bool:
-    """Whether all texts follow each other as they are, which is the rule and quickly seen."""
+    """Check whether all texts follow each other as they are, which is fast and the rule."""
     end = 0
     for text in texts:
         content = text.text.strip()

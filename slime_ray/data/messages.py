@@ -169,7 +169,10 @@ def shown_text(message: Mapping[str, str]) -> str:
 
 
 def _from_sharegpt(message: Mapping[Any, Any], column: str) -> dict[Any, Any]:
-    """A message of ShareGPT's with the usual names. Its tool calls, and what tools say, have no place here."""
+    """Return a message of ShareGPT's with the usual names.
+
+    Its tool calls, and what tools say, have no place here.
+    """
     speaker = message["from"]
     if speaker not in SHAREGPT_ROLES:
         raise BadRow(f"a message in {column} is from something other than {', '.join(sorted(SHAREGPT_ROLES))}")

@@ -169,7 +169,7 @@ def read_preferences(
 
 
 def _check(report: LoadReport, columns: Iterable[Any], *, strict: bool) -> None:
-    """Says what was skipped, or refuses."""
+    """Say what was skipped, or refuse."""
     source, summary = report.source, "; ".join(map(str, report.skipped))
     if not report.rows_read:
         raise InputError(f"{source}: there are no rows in it. Give data with at least a few preference pairs.")

@@ -265,7 +265,10 @@ def _needs_columns(source: str | Path, names: list[str]) -> None:
 
 
 def _columns_to_read(schema: pa.Schema) -> tuple[list[str], dict[str, Any]]:
-    """The columns that may hold text, and for the first row what stands for the others, so that a report names them."""
+    """Choose the columns that may hold text.
+
+    Also returns what stands for the others in the first row, so that a report names them.
+    """
     columns: list[str] = []
     unread: dict[str, Any] = {}
     for column in schema:

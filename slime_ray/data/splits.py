@@ -64,7 +64,7 @@ def split_pairs(
 
 
 def split_prompts(held_out: Dataset, *, selection: int, report: int, seed: int) -> dict[str, Sequence[Messages]]:
-    """Two disjoint sets of different prompts: "selection" guides the search, "report" makes the tables.
+    """Return two disjoint sets of prompts: "selection" for the search, "report" for tables.
 
     They come from `held_out`, and have the sizes asked for where there are enough.
     With fewer prompts both shrink in proportion, each keeping at least one, and a warning tells the sizes.
@@ -121,7 +121,7 @@ def _groups(dataset: Dataset, seed: int) -> list[list[int]]:
 
 
 def _take(groups: list[list[int]], target: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Splits groups in two, the first with `target` rows or as near as taking them in order brings it."""
+    """Split groups in two: as near to `target` rows as their order allows, and the rest."""
     first, rest, count = [], [], 0
     for group in groups:
         if count + len(group) <= target:

@@ -271,7 +271,7 @@ def _fit(
 
 
 def _room_in_row(pair: RenderedPair, prompt: int, row_tokens: int) -> int:
-    """The most tokens that each completion may keep so that the pair fits into a row."""
+    """Return the most tokens that each completion may keep for the pair to fit into a row."""
     room = row_tokens - prompt
     if room < 2:
         raise InputError(

@@ -39,7 +39,7 @@ class Answered(Judged):
 
     @property
     def judged_prompts(self) -> int:
-        """Prompts with at least one valid verdict."""
+        """Count the prompts with at least one valid verdict."""
         judged = zip(self.prompts, self.comparisons, strict=True)
         return len({prompt.id for prompt, comparison in judged if comparison and comparison.outcome is not None})
 

@@ -71,7 +71,10 @@ def ask(
 
 
 def side_conversations(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[Messages]:
-    """The conversations of whoever gave `answers` to the same turns as `prompts`, which another's answers may be in."""
+    """Rebuild the conversations of the side that gave `answers` to the turns of `prompts`.
+
+    The prompts may hold another side's answers.
+    """
     side_prompts: list[Prompt] = []
     for index, prompt in enumerate(prompts):
         if prompt.turn > 1:

@@ -46,7 +46,7 @@ def generate_answers(
     categories: Sequence[str | None] | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Answer]:
-    """One answer for each prompt (token ids), in the order given.
+    """Draw one answer for each prompt (token ids), in the order given.
 
     policy: a Policy or a causal language model. The same prompts, decoding and seed give the same answers: the random
     state is set for each batch from `seed` and put back afterwards. A batch that memory does not hold is answered in
@@ -157,7 +157,7 @@ class _Numbers(LogitsProcessor):
 
 @contextmanager
 def _without_model_defaults(policy: Any) -> Iterator[None]:
-    """Hide the model's own generation defaults, which transformers uses for what a configuration leaves open.
+    """Hide the model's own generation defaults, so that `generate` does not use them.
 
     A ban on words, a penalty or a least probability from there would make other answers than the policy's.
     """
@@ -170,7 +170,7 @@ def _without_model_defaults(policy: Any) -> Iterator[None]:
 
 
 def _padding(policy: Any, tokenizer: Any, stop_tokens: Sequence[int]) -> int:
-    """The tokenizer's padding token, or a stop token where the model has no embedding for that."""
+    """Return the padding token, or a stop token where the model has no embedding for that."""
     vocabulary_size = getattr(policy, "causal_lm", policy).get_input_embeddings().weight.shape[0]
     padding: int = tokenizer.pad_token_id
     return padding if padding < vocabulary_size else stop_tokens[0]

@@ -109,7 +109,7 @@ class Served:
         categories: Sequence[str | None] | None = None,
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> list[Answer]:
-        """One answer for each prompt, in the order given; see `generate_answers`.
+        """Draw one answer for each prompt, in the order given; see `generate_answers`.
 
         Each prompt has a seed of its own, from `seed` and its place. progress: told of answers, instead of batches.
         """
@@ -214,7 +214,7 @@ class Served:
     def _complete(
         self, questions: dict[int, _Question], sampling_params: dict[str, Any], progress: Callable[[int, int], None]
     ) -> dict[int, _Completion]:
-        """Ask all of them. Raises RunError where one has no answer by the deadline."""
+        """Ask for all completions. Raises RunError where one has no answer by the deadline."""
         until = self._until()
 
         def complete(question: _Question, stop: threading.Event) -> _Completion:

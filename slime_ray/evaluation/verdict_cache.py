@@ -122,7 +122,10 @@ class Verdicts:
         self._elsewhere: dict[str, tuple[float, Spending]] = {}
 
     def find(self, keys: Sequence[str]) -> dict[str, str]:
-        """The values of those keys that are known. This host's own come first, then the oldest."""
+        """Look up the values of the keys.
+
+        This host's values have priority, then the oldest.
+        """
         entries: dict[str, tuple[float, str]] = {}
 
         def look(connection: sqlite3.Connection) -> list[tuple[str, float, str]]:
@@ -234,7 +237,7 @@ class Verdicts:
             connection.execute("INSERT OR REPLACE INTO batches VALUES (?, NULL, 1)", (token,))
 
     def open_batches(self, keys: Sequence[str]) -> list[OpenBatch]:
-        """The open batches, of all hosts, that hold any of these keys, the oldest first.
+        """Return the open batches, of all hosts, that hold any of these keys, the oldest first.
 
         Those of other hosts are written down here as well, so their requests count once more in a budget.
         """
@@ -272,7 +275,7 @@ class Verdicts:
         return sorted(batches, key=lambda batch: batch.submitted)
 
     def spent(self, judge: str) -> Spending:
-        """What the judge has taken in this run, on all hosts."""
+        """Return what the judge has taken in this run, on all hosts."""
         spending = Spending()
         if self.host_file.exists():
             spending = self._read(self.host_file, lambda connection: self._spending(connection, judge), spending)
@@ -303,7 +306,7 @@ class Verdicts:
         return sorted(self.folder.glob("*.sqlite"))
 
     def _read(self, path: Path, look: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
-        """What `look` sees in a file. One of another host that cannot be read counts as absent."""
+        """Apply `look` to a file. One of another host that cannot be read counts as absent."""
         local = path == self.host_file
         # Another host's file may be in use there, and is not worth waiting for.
         address, seconds = f"{path.absolute().as_uri()}?mode={'rw' if local else 'ro'}", BUSY_SECONDS if local else 1.0
@@ -352,7 +355,10 @@ class Verdicts:
 
 
 def _batches(connection: sqlite3.Connection) -> tuple[list[_BatchRow], list[tuple[str, str | None]]]:
-    """The requests in open batches, and the batches' names: None for those that are done with."""
+    """Read the requests in open batches and the batches' names.
+
+    A name is None for a batch that is done with.
+    """
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'batched'").fetchone():
         # Written by an older version.
         return [], []

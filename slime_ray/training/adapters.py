@@ -18,7 +18,7 @@ from slime_ray.training.stages import MADE
 
 
 def check_stage(adapter: Path, stage: Path) -> None:
-    """Compare an SFT checkpoint's weights with those that an adapter was trained on, by their hashes.
+    """Compare an SFT checkpoint's weights, by hash, with those an adapter was trained on.
 
     Neither of an earlier version, which recorded none, is refused.
 

@@ -76,7 +76,9 @@ class EvaluationRequest:
 
 
 def find_policy(path: Path) -> EvaluationRequest:
-    """What `path`, or the model on the Hub of that name, holds. Raises InputError where that is no policy.
+    """Find the policy at `path`, or the model of that name on the Hub.
+
+    Raises InputError where that is no policy.
 
     A trial's folder stands for its checkpoint, and a trial is called by its id; other folders and files by their names.
     """
@@ -197,7 +199,7 @@ def evaluate(
 
 
 def _at_checkpoint(experiment: Experiment, policies: Sequence[Path]) -> Experiment:
-    """The experiment at the one of its SFT checkpoints that the trials among the policies started from.
+    """Return the experiment at the SFT checkpoint that the policies' trials started from.
 
     Raises InputError where they started from several, and so were not measured against the same answers.
     """
@@ -267,13 +269,13 @@ class _AnswerFiles:
             self.baseline = self.read(baseline)[1]
 
     def measure(self, request: EvaluationRequest, trial: Trial) -> Measurement:
-        """Everything that answers alone tell."""
+        """Measure what answers alone tell."""
         prompts, answers = self.read(request)
         answered = judge_answers(prompts, answers, self.baseline, judge=self.judge, format_check=None, markers=())
         return measure_answers(trial, answered)
 
     def read(self, request: EvaluationRequest) -> tuple[list[Prompt], list[Answer]]:
-        """A file's answers, an item a turn, with the conversations that they end."""
+        """Read a file's answers, an item a turn, with the conversations that they end."""
         model_answers: list[ModelAnswer] = answers_to(self.questions, read_answers(request.path))
         turns = [
             (question, turn, answer) for question, answer in zip(self.questions, model_answers, strict=True)
@@ -360,7 +362,7 @@ class _Models(_AnswerFiles):
             raise InputError(f"{request.path} cannot be loaded: {error}. {FILE_REMEDY}") from None
 
     def load(self, request: EvaluationRequest) -> Policy:
-        """A whole model, or an adapter on what it was trained on: this SFT checkpoint, or its own base.
+        """Load a whole model, or an adapter on its SFT checkpoint or its own base.
 
         Raises InputError where it cannot be loaded.
         """

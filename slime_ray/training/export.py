@@ -248,8 +248,8 @@ def check_push(name: str) -> None:
     owner = name.partition("/")[0]
     if owner.lower() not in {namespace.lower() for namespace in namespaces}:
         raise InputError(
-            f"--push-to-hub {name}: the token is of {namespaces[0]}, who may write to {', '.join(namespaces)} and not to {owner}. "
-            "Name one of these, or log in as somebody else."
+            f"--push-to-hub {name}: the token is of {namespaces[0]}, who may write to {', '.join(namespaces)} and "
+            f"not to {owner}. Name one of these, or log in as somebody else."
         )
 
 

@@ -160,7 +160,9 @@ def measure_answers(trial: Trial, answered: Answered) -> Measurement:
 
 
 def measure_retention(trial: Trial, stages: Stages, policy: Policy, report: Report, *, adapter: Path) -> Measurement:
-    """Score answers to the retention prompts and the SFT checkpoint's; nothing where `evaluation.retention` is null.
+    """Score answers to the retention prompts, and the SFT checkpoint's.
+
+    Measures nothing where `evaluation.retention` is null.
 
     Raises Paused where the scorer, or a server, does not do its part.
     """
@@ -198,7 +200,10 @@ def measure_policy(
     adapter: Path,
     training_spikes: float | None,
 ) -> Measurement:
-    """Everything, with stability-v1 and retention; see `stability_parts` and `measure_retention`."""
+    """Measure everything, with stability-v1 and retention.
+
+    See `stability_parts` and `measure_retention`.
+    """
     held_out, answers = measure_log_probabilities(trial, stages.step0, after), measure_answers(trial, answered)
     parts = stability_parts(stages, after, answered, training_spikes=training_spikes)
     row = asdict(parts) | {
@@ -235,7 +240,9 @@ def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> flo
 
 
 def beaten_by(win_rate: float, prompts: int, score: float, rivals: Iterable[Mapping[str, Any]]) -> str | None:
-    """Id of a finished search trial that is at least as stable and wins more, beyond what both samples leave open.
+    """Return the id of a finished search trial that is at least as stable and wins more.
+
+    "More" is beyond what both samples leave open.
 
     win_rate: over `prompts` prompts so far. score: its stability. rivals: rows of trials.parquet; what did not complete
     beats nobody. The difference counts once it is more than 1.96 of its standard errors, with the largest variance that

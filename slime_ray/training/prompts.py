@@ -31,7 +31,9 @@ PROMPT_SETS = ("selection", "report")
 def prompts_to_answer(
     settings: Settings, of_the_data: Mapping[str, Sequence[Messages]], tokenizer: Any
 ) -> tuple[Sets, dict[str, TruncationReport]]:
-    """The sets by name, and what limits and template did to each. A file of questions makes the report's.
+    """Return the prompt sets by name, and what limits and template did to each.
+
+    A file of questions makes the report's.
 
     Raises InputError for what cannot be rendered.
     """
@@ -47,13 +49,16 @@ def prompts_to_answer(
 
 
 def _of_the_data(messages: Sequence[Messages], tokenizer: Any, data: Data) -> tuple[list[Prompt], TruncationReport]:
-    """Named by their hashes, cut and refused as training's are."""
+    """Tokenize prompts of the data, cut and refused as training's are, named by their hashes."""
     token_ids, cut = tokenize_prompts(messages, tokenizer, max_prompt_tokens=data.max_prompt_tokens, strict=data.strict)
     return [Prompt(prompt_hash(messages[number]), messages[number], ids) for number, ids in token_ids.items()], cut
 
 
 def _of_questions(questions: Sequence[Question], tokenizer: Any, data: Data) -> tuple[list[Prompt], TruncationReport]:
-    """Whole, for a benchmark without some of its questions, or with parts of them, is another one."""
+    """Tokenize questions whole.
+
+    A benchmark without some of its questions, or with parts of them, is another one.
+    """
     # All turns with answers in between, so that the template refuses none of them once trials have been trained.
     talks = [question.messages(["?"] * (len(question.turns) - 1)) for question in questions]
     render_prompts(tokenizer, talks)

@@ -53,7 +53,9 @@ class Sign:
 
 
 def alarm(signs: dict[str, Sign], *, tolerances: float, step: int) -> str | None:
-    """The gravest of the signs that are beyond `tolerances` of their tolerances by two standard errors, as a sentence.
+    """Describe the gravest sign beyond its tolerance in one sentence.
+
+    Beyond is more than `tolerances` of its tolerances, by two standard errors.
 
     signs: by the name of their part of stability-v1. None if all is well.
     """
@@ -94,7 +96,7 @@ def answer_signs(
     reasons: Sequence[str | None],
     baseline_reasons: Sequence[str | None],
 ) -> dict[str, Sign]:
-    """Broken outputs and length shift of a few answers against the baseline's to the same prompts."""
+    """Compare broken outputs and length of a few answers with the baseline's."""
     grown = np.array([bool(r) for r in reasons], dtype=float) - np.array([bool(r) for r in baseline_reasons])
     logs = stability.length_log_ratios(*([len(a.token_ids) for a in side] for side in (answers, baseline)))
     counts = ", ".join(f"{count} {name}" for name, count in Counter(filter(None, reasons)).most_common())
@@ -244,7 +246,10 @@ class Measurements:
         return sentinel_metrics if sampled_rate is None else sentinel_metrics | {"win_rate": sampled_rate}
 
     def sampled_win_rate(self, answers: Sequence[Answer], baseline: Sequence[Answer]) -> float | None:
-        """Share of the first prompts that the answers win against the baseline's; None where nothing is judged."""
+        """Return the share of the first prompts that the answers win against the baseline's.
+
+        None where nothing is judged.
+        """
         judge = self.judge
         if judge is None:
             return None
@@ -255,7 +260,9 @@ class Measurements:
 
 
 def curve_pairs(trial: Trial, stages: Stages) -> list[int]:
-    """Numbers of the held-out pairs that are measured during training: the first ones.
+    """Return the numbers of the held-out pairs that are measured during training.
+
+    These are the first ones.
 
     Where weights are kept by them, those of report prompts are left out: what a trial is reported on chooses nothing.
     Raises InputError where none is left then.

@@ -86,7 +86,7 @@ def prepare(settings: Settings, *, storage: RunStore, report: Report, sharded: b
 def train_pairs(
     stages: Stages, settings: Settings, *, storage: RunStore, report: Report, sharded: bool = False
 ) -> PairFile:
-    """The preference pairs to train on, with the SFT checkpoint's log-probabilities where the objective needs them.
+    """Load the preference pairs to train on, with reference log-probabilities if needed.
 
     The reference is computed once for an SFT checkpoint and shared by all trials that need one.
     """
@@ -228,7 +228,7 @@ def _tokens_key(settings: Settings) -> list[Any]:
 
 
 def _source_content(data: Data) -> list[str | None]:
-    """Changes with the local files behind the data, and with the code that makes an embedded task's."""
+    """Return hashes that change with local data files and an embedded task's code."""
     files = sorted(Path(tasks.__path__[0]).glob("*.py")) if data.task else [each.source for each in data.sources]
     return [content_of(str(file)) for file in files]
 

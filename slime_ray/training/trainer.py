@@ -218,7 +218,7 @@ class PreferenceTrainer(Trainer):
         return torch.stack(shares_of_loss).sum()
 
     def _exchange(self, model: Any, sync: bool) -> AbstractContextManager[None]:
-        """Whether the backward pass inside it exchanges gradients."""
+        """Return a context whose backward pass exchanges gradients if `sync`."""
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(sync)
             return nullcontext()

@@ -71,7 +71,7 @@ class Updates:
             yield self.update([self.dataset[index] for index in members])
 
     def update(self, pairs: Sequence[TokenPair]) -> Update:
-        """The update of these pairs, cut as `row_tokens` says."""
+        """Build the update of these pairs, cut as `row_tokens` says."""
         size = self.pairs_per_row or 1
         groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
         assignment = shares([sum(map(row_length, group)) for group in groups], self.ranks)
@@ -89,7 +89,10 @@ class Updates:
         )
 
     def _rows(self, groups: Sequence[Sequence[TokenPair]], indices: Sequence[int]) -> Sequence[Sequence[TokenPair]]:
-        """One rank's pairs as rows: its groups where they stay together, else as many pairs to a row as it takes."""
+        """Arrange one rank's pairs as rows.
+
+        Groups stay whole with `pairs_per_row`, else a row takes as many pairs as fit.
+        """
         if self.pairs_per_row:
             return [groups[index] for index in indices]
         share = [pair for index in indices for pair in groups[index]]
@@ -107,7 +110,7 @@ class Updates:
 
 
 def shares(lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Divide the pairs of an update, or groups of them, among ranks so that all have about as many tokens.
+    """Divide pairs, or groups of them, among ranks so that tokens are about equal.
 
     lengths: tokens of each. Returns the indices of what each rank gets: the longest first, each to the rank that has
     the fewest tokens so far. With fewer than there are ranks some get none.

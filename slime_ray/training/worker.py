@@ -181,7 +181,9 @@ def _consequence(error: Exception, folder: Path, faults: Faults) -> Exception | 
 
 
 def start_gpu(gpus: float) -> None:
-    """Have this process's GPU compute something, which one that failed does not, and keep to a share of its memory.
+    """Have this process's GPU compute something, and keep to a share of its memory.
+
+    A GPU that failed does not compute.
 
     gpus: GPUs that the process was given; 0 where it takes what there is. Raises DeviceFailure where it was given one
     and torch sees none any more: it would go on without, for days.
@@ -303,7 +305,7 @@ def _judged(
     training_spikes: float,
     run: Path,
 ) -> Answered:
-    """The answers, judged; where `judge_first` says so, not all of them if another search trial beats this one."""
+    """Judge the answers; with `judge_first` only some, if another search trial beats this one."""
     first = trial.settings.evaluation.judge_first
     if trial.phase == "search" and first is not None and judge is not None:
         preliminary = judge_prompts(trial, stages, turns, judge, first=first)

@@ -56,7 +56,7 @@ class Notes(Task):
         return itertools.product(*VALUES.values())
 
     def ask(self, facts: Facts, rng: random.Random) -> str:
-        """The facts, and an older note in which all four are others."""
+        """Write a prompt with the facts, and an older note in which all four are others."""
         values = dict(zip(VALUES, facts, strict=True))
         older = {fact: _other_value(fact, value, rng) for fact, value in values.items()}
         return f"{REQUEST.format(**values)}{BODY.format(**older, please='please ')} {ENDING}"

@@ -82,7 +82,10 @@ def _trials_of(run: results.Run) -> tuple[list[_Trial], Baselines]:
 
 
 def _baseline(rows: Sequence[Row], baselines: Baselines, trial_names: set[str]) -> str:
-    """The name of the baseline in these rows: a known one that gave no other answers to these turns, or a new one."""
+    """Name the baseline in these rows.
+
+    A known one that gave no other answers to these turns, or a new one.
+    """
     answers = {_turn(row): row for row in rows}
     for name, baseline_rows in baselines.items():
         if all(
@@ -100,7 +103,7 @@ def _baseline(rows: Sequence[Row], baselines: Baselines, trial_names: set[str]) 
 
 
 def _judgments(run: results.Run, trial: Mapping[Any, Any], answers: Sequence[Row]) -> Mapping[str, Sequence[Row]]:
-    """The verdicts on a trial's answers by judge; of a judge's repeats the first."""
+    """Return the verdicts on a trial's answers by judge; of a judge's repeats the first."""
     verdicts = run.verdicts[(run.verdicts["trial_id"] == trial["trial_id"]) & (run.verdicts["repeat"] == 1)]
     if len(verdicts):
         panel: dict[str, Any] = {str(judge): rows.to_dict("records") for judge, rows in verdicts.groupby("judge")}
@@ -240,7 +243,7 @@ def _winner(verdict: Any, a: str, b: str) -> str:
 
 
 def _by_prompt(texts: Mapping[Turn, str]) -> dict[str, list[str]]:
-    """The texts of each prompt in the order of its turns."""
+    """Return the texts of each prompt in the order of its turns."""
     by_prompt: dict[str, list[str]] = {name: [] for name, _ in texts}
     for name, turn in sorted(texts, key=lambda key: key[1]):
         by_prompt[name].append(texts[name, turn])

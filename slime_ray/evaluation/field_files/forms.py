@@ -62,7 +62,7 @@ def _text_under(key: str) -> BeforeValidator:
 
 
 def _readable(read: Callable[..., T], *args: Any) -> T:
-    """What `read` returns. Its BadRow becomes a complaint of the row."""
+    """Return what `read` returns. Its BadRow becomes a complaint of the row."""
     try:
         return read(*args)
     except BadRow as error:
@@ -145,13 +145,16 @@ class Plain(Row):
 
     @property
     def messages(self) -> Messages:
-        """The prompt, its tools in the first message."""
+        """Return the prompt, its tools in the first message."""
         first, *rest = [message.model_dump(exclude_none=True) for message in self.prompt]
         return [with_tool_fields(first, {TOOLS: self.tools} if self.tools else {}), *rest]
 
     @property
     def stable_id(self) -> str:
-        """The given id, or 16 hexadecimal digits of SHA-256 over the prompt's roles, contents and tools."""
+        """Return the id in the file, or one from the prompt.
+
+        That is 16 hexadecimal digits of SHA-256 over the prompt's roles, contents and tools.
+        """
         content = json.dumps([list(message.values()) for message in self.messages])
         return self.id or hashlib.sha256(content.encode()).hexdigest()[:16]
 

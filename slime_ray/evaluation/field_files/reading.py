@@ -45,7 +45,7 @@ def refuse_repeat(places: dict[str, str], name: str, place: str, what: str) -> N
 
 
 def read_records(path: Path, forms: Forms) -> Iterator[Any]:
-    """What each row of a file says, all in one of the forms. Raises InputError."""
+    """Read each row of a file, all in one of the forms. Raises InputError."""
     first: type[Row] | None = None
     for place, row in _read_objects(path):
         form = next((form for key, form in forms.items() if key in row), None)
@@ -100,7 +100,7 @@ def _no_number(name: str) -> Any:
 
 
 def _complaint(error: ValidationError) -> str:
-    """The first thing that a schema has against a row, as the beginning of a sentence."""
+    """Begin a sentence with the first thing that a schema has against a row."""
     first = error.errors(include_url=False)[0]
     key = ".".join(map(str, first["loc"]))
     if first["type"] == "missing":
@@ -115,7 +115,7 @@ def _short(value: Any) -> str:
 
 
 def answers_to(questions: Sequence[Question], answers: Sequence[ModelAnswer]) -> list[ModelAnswer]:
-    """The answers in the order of the questions, one to each.
+    """Return the answers in the order of the questions, one to each.
 
     Raises:
         InputError: an answer to no question, a question without an answer, another number of turns, or an answer that

@@ -53,7 +53,7 @@ class BatchAsker(Asker):
         return verdicts
 
     def _ask(self, questions: Mapping[str, JudgeQuestion], stop: threading.Event) -> dict[str, str | Missing]:
-        """A verdict, or why there is none, for each question by key.
+        """Return a verdict, or why there is none, for each question by key.
 
         Raises:
             Failure: The endpoint cannot be asked, or does not end a batch in time. Open batches stay written down.
@@ -226,7 +226,7 @@ class BatchAsker(Asker):
             ) from None
 
     def _lost(self, batch: OpenBatch) -> dict[str, Any] | None:
-        """A batch whose id did not arrive, among all of the endpoint's that are not older."""
+        """Find a batch whose id did not arrive, among the endpoint's that are not older."""
         after: str | None = None
         while True:
             page, more = self._patiently(partial(self.endpoint.batches, after))

@@ -251,7 +251,7 @@ class Endpoint(Connection):
         self.limit_name = "max_tokens"
 
     def ask(self, messages: list[dict[str, str]]) -> Reply:
-        """The judgment. Raises Failure."""
+        """Request one judgment. Raises Failure."""
         request = self.body(messages)
         try:
             return self.without_key(read_reply(self.send("/chat/completions", request)))
@@ -269,7 +269,7 @@ class Endpoint(Connection):
         return replace(reply, text=self.masked(reply.text), model=reply.model and self.masked(reply.model))
 
     def body(self, messages: list[dict[str, str]]) -> dict[str, Any]:
-        """The request for one judgment."""
+        """Return the request for one judgment."""
         clean = [{name: printable(text) for name, text in message.items()} for message in messages]
         request: dict[str, Any] = {**self.server.request, "model": self.server.model, "messages": clean}
         request[self.limit_name] = self.server.max_tokens

@@ -42,7 +42,10 @@ RULE = (
 
 
 def render(template: Template, *, question: Messages, answers: Mapping[str, str], nonce: str) -> list[dict[str, str]]:
-    """The messages to the judge. question: the conversation that was answered. answers: by place in the template."""
+    """Return the messages to the judge.
+
+    question: the conversation that was answered. answers: by place in the template.
+    """
     turns = [(str(turn["role"]), shown_text(turn)) for turn in question]
     if len(turns) == 1:
         turns = [("question", turns[0][1])]
@@ -62,7 +65,9 @@ def harmless(text: str) -> str:
 
 
 def read_label(judgment: str) -> str | None:
-    """The last `[[A>B]]`, or else the last `[A>B]`; None where there is none or it is not one of the five.
+    """Return the last `[[A>B]]`, or else the last `[A>B]`.
+
+    None where there is none or it is not one of the five.
 
     Full-width signs, HTML's and Markdown's marks within the brackets are those that they show; reasoning is not read.
     """
@@ -75,7 +80,7 @@ def read_label(judgment: str) -> str | None:
 
 
 def read_rating(judgment: str) -> str | None:
-    """The last `[[7]]`; None where there is none or it is not from 1 to 10."""
+    """Return the last `[[7]]`; None where there is none or it is not from 1 to 10."""
     ratings = _RATING.findall(_REASONING.sub("", judgment))
     rating = float(ratings[-1].translate(_PLAIN)) if ratings else 0.0
     return str(rating) if 1 <= rating <= 10 else None
@@ -97,7 +102,7 @@ class PairwiseLlmJudge(Judge):
         self.settings, self.asker, self.name, self.repeat = settings, asker, settings.identity, repeat
 
     def compare(self, pairs: Sequence[AnswerPair]) -> Judged:
-        """Both orders of all pairs are asked for together. Equal answers tie without being shown."""
+        """Ask for both orders of all pairs at once. Equal answers tie without being asked."""
         orders = [
             *pairs,
             *((baseline_prompt, baseline, prompt, answer) for prompt, answer, baseline_prompt, baseline in pairs),
@@ -126,7 +131,7 @@ class RatingLlmJudge(ScoringJudge):
         self.settings, self.asker, self.name, self.repeat = settings, asker, settings.identity, repeat
 
     def score_each(self, answers: Sequence[Prompted]) -> list[float | None]:
-        """One rating an answer, all asked for together."""
+        """Ask for one rating an answer, all at once."""
         ratings, summary = self.asker.ask(
             [_question(self.settings, prompt, {"answer": answer}, self.repeat) for prompt, answer in answers]
         )

@@ -36,7 +36,7 @@ class Panel(Judge):
         self.name, self.raters = name, raters
 
     def compare(self, pairs: Sequence[AnswerPair]) -> Judged:
-        """What each rater makes of its prompts, pooled prompt by prompt."""
+        """Pool the verdicts of all raters on their prompts, prompt by prompt."""
         ratings: list[list[Rating]] = [[] for _ in pairs]
         summaries: dict[tuple[str, int], Summary] = {}
         for rater in self.raters:
@@ -51,7 +51,10 @@ class Panel(Judge):
 
 
 def _total(summaries: Mapping[tuple[str, int], Summary]) -> Summary:
-    """What a panel took. summaries: by judge and repeat; reasons are named by judge."""
+    """Sum up what a panel took.
+
+    summaries: by judge and repeat; reasons are named by judge.
+    """
     missing: dict[str, int] = {}
     # Each repeat tells what its judge has taken in the whole run so far.
     last: dict[str, Summary] = {}

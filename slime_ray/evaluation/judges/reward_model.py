@@ -53,7 +53,7 @@ class RewardModelJudge(ScoringJudge):
         self.key = f"{settings.scoring} {self._weights()}"
 
     def score_each(self, answers: Sequence[Prompted]) -> list[float | None]:
-        """One score an answer. Raises InputError for a model that cannot be used."""
+        """Score each answer. Raises InputError for a model that cannot be used."""
         keys = [self._key(prompt, answer) for prompt, answer in answers]
         cached = self.verdicts.find(sorted(set(keys)))
         uncached = [place for place, key in enumerate(keys) if key not in cached]
