@@ -313,17 +313,17 @@ _ESCAPED_MARKS = (json.dumps(_MARK)[1:-1], ascii(_MARK)[1:-1])
 
 
 def _template_message(message: Message) -> dict[str, Any]:
-    """A message as templates expect it."""
+    """Return a message as templates expect it."""
     if TOOL_FIELDS not in message:
         return dict(message)
-    given = {"role": message["role"], "content": message["content"], **tool_fields(message)}
-    return {name: value for name, value in given.items() if name != TOOLS and value is not None}
+    fields = {"role": message["role"], "content": message["content"], **tool_fields(message)}
+    return {name: value for name, value in fields.items() if name != TOOLS and value is not None}
 
 
 def _common(first: str, second: str) -> str:
-    """The beginning that two texts share."""
-    for index, (ours, theirs) in enumerate(zip(first, second, strict=False)):
-        if ours != theirs:
+    """Return the beginning that two texts share."""
+    for index, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
             return first[:index]
     return min(first, second, key=len)
 

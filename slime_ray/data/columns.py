@@ -51,18 +51,18 @@ def is_metadata(name: str, declared: Collection[str] = ()) -> bool:
     return name in declared or _METADATA.fullmatch(name) is not None
 
 
-def left_text(row: Mapping[Any, Any], pair: Pair, declared: Collection[str] = ()) -> list[str]:
-    """A reason for each other column and field of a row with something that is in none of the pair's messages.
+def untrained_text(row: Mapping[Any, Any], pair: Pair, declared: Collection[str] = ()) -> list[str]:
+    """Name the columns and fields of a row whose text is in none of the pair's messages.
 
     Numbers and names of metadata are passed over, and so is a column that repeats the pair's own messages. In fields of
     messages numbers count, since `weight` and its like change what is trained on.
     """
-    others = [name for name in row if name not in (*COLUMNS, TOOLS) and not is_metadata(str(name), declared)]
-    if others:
+    columns = [name for name in row if name not in (*COLUMNS, TOOLS) and not is_metadata(str(name), declared)]
+    if columns:
         trained = {message["content"].strip() for part in (pair.prompt, pair.chosen, pair.rejected) for message in part}
-        others = [name for name in others if any(text not in trained for text in _texts(row[name]))]
+        columns = [name for name in columns if any(text not in trained for text in _texts(row[name]))]
     fields = sorted(name for name in pair.fields if not is_metadata(name, declared))
-    return [*(f"{COLUMN}{name}" for name in others), *(f"with a field {name} of messages" for name in fields)]
+    return [*(f"{COLUMN}{name}" for name in columns), *(f"with a field {name} of messages" for name in fields)]
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -106,29 +106,29 @@ def _leaves(kind: Any) -> Iterator[Any]:
 
 
 def renaming(columns: Iterable[Any]) -> str:
-    """What to do about missing columns, in words: which of `columns` they may be, by name alone."""
+    """Say which of `columns` the missing ones may be, by name alone."""
     names = [str(name) for name in columns]
-    missing = [wanted for wanted in COLUMNS if wanted not in names]
-    left = [name for name in names if name not in COLUMNS]
+    missing = [column for column in COLUMNS if column not in names]
+    candidates = [name for name in names if name not in COLUMNS]
     renames: dict[str, str] = {}
-    for wanted in missing:
-        near = _nearest(wanted, [name for name in left if name not in renames.values()])
+    for column in missing:
+        near = _nearest(column, [name for name in candidates if name not in renames.values()])
         if near is not None:
-            renames[wanted] = near
+            renames[column] = near
     if not renames:
         return "Rename the columns"
-    pairs = ", ".join(f"{near} to {wanted}" for wanted, near in renames.items())
-    absent = [wanted for wanted in missing if wanted not in renames and wanted != "prompt"]
+    pairs = ", ".join(f"{near} to {column}" for column, near in renames.items())
+    absent = [column for column in missing if column not in renames and column != "prompt"]
     rest = f"; no column looks like {' or '.join(absent)}" if absent else ""
     return f"Rename {pairs}, if that is what they hold{rest}"
 
 
-def _nearest(wanted: str, names: list[str]) -> str | None:
-    """The column whose name says most likely that it is the one wanted."""
+def _nearest(column: str, names: list[str]) -> str | None:
+    """Find the column whose name is most like `column` or one of its aliases."""
     by_name = {name.strip().lower(): name for name in names}
-    for alias in (wanted, *_ALIASES[wanted]):
+    for alias in (column, *_ALIASES[column]):
         if alias in by_name:
             return by_name[alias]
-    containing = [lower for lower in by_name if wanted in lower and not is_metadata(lower)]
-    near = containing or difflib.get_close_matches(wanted, by_name, n=1, cutoff=0.75)
+    containing = [lower for lower in by_name if column in lower and not is_metadata(lower)]
+    near = containing or difflib.get_close_matches(column, by_name, n=1, cutoff=0.75)
     return by_name[near[0]] if near else None

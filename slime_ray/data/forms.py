@@ -126,17 +126,20 @@ def _from_messages(prompt: Any, chosen: Messages, rejected: Messages, remarks: R
 
 
 def _pair(start: Messages, chosen: Messages, rejected: Messages) -> Pair:
-    """Cuts two conversations, both preceded by `start`, after the last turn of a user or a tool they share."""
+    """Cut two conversations after the last turn of a user or a tool that they share.
+
+    Both are preceded by `start`.
+    """
     if chosen == rejected:
         if not any(message["role"] == "assistant" for message in chosen):
             raise BadRow("no assistant turn")
         raise BadRow("chosen equals rejected")
     chosen, rejected = start + chosen, start + rejected
     cut = 0
-    for index, (ours, theirs) in enumerate(zip(chosen, rejected, strict=False)):
-        if ours != theirs:
+    for index, (chosen_message, rejected_message) in enumerate(zip(chosen, rejected, strict=False)):
+        if chosen_message != rejected_message:
             break
-        if ours["role"] in ("user", "tool"):
+        if chosen_message["role"] in ("user", "tool"):
             cut = index + 1
     prompt, chosen, rejected = chosen[:cut], chosen[cut:], rejected[cut:]
     for completion in (chosen, rejected):

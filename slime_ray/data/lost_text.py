@@ -27,7 +27,9 @@ class LostText:
 
 
 def lost_texts(messages: Messages, rendered: str) -> list[LostText]:
-    """Beginnings of the texts of messages that are not in `rendered`, each looked for in a place of its own.
+    """Find the beginnings of messages' texts that are not in `rendered`.
+
+    Each is looked for in a place of its own.
 
     Of tools these are names and descriptions, of their calls names, arguments and values. Whitespace does not count,
     since templates strip and break lines.
@@ -36,15 +38,15 @@ def lost_texts(messages: Messages, rendered: str) -> list[LostText]:
     if _in_order(texts, rendered):
         return []
     lost: dict[int, LostText] = {}
-    left = _squeezed(rendered)
+    remaining_text = _squeezed(rendered)
     # Longest first, so that no short text takes the place of a long one that holds it.
     for index in sorted(range(len(texts)), key=lambda index: -len(texts[index].text)):
         text = texts[index]
-        place = next((each for each in map(_squeezed, _spellings(text)) if each in left), None)
+        place = next((spelling for spelling in map(_squeezed, _spellings(text)) if spelling in remaining_text), None)
         if place is not None:
-            left = left.replace(place, "\n", 1)
+            remaining_text = remaining_text.replace(place, "\n", 1)
         else:
-            lost[index] = replace(text, text=_missing(text.text, left))
+            lost[index] = replace(text, text=_missing(text.text, remaining_text))
     return [lost[index] for index in sorted(lost)]
 
 
@@ -102,14 +104,14 @@ def _spellings(text: LostText) -> Iterator[str]:
 
 
 def _in_order(texts: Sequence[LostText], rendered: str) -> bool:
-    """Whether all texts follow each other as they are, which is the rule and quickly seen."""
+    """Check whether all texts follow each other as they are, which is fast and the rule."""
     end = 0
-    for each in texts:
-        text = each.text.strip()
-        start = rendered.find(text, end)
+    for text in texts:
+        content = text.text.strip()
+        start = rendered.find(content, end)
         if start < 0:
             return False
-        end = start + len(text)
+        end = start + len(content)
     return True
 
 

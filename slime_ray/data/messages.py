@@ -67,7 +67,7 @@ def read_messages(value: Any, column: str, remarks: Remarks) -> Messages:
     if isinstance(value, str) or not isinstance(value, Sequence):
         kinds = "text" if column == "prompt" else "text (like the other completion)"
         raise BadRow(f"{column} is neither {kinds} nor a list of messages")
-    return [_message(each, column, remarks) for each in value]
+    return [_message(message, column, remarks) for message in value]
 
 
 def _message(message: Any, column: str, remarks: Remarks) -> Message:
@@ -89,7 +89,9 @@ def _message(message: Any, column: str, remarks: Remarks) -> Message:
     if role not in ROLES:
         raise BadRow(f"a message in {column} has a role other than {', '.join(sorted(ROLES))}")
     remarks.fields |= {
-        str(name) for name, other in message.items() if name not in ("role", "content", *tools) and not is_empty(other)
+        str(name)
+        for name, field_value in message.items()
+        if name not in ("role", "content", *tools) and not is_empty(field_value)
     }
     return with_tool_fields({"role": role, "content": content}, tools)
 
@@ -167,12 +169,15 @@ def shown_text(message: Mapping[str, str]) -> str:
 
 
 def _from_sharegpt(message: Mapping[Any, Any], column: str) -> dict[Any, Any]:
-    """A message of ShareGPT's with the usual names. Its tool calls, and what tools say, have no place here."""
+    """Return a message of ShareGPT's with the usual names.
+
+    Its tool calls, and what tools say, have no place here.
+    """
     speaker = message["from"]
     if speaker not in SHAREGPT_ROLES:
         raise BadRow(f"a message in {column} is from something other than {', '.join(sorted(SHAREGPT_ROLES))}")
-    others = {name: value for name, value in message.items() if name not in ("from", "value")}
-    return others | {"role": SHAREGPT_ROLES[speaker], "content": message["value"]}
+    fields = {name: value for name, value in message.items() if name not in ("from", "value")}
+    return fields | {"role": SHAREGPT_ROLES[speaker], "content": message["value"]}
 
 
 def _part_text(part: Any, column: str) -> str:

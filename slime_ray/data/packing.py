@@ -142,14 +142,14 @@ def fill_rows(pairs: Sequence[PairTokens], *, row_tokens: int, shared_prompt: bo
         return _fill_padded(pairs, row_tokens)
     lengths = [row_length(pair) for pair in pairs]
     filled: list[list[int]] = []
-    left: list[int] = []
+    free_tokens: list[int] = []
     for index in sorted(range(len(pairs)), key=lambda index: -lengths[index]):
-        place = next((row for row, space in enumerate(left) if lengths[index] <= space), len(left))
-        if place == len(left):
+        place = next((row for row, space in enumerate(free_tokens) if lengths[index] <= space), len(free_tokens))
+        if place == len(free_tokens):
             filled.append([])
-            left.append(row_tokens)
+            free_tokens.append(row_tokens)
         filled[place].append(index)
-        left[place] -= lengths[index]
+        free_tokens[place] -= lengths[index]
     return filled
 
 

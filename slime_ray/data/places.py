@@ -36,8 +36,8 @@ def whereabouts(path: Path) -> str:
     if link := dangling_link(path):
         return f"; {link}"
     try:
-        beside = [file.name for file in path.parent.iterdir() if file.exists()]
+        siblings = [file.name for file in path.parent.iterdir() if file.exists()]
     except OSError:
         return ""
-    near = difflib.get_close_matches(path.name, beside, n=1)
+    near = difflib.get_close_matches(path.name, siblings, n=1)
     return f"; {path.with_name(near[0])} is" if near else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Value, concatenate_datasets
 
-from slime_ray.data.columns import left_text, renaming
+from slime_ray.data.columns import renaming, untrained_text
 from slime_ray.data.forms import COLUMNS, KNOWN_FORMS, PROMPT_COLUMN_DIFFERS, TOOLS, BadRow, Pair, pair_from_row
 from slime_ray.data.messages import TOOL_FIELDS
 from slime_ray.data.sources import open_source, unknown_form
@@ -135,7 +135,7 @@ def read_preferences(
     Raises:
         InputError: nothing there, no such split, no known form or no usable row; with `strict`, a bad row.
     """
-    skipped, noted, left = RowTally(), RowTally(), RowTally()
+    skipped, noted, ignored_text = RowTally(), RowTally(), RowTally()
     columns: set[Any] = set()
     chunks: list[Dataset] = []
     pairs: list[Pair] = []
@@ -154,14 +154,14 @@ def read_preferences(
             continue
         for note in pair.notes:
             noted.add(note, place)
-        for name in left_text(row, pair, metadata):
-            left.add(name, place)
+        for name in untrained_text(row, pair, metadata):
+            ignored_text.add(name, place)
         pairs.append(pair)
         if len(pairs) == _CHUNK:
             chunks.append(_dataset(pairs))
             pairs = []
     ignored = tuple(sorted(str(name) for name in columns - {*COLUMNS, *({TOOLS} - {*metadata})}))
-    report = LoadReport(str(source), split, read, skipped.result(), noted.result(), ignored, left.result())
+    report = LoadReport(str(source), split, read, skipped.result(), noted.result(), ignored, ignored_text.result())
     _check(report, columns, strict=strict)
     if pairs:
         chunks.append(_dataset(pairs))
@@ -169,7 +169,7 @@ def read_preferences(
 
 
 def _check(report: LoadReport, columns: Iterable[Any], *, strict: bool) -> None:
-    """Says what was skipped, or refuses."""
+    """Say what was skipped, or refuse."""
     source, summary = report.source, "; ".join(map(str, report.skipped))
     if not report.rows_read:
         raise InputError(f"{source}: there are no rows in it. Give data with at least a few preference pairs.")
@@ -187,12 +187,12 @@ def _check(report: LoadReport, columns: Iterable[Any], *, strict: bool) -> None:
         raise InputError(
             f"{source}: {counts} cannot be used: {summary}. Mend or remove them, or set strict to false to skip them."
         )
-    left = [*report.text_ignored, *(group for group in report.noted if group.reason == PROMPT_COLUMN_DIFFERS)]
-    if left and strict:
+    ignored_text = [*report.text_ignored, *(group for group in report.noted if group.reason == PROMPT_COLUMN_DIFFERS)]
+    if ignored_text and strict:
         raise InputError(
             f"{source}: it has rows with text that nothing is trained on, besides prompt, chosen and rejected and role "
-            f"and content of messages: {'; '.join(map(str, left))}. Write it into the messages or remove it, name what "
-            "is no text to train on in data.metadata, or set data.strict to false."
+            f"and content of messages: {'; '.join(map(str, ignored_text))}. Write it into the messages or remove it, "
+            "name what is no text to train on in data.metadata, or set data.strict to false."
         )
     if report.skipped:
         logger.warning("%s: skipped %s: %s", source, counts, summary)

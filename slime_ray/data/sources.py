@@ -241,16 +241,16 @@ def _parquet_rows(path: Path, label: str) -> Rows:
     try:
         with pq.ParquetFile(path) as file:
             _needs_columns(path, file.schema_arrow.names)
-            wanted, unread = _columns_to_read(file.schema_arrow)
-            yield from _batch_rows(file.iter_batches(batch_size=_BATCH, columns=wanted), unread, label)
+            columns, unread = _columns_to_read(file.schema_arrow)
+            yield from _batch_rows(file.iter_batches(batch_size=_BATCH, columns=columns), unread, label)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: cannot be read as parquet: {_reason(error)}. Write the file again.") from error
 
 
 def _arrow_rows(dataset: Dataset, source: str) -> Rows:
     _needs_columns(source, dataset.column_names)
-    wanted, unread = _columns_to_read(dataset.features.arrow_schema)
-    tables = dataset.select_columns(wanted).with_format("arrow").iter(batch_size=_BATCH)
+    columns, unread = _columns_to_read(dataset.features.arrow_schema)
+    tables = dataset.select_columns(columns).with_format("arrow").iter(batch_size=_BATCH)
     try:
         yield from _batch_rows(tables, unread, "")
     except (pa.ArrowException, OSError) as error:
@@ -265,19 +265,22 @@ def _needs_columns(source: str | Path, names: list[str]) -> None:
 
 
 def _columns_to_read(schema: pa.Schema) -> tuple[list[str], dict[str, Any]]:
-    """The columns that may hold text, and for the first row what stands for the others, so that a report names them."""
-    wanted: list[str] = []
+    """Choose the columns that may hold text.
+
+    Also returns what stands for the others in the first row, so that a report names them.
+    """
+    columns: list[str] = []
     unread: dict[str, Any] = {}
     for column in schema:
         if column.name in COLUMNS:
-            wanted.append(column.name)
+            columns.append(column.name)
         elif is_metadata(column.name) or not (may_hold_text(column.type) or holds_bytes(column.type)):
             unread[column.name] = None
         elif holds_bytes(column.type):
             unread[column.name] = UNREAD
         else:
-            wanted.append(column.name)
-    return wanted, unread
+            columns.append(column.name)
+    return columns, unread
 
 
 def _batch_rows(batches: Iterable[Any], unread: dict[str, Any], label: str) -> Rows:

@@ -46,12 +46,12 @@ def split_pairs(
     sft, train = _take(rest, round(sft_fraction * remaining) or sft_needed)
     empty = [
         name
-        for name, needed, taken in (
+        for name, needed, part in (
             ("held-out", held_out_pairs, held_out),
             ("SFT", sft_needed, sft),
             ("preference training", 1, train),
         )
-        if needed and not taken
+        if needed and not part
     ]
     if empty:
         raise InputError(
@@ -64,7 +64,7 @@ def split_pairs(
 
 
 def split_prompts(held_out: Dataset, *, selection: int, report: int, seed: int) -> dict[str, Sequence[Messages]]:
-    """Two disjoint sets of different prompts: "selection" guides the search, "report" makes the tables.
+    """Return two disjoint sets of prompts: "selection" for the search, "report" for tables.
 
     They come from `held_out`, and have the sizes asked for where there are enough.
     With fewer prompts both shrink in proportion, each keeping at least one, and a warning tells the sizes.
@@ -82,15 +82,15 @@ def split_prompts(held_out: Dataset, *, selection: int, report: int, seed: int) 
             f"The held-out pairs have {len(prompts)} different prompts, but answers are compared on two disjoint sets "
             "of them. Raise data.held_out_pairs, or give data with more prompts."
         )
-    wanted = selection + report
-    if len(prompts) < wanted:
+    total = selection + report
+    if len(prompts) < total:
         requested = selection
-        selection = min(max(1, round(len(prompts) * selection / wanted)), len(prompts) - 1)
+        selection = min(max(1, round(len(prompts) * selection / total)), len(prompts) - 1)
         logger.warning(
             "The held-out pairs have %d different prompts, fewer than the %d asked for: %d serve for selection (%d "
             "asked), %d for reports (%d asked). Set evaluation.selection_prompts and evaluation.prompts to what there "
             "is, or raise data.held_out_pairs.",
-            len(prompts), wanted, selection, requested, len(prompts) - selection, report,
+            len(prompts), total, selection, requested, len(prompts) - selection, report,
         )  # fmt: skip
         report = len(prompts) - selection
     return {"selection": prompts[:selection], "report": prompts[selection : selection + report]}
@@ -121,20 +121,20 @@ def _groups(dataset: Dataset, seed: int) -> list[list[int]]:
 
 
 def _take(groups: list[list[int]], target: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Splits groups in two, the first with `target` rows or as near as taking them in order brings it."""
-    taken, rest, count = [], [], 0
+    """Split groups in two: as near to `target` rows as their order allows, and the rest."""
+    first, rest, count = [], [], 0
     for group in groups:
         if count + len(group) <= target:
-            taken.append(group)
+            first.append(group)
             count += len(group)
         else:
             rest.append(group)
     if rest and count < target:
         nearest = min(rest, key=lambda group: abs(count + len(group) - target))
         if abs(count + len(nearest) - target) < target - count:
-            taken.append(nearest)
+            first.append(nearest)
             rest.remove(nearest)
-    return taken, rest
+    return first, rest
 
 
 def rows_of(dataset: Dataset) -> Iterator[dict[str, Any]]:

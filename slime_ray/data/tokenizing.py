@@ -209,7 +209,7 @@ def tokenize_prompts(
     lossy = 0
     texts = renderer.prompt_texts(prompts)
     encoded = iter(renderer.encode([text for text in texts if isinstance(text, str)]))
-    kept: dict[int, list[int]] = {}
+    token_ids: dict[int, list[int]] = {}
     for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         if isinstance(text, Refusal):
             dropped.add(text.reason, f"row {number}", one_line(prompt[-1]["content"]))
@@ -218,12 +218,12 @@ def tokenize_prompts(
             changed.add(SPECIAL_TEXT, f"row {number}")
         lossy += _count_lost(changed, f"row {number}", [("prompt", each) for each in renderer.lost_texts(prompt, text)])
         full = next(encoded)
-        kept[number] = _end_of(full, max_prompt_tokens)
-        if len(kept[number]) < len(full):
+        token_ids[number] = _end_of(full, max_prompt_tokens)
+        if len(token_ids[number]) < len(full):
             changed.add(PROMPT_CUT, f"row {number}")
     report = TruncationReport(len(prompts), changed.result(), dropped.result(), lossy)
     _say(report, what, strict=strict)
-    return kept, report
+    return token_ids, report
 
 
 def tokenized_hash(table: pa.Table) -> str:
@@ -271,15 +271,15 @@ def _fit(
 
 
 def _room_in_row(pair: RenderedPair, prompt: int, row_tokens: int) -> int:
-    """The most tokens that each completion may keep so that the pair fits into a row."""
-    left = row_tokens - prompt
-    if left < 2:
+    """Return the most tokens that each completion may keep for the pair to fit into a row."""
+    room = row_tokens - prompt
+    if room < 2:
         raise InputError(
             f"data.row_tokens is {row_tokens}, but a prompt has {prompt} tokens, which leaves no room for two "
             "completions. Raise data.row_tokens, or lower data.max_prompt_tokens."
         )
     shorter = min(len(pair.chosen_ids), len(pair.rejected_ids))
-    return left - shorter if 2 * shorter <= left else left // 2
+    return room - shorter if 2 * shorter <= room else room // 2
 
 
 def _end_of(ids: list[int], limit: int | None) -> list[int]:

@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from slime_ray.evaluation import stability
-from slime_ray.evaluation.conversations import Prompt, as_asked
+from slime_ray.evaluation.conversations import Prompt, side_conversations
 from slime_ray.evaluation.generate import Answer
 from slime_ray.evaluation.judges import AnswerPair, Judge, Judged, Messages, question
 from slime_ray.evaluation.verdicts import FAILED, Comparison, Pooled, win_rate
@@ -39,17 +39,17 @@ class Answered(Judged):
 
     @property
     def judged_prompts(self) -> int:
-        """Prompts with at least one valid verdict."""
+        """Count the prompts with at least one valid verdict."""
         judged = zip(self.prompts, self.comparisons, strict=True)
-        return len({prompt.id for prompt, each in judged if each and each.outcome is not None})
+        return len({prompt.id for prompt, comparison in judged if comparison and comparison.outcome is not None})
 
     @property
     def score_change(self) -> float | None:
         """Mean over prompts of a score minus the baseline's to the same turn; None where no turn has both."""
         changes: dict[str, list[float]] = {}
-        for prompt, each in zip(self.prompts, self.comparisons, strict=True):
-            if each and each.score is not None and each.baseline_score is not None:
-                changes.setdefault(prompt.id, []).append(each.score - each.baseline_score)
+        for prompt, comparison in zip(self.prompts, self.comparisons, strict=True):
+            if comparison and comparison.score is not None and comparison.baseline_score is not None:
+                changes.setdefault(prompt.id, []).append(comparison.score - comparison.baseline_score)
         return mean(map(mean, changes.values())) if changes else None
 
     @property
@@ -124,17 +124,19 @@ def judge_answers(
     before it in its conversation, nothing is judged and both verdicts are missing.
     Of the ranks of a process group the first one judges, for all of them. Raises RunError where the judge cannot go on.
     """
-    asked = [prompt.messages for prompt in prompts]
+    conversations = [prompt.messages for prompt in prompts]
 
     def reasons(side: Sequence[Answer]) -> list[str | None]:
-        return broken_reasons(asked, side, format_check=format_check, markers=markers)
+        return broken_reasons(conversations, side, format_check=format_check, markers=markers)
 
-    own = _well_formed(asked, answers, format_check)
+    well_formed = _well_formed(conversations, answers, format_check)
     judged = Judged([None] * len(answers))
     if judge is not None:
         pairs = [
-            AnswerPair(prompt, ours.text, other, theirs.text)
-            for prompt, ours, other, theirs in zip(asked, answers, as_asked(prompts, baseline), baseline, strict=True)
+            AnswerPair(prompt, answer.text, baseline_prompt, baseline_answer.text)
+            for prompt, answer, baseline_prompt, baseline_answer in zip(
+                conversations, answers, side_conversations(prompts, baseline), baseline, strict=True
+            )
         ]
         judged = World.current().from_main(lambda: _compare(judge, pairs, first))
     return Answered(
@@ -144,7 +146,7 @@ def judge_answers(
         baseline=baseline,
         broken=reasons(answers),
         baseline_broken=reasons(baseline),
-        format_valid=sum(map(bool, own)) / len(own) if format_check and own else None,
+        format_valid=sum(map(bool, well_formed)) / len(well_formed) if format_check and well_formed else None,
     )
 
 
@@ -152,11 +154,11 @@ def _compare(judge: Judge, pairs: Sequence[AnswerPair], first: int | None) -> Ju
     """Judge the first of them, as far as they did not fail, and log what a reader of the verdicts has to know."""
     count = len(pairs[:first])
     sound = [place for place, pair in enumerate(pairs[:first]) if not _failed(*pair[:2]) and not _failed(*pair[2:])]
-    found = judge.compare([pairs[place] for place in sound])
+    judged = judge.compare([pairs[place] for place in sound])
     comparisons: list[Comparison | Pooled | None] = [*[Comparison(None, None)] * count, *[None] * (len(pairs) - count)]
-    for place, comparison in zip(sound, found.comparisons, strict=True):
+    for place, comparison in zip(sound, judged.comparisons, strict=True):
         comparisons[place] = comparison
-    summary = found.summary
+    summary = judged.summary
     if summary is not None:
         empty = sum(not (pairs[place].answer.strip() and pairs[place].baseline.strip()) for place in sound)
         summary = replace(summary, failed=count - len(sound), empty=empty)

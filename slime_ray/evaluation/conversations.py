@@ -45,7 +45,7 @@ def ask(
     turns before; and the answers to that. Raises InputError where the chat template refuses a conversation.
     """
     current = [replace(prompt, later=()) for prompt in prompts]
-    asked: list[list[tuple[Prompt, Answer]]] = [[] for _ in prompts]
+    answered_turns: list[list[tuple[Prompt, Answer]]] = [[] for _ in prompts]
     draw = policy.answers if isinstance(policy, Served) else partial(generate_answers, policy)
     going, turn = list(range(len(prompts))), 0
     while going:
@@ -60,26 +60,29 @@ def ask(
             progress=progress,
         )
         for index, answer in zip(going, answers, strict=True):
-            asked[index].append((current[index], answer))
+            answered_turns[index].append((current[index], answer))
         going = [index for index in going if turn < len(prompts[index].later)]
-        talks = [_continued(*asked[index][-1], prompts[index].later[turn]) for index in going]
+        talks = [_continued(*answered_turns[index][-1], prompts[index].later[turn]) for index in going]
         turn += 1
         for index, talk, ids in zip(going, talks, render_prompts(tokenizer, talks), strict=True):
             current[index] = replace(current[index], messages=talk, token_ids=ids, turn=turn + 1)
-    flat = [each for turns in asked for each in turns]
+    flat = [pair for turns in answered_turns for pair in turns]
     return [prompt for prompt, _ in flat], [answer for _, answer in flat]
 
 
-def as_asked(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[Messages]:
-    """The conversations of whoever gave `answers` to the same turns as `prompts`, which another's answers may be in."""
-    own: list[Prompt] = []
+def side_conversations(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[Messages]:
+    """Rebuild the conversations of the side that gave `answers` to the turns of `prompts`.
+
+    The prompts may hold another side's answers.
+    """
+    side_prompts: list[Prompt] = []
     for index, prompt in enumerate(prompts):
         if prompt.turn > 1:
-            messages = _continued(own[-1], answers[index - 1], prompt.messages[-1]["content"])
+            messages = _continued(side_prompts[-1], answers[index - 1], prompt.messages[-1]["content"])
             prompt = replace(prompt, messages=messages)
-        own.append(prompt)
-    return [prompt.messages for prompt in own]
+        side_prompts.append(prompt)
+    return [prompt.messages for prompt in side_prompts]
 
 
-def _continued(prompt: Prompt, answer: Answer, said: str) -> Messages:
-    return [*prompt.messages, {"role": "assistant", "content": answer.text}, {"role": "user", "content": said}]
+def _continued(prompt: Prompt, answer: Answer, user_text: str) -> Messages:
+    return [*prompt.messages, {"role": "assistant", "content": answer.text}, {"role": "user", "content": user_text}]

@@ -46,7 +46,7 @@ def generate_answers(
     categories: Sequence[str | None] | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Answer]:
-    """One answer for each prompt (token ids), in the order given.
+    """Draw one answer for each prompt (token ids), in the order given.
 
     policy: a Policy or a causal language model. The same prompts, decoding and seed give the same answers: the random
     state is set for each batch from `seed` and put back afterwards. A batch that memory does not hold is answered in
@@ -75,21 +75,21 @@ def generate_answers(
         nonlocal done
         members = batches[number]
         config = _config(decoding, temperatures[members[0]], padding, stop_tokens)
-        asked = [prompts[index] for index in members]
+        batch_prompts = [prompts[index] for index in members]
         if continuous:
-            ids = continuous_batching(policy, asked, config, seed=seed_of(seed, number))
+            ids = continuous_batching(policy, batch_prompts, config, seed=seed_of(seed, number))
         else:
-            ids = in_parts(asked, number, config)
+            ids = in_parts(batch_prompts, number, config)
         done += 1
         progress(done, -(-len(batches) // world.size))
         return [answer_of(row_ids, tokenizer, set(stop_tokens)) for row_ids in ids]
 
-    def in_parts(asked: list[Sequence[int]], number: int, config: GenerationConfig) -> list[list[int]]:
+    def in_parts(batch_prompts: list[Sequence[int]], number: int, config: GenerationConfig) -> list[list[int]]:
         nonlocal at_most
         ids: list[list[int]] = []
-        while len(ids) < len(asked):
-            part = asked[len(ids) : len(ids) + at_most]
-            place = (number,) if len(part) == len(asked) else (number, len(ids), len(part))
+        while len(ids) < len(batch_prompts):
+            part = batch_prompts[len(ids) : len(ids) + at_most]
+            place = (number,) if len(part) == len(batch_prompts) else (number, len(ids), len(part))
             try:
                 ids += _generated(policy, part, config, seed=seed_of(seed, *place))
                 continue
@@ -111,12 +111,12 @@ def generate_answers(
 
     was_training = policy.training
     policy.eval()
-    with torch.no_grad(), _nothing_but_ours(policy):
-        found = world.share(range(len(batches)), answer)
+    with torch.no_grad(), _without_model_defaults(policy):
+        results = world.share(range(len(batches)), answer)
     policy.train(was_training)
     answers: dict[int, Answer] = {}
-    for members, some in zip(batches, found, strict=True):
-        answers |= zip(members, some, strict=True)
+    for members, batch_answers in zip(batches, results, strict=True):
+        answers |= zip(members, batch_answers, strict=True)
     return [answers[index] for index in range(len(prompts))]
 
 
@@ -156,24 +156,24 @@ class _Numbers(LogitsProcessor):
 
 
 @contextmanager
-def _nothing_but_ours(policy: Any) -> Iterator[None]:
-    """transformers takes what a configuration leaves open from the model's own, as it came with its weights.
+def _without_model_defaults(policy: Any) -> Iterator[None]:
+    """Hide the model's own generation defaults, so that `generate` does not use them.
 
     A ban on words, a penalty or a least probability from there would make other answers than the policy's.
     """
     lm = getattr(policy, "causal_lm", policy)
-    kept, lm.generation_config = lm.generation_config, GenerationConfig()
+    model_defaults, lm.generation_config = lm.generation_config, GenerationConfig()
     try:
         yield
     finally:
-        lm.generation_config = kept
+        lm.generation_config = model_defaults
 
 
 def _padding(policy: Any, tokenizer: Any, stop_tokens: Sequence[int]) -> int:
-    """The tokenizer's padding token, or a stop token where the model has no embedding for that."""
-    known = getattr(policy, "causal_lm", policy).get_input_embeddings().weight.shape[0]
+    """Return the padding token, or a stop token where the model has no embedding for that."""
+    vocabulary_size = getattr(policy, "causal_lm", policy).get_input_embeddings().weight.shape[0]
     padding: int = tokenizer.pad_token_id
-    return padding if padding < known else stop_tokens[0]
+    return padding if padding < vocabulary_size else stop_tokens[0]
 
 
 def seed_of(seed: int, *place: int) -> int:

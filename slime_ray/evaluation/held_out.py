@@ -104,8 +104,8 @@ def measure_held_out(policy: Policy, pairs: Sequence[TokenPair], *, row_tokens: 
         logps = policy(rows, statistics=True)
         return [logps.chosen, logps.rejected, logps.chosen_entropy, logps.chosen_top_probability]
 
-    def store(members: Sequence[int], found: Sequence[np.ndarray]) -> None:
-        for column, start, values, lengths in zip(columns, starts, found, sides, strict=True):
+    def store(members: Sequence[int], arrays: Sequence[np.ndarray]) -> None:
+        for column, start, values, lengths in zip(columns, starts, arrays, sides, strict=True):
             parts = np.split(values, np.cumsum(lengths[members])[:-1])
             for member, part in zip(members, parts, strict=True):
                 column[start[member] : start[member] + len(part)] = part
@@ -125,8 +125,8 @@ def sum_logps(policy: Policy, pairs: Sequence[TokenPair], *, row_tokens: int) ->
             torch.stack([part.sum() for part in values.double().split(lengths.tolist())]) for values, lengths in sides
         ]
 
-    def store(members: Sequence[int], found: Sequence[np.ndarray]) -> None:
-        sums[:, members] = found
+    def store(members: Sequence[int], row_sums: Sequence[np.ndarray]) -> None:
+        sums[:, members] = row_sums
 
     _over_rows(policy, pairs, measure, store, row_tokens=row_tokens)
     return sums[0], sums[1]
@@ -152,14 +152,14 @@ def _over_rows(
         rows = pack([pairs[i] for i in members], shared_prompt=shared)
         return [value.double().cpu().numpy() for value in measure(rows.to(policy.device)) if value is not None]
 
-    def every(row_tokens: int) -> None:
+    def measure_all(row_tokens: int) -> None:
         rows_of = fill_rows(pairs, row_tokens=row_tokens, shared_prompt=shared)
-        found = map(measured, rows_of) if world.size == 1 else world.share(rows_of, measured)
-        for members, values in zip(rows_of, found, strict=True):
+        results = map(measured, rows_of) if world.size == 1 else world.share(rows_of, measured)
+        for members, values in zip(rows_of, results, strict=True):
             store(members, values)
 
     with torch.no_grad():
-        in_rows_that_fit(every, row_tokens, longest=max(map(row_length, pairs), default=1))
+        in_rows_that_fit(measure_all, row_tokens, longest=max(map(row_length, pairs), default=1))
     policy.train(was_training)
 
 

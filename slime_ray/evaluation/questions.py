@@ -11,8 +11,8 @@ from slime_ray.evaluation.field_files import Question, read_questions
 
 def check_questions(experiment: Experiment) -> None:
     """Read the questions of `base` and of every arm. Raises InputError as `load_questions` does."""
-    given = [experiment.settings, *(experiment.settings_with(arm.set) for arm in experiment.arms)]
-    for settings in {fingerprint([each.data, each.evaluation]): each for each in given}.values():
+    all_settings = [experiment.settings, *(experiment.settings_with(arm.set) for arm in experiment.arms)]
+    for settings in {fingerprint([each.data, each.evaluation]): each for each in all_settings}.values():
         load_questions(settings)
         load_retention(settings)
 
@@ -40,17 +40,17 @@ def load_retention(settings: Settings) -> list[Question]:
     return questions
 
 
-def _check_categories(named: Iterable[str], known: set[str], file: str | None) -> None:
-    for category in named:
+def _check_categories(categories: Iterable[str], question_categories: set[str], file: str | None) -> None:
+    for category in categories:
         if file is None:
             raise InputError(
                 f"evaluation.decoding.temperatures names the category {category!r}, but prompts from the data have no "
                 "categories. Leave it out, or name a file of questions with evaluation.questions."
             )
-        if category not in known:
+        if category not in question_categories:
             raise InputError(
                 f"evaluation.decoding.temperatures names the category {category!r}, which no question of {file} has. "
-                f"Its categories: {', '.join(sorted(known))}."
+                f"Its categories: {', '.join(sorted(question_categories))}."
             )
 
 

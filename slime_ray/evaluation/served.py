@@ -109,7 +109,7 @@ class Served:
         categories: Sequence[str | None] | None = None,
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> list[Answer]:
-        """One answer for each prompt, in the order given; see `generate_answers`.
+        """Draw one answer for each prompt, in the order given; see `generate_answers`.
 
         Each prompt has a seed of its own, from `seed` and its place. progress: told of answers, instead of batches.
         """
@@ -119,12 +119,12 @@ class Served:
             place: _Question(prompt, decoding.temperature_of(category), seed_of(seed, place) % 2**31)
             for place, (prompt, category) in enumerate(zip(prompts, of, strict=True))
         }
-        asked = {
+        sampling_params = {
             "max_tokens": decoding.max_new_tokens,
             "top_p": decoding.top_p,
             "stop_token_ids": list(stop_tokens),
         }
-        completions = World.current().from_main(lambda: self._complete(questions, asked, progress))
+        completions = World.current().from_main(lambda: self._complete(questions, sampling_params, progress))
         return [
             answer_of(
                 _ids(completion, tokenizer),
@@ -143,8 +143,10 @@ class Served:
         """
         shortest = dict(enumerate(sorted(prompts, key=len)[:COMPARED]))
         questions = {place: _Question(prompt, 0.0, 0) for place, prompt in shortest.items()}
-        asked = {"max_tokens": 1, "top_p": 1.0, "logprobs": 1}
-        completions = World.current().from_main(lambda: self._complete(questions, asked, lambda done, of: None))
+        sampling_params = {"max_tokens": 1, "top_p": 1.0, "logprobs": 1}
+        completions = World.current().from_main(
+            lambda: self._complete(questions, sampling_params, lambda done, of: None)
+        )
         differences, was_training = [], policy.training
         policy.eval()
         for place, prompt in shortest.items():
@@ -168,7 +170,7 @@ class Served:
     def _open(self) -> None:
         """Look for the base, and load the adapter."""
         until = time.monotonic() + min(OPENING, self.server.deadline_seconds)
-        reply = self._patiently(lambda: self.connection.send("/models", seconds=_left(until)), until)
+        reply = self._patiently(lambda: self.connection.send("/models", seconds=_seconds_left(until)), until)
         names = _models(reply)
         if self.server.model not in names:
             raise Failure(
@@ -190,7 +192,7 @@ class Served:
             address = self.server.base_url.rstrip("/").removesuffix("/v1") + address
         if what == "load":
             body["lora_path"] = str(self.adapter)
-        return self.connection.send(address, body, seconds=_left(until))
+        return self.connection.send(address, body, seconds=_seconds_left(until))
 
     def _call(self, what: str, until: float) -> None:
         """Load or unload the adapter, tried again where that may help. Raises Failure with the way out."""
@@ -210,9 +212,9 @@ class Served:
             raise Failure(f"it did not {what} the adapter {self.adapter}: {reason}. {NEEDED}", "request")
 
     def _complete(
-        self, questions: dict[int, _Question], asked: dict[str, Any], progress: Callable[[int, int], None]
+        self, questions: dict[int, _Question], sampling_params: dict[str, Any], progress: Callable[[int, int], None]
     ) -> dict[int, _Completion]:
-        """Ask all of them. Raises RunError where one has no answer by the deadline."""
+        """Ask for all completions. Raises RunError where one has no answer by the deadline."""
         until = self._until()
 
         def complete(question: _Question, stop: threading.Event) -> _Completion:
@@ -231,19 +233,19 @@ class Served:
                 "ignore_eos": True,
                 "skip_special_tokens": False,
                 "return_token_ids": True,
-                **asked,
+                **sampling_params,
             }
 
             def send() -> _Completion:
                 try:
-                    reply = self.connection.send("/completions", body, seconds=_left(until))
+                    reply = self.connection.send("/completions", body, seconds=_seconds_left(until))
                 except Failure as failure:
                     if failure.status == 404 and self.adapter is not None:
                         # It has been started anew, or another replica answers.
                         self._call("load", until)
                         raise Failure(f"it does not keep the adapter: {failure.reason}", "passing") from None
                     raise
-                return read_completion(reply, model=self.model, max_tokens=asked["max_tokens"])
+                return read_completion(reply, model=self.model, max_tokens=sampling_params["max_tokens"])
 
             return self._patiently(send, until, stop)
 
@@ -372,5 +374,5 @@ def _models(body: bytes) -> list[str]:
         raise Failure("its list of models is none", "endpoint") from None
 
 
-def _left(until: float) -> float:
+def _seconds_left(until: float) -> float:
     return max(0.05, until - time.monotonic())

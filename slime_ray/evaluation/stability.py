@@ -62,14 +62,14 @@ def kl_to_reference(
     def measure(members: Sequence[int]) -> tuple[float, int]:
         rows = pack([samples[i] for i in members], shared_prompt=shared).to(policy.device)
         hidden = policy.hidden(rows)
-        with _reference_of(policy, reference) as other:
-            other_hidden = other.hidden(rows)
+        with _reference_of(policy, reference) as reference_policy:
+            reference_hidden = reference_policy.hidden(rows)
         total = 0.0
-        for piece, other_piece in zip(policy.pieces(hidden), policy.pieces(other_hidden), strict=True):
+        for piece, reference_piece in zip(policy.pieces(hidden), policy.pieces(reference_hidden), strict=True):
             logits = policy.logits(piece)
-            with _reference_of(policy, reference) as other:
-                other_logits = other.logits(other_piece)
-            total += float(kl_divergence(logits, other_logits).double().sum())
+            with _reference_of(policy, reference) as reference_policy:
+                reference_logits = reference_policy.logits(reference_piece)
+            total += float(kl_divergence(logits, reference_logits).double().sum())
         return total, len(hidden)
 
     def measure_all(row_tokens: int) -> list[tuple[float, int]]:

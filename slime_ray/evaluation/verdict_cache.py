@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS batched (
 CREATE TABLE IF NOT EXISTS batches (token TEXT PRIMARY KEY, name TEXT, ended INTEGER);
 CREATE INDEX IF NOT EXISTS spending ON requests (judge, run, input_tokens, output_tokens);
 """
-_Held = tuple[str, str, str, int, int, float]
+_BatchRow = tuple[str, str, str, int, int, float]
 """A row of `batched`."""
 logger = logging.getLogger(__name__)
 
@@ -116,30 +116,33 @@ class Verdicts:
 
     def __init__(self, folder: Path, *, run: str):
         self.folder, self.run = folder, run
-        self.own = folder / f"{_host()}.sqlite"
+        self.host_file = folder / f"{_host()}.sqlite"
         self._lock = threading.Lock()
         self._warned: set[Path] = set()
         self._elsewhere: dict[str, tuple[float, Spending]] = {}
 
     def find(self, keys: Sequence[str]) -> dict[str, str]:
-        """The values of those keys that are known. This host's own come first, then the oldest."""
-        found: dict[str, tuple[float, str]] = {}
+        """Look up the values of the keys.
+
+        This host's values have priority, then the oldest.
+        """
+        entries: dict[str, tuple[float, str]] = {}
 
         def look(connection: sqlite3.Connection) -> list[tuple[str, float, str]]:
             rows: list[tuple[str, float, str]] = []
             for start in range(0, len(keys), AT_ONCE):
-                some = keys[start : start + AT_ONCE]
-                marks = ",".join("?" * len(some))
-                rows += connection.execute(f"SELECT key, time, value FROM verdicts WHERE key IN ({marks})", some)
+                chunk = keys[start : start + AT_ONCE]
+                marks = ",".join("?" * len(chunk))
+                rows += connection.execute(f"SELECT key, time, value FROM verdicts WHERE key IN ({marks})", chunk)
             return rows
 
         nothing: list[tuple[str, float, str]] = []
         for path in self._files():
             for key, when, value in self._read(path, look, nothing):
-                when = float("-inf") if path == self.own else when
-                if key not in found or when < found[key][0]:
-                    found[key] = (when, value)
-        return {key: value for key, (_, value) in found.items()}
+                when = float("-inf") if path == self.host_file else when
+                if key not in entries or when < entries[key][0]:
+                    entries[key] = (when, value)
+        return {key: value for key, (_, value) in entries.items()}
 
     def keep(self, judge: str, values: Mapping[str, str]) -> None:
         """Keep verdicts that cost no request."""
@@ -160,8 +163,8 @@ class Verdicts:
 
     def _note(self, connection: sqlite3.Connection, judge: str, key: str) -> int:
         values = (judge, self.run, key, time.time())
-        made = connection.execute("INSERT INTO requests (judge, run, key, time) VALUES (?, ?, ?, ?)", values)
-        return int(made.lastrowid or 0)
+        cursor = connection.execute("INSERT INTO requests (judge, run, key, time) VALUES (?, ?, ?, ?)", values)
+        return int(cursor.lastrowid or 0)
 
     def finish(self, request: int, reply: Reply, value: str | None) -> str | None:
         """Keep a judgment with its verdict, if it is valid. Returns the verdict that counts: the first one kept."""
@@ -177,10 +180,10 @@ class Verdicts:
                 "INSERT OR IGNORE INTO verdicts SELECT key, judge, value, id, ? FROM requests WHERE id = ?",
                 (time.time(), request),
             )
-            (kept,) = connection.execute(
+            (verdict,) = connection.execute(
                 "SELECT value FROM verdicts WHERE key = (SELECT key FROM requests WHERE id = ?)", (request,)
             ).fetchone()
-            return str(kept)
+            return str(verdict)
 
     def abandon(self, request: int) -> None:
         """Forget a request that was refused, and so was not paid for."""
@@ -196,19 +199,19 @@ class Verdicts:
             The keys that it is to hold, and which budget is spent, if one is.
         """
         elsewhere, now = self._spent_elsewhere(judge), time.time()
-        held: list[str] = []
+        batch_keys: list[str] = []
         with self._writing() as connection:
             spent = self._spending(connection, judge) + elsewhere
-            taken = {key for (key,) in connection.execute("SELECT key FROM batched")}
+            open_keys = {key for (key,) in connection.execute("SELECT key FROM batched")}
             for key in keys:
-                if key in taken:
+                if key in open_keys:
                     continue
                 if reason := spent.spends(budget, None):
-                    return held, reason
+                    return batch_keys, reason
                 self._hold(connection, token, judge, key, rounds, now)
                 spent += Spending(1)
-                held.append(key)
-        return held, None
+                batch_keys.append(key)
+        return batch_keys, None
 
     def _hold(
         self, connection: sqlite3.Connection, token: str, judge: str, key: str, rounds: int, submitted: float
@@ -234,47 +237,49 @@ class Verdicts:
             connection.execute("INSERT OR REPLACE INTO batches VALUES (?, NULL, 1)", (token,))
 
     def open_batches(self, keys: Sequence[str]) -> list[OpenBatch]:
-        """The open batches, of all hosts, that hold any of these keys, the oldest first.
+        """Return the open batches, of all hosts, that hold any of these keys, the oldest first.
 
         Those of other hosts are written down here as well, so their requests count once more in a budget.
         """
         names: dict[str, str | None] = {}
-        held: dict[str, tuple[Path, list[_Held]]] = {}
+        rows_by_token: dict[str, tuple[Path, list[_BatchRow]]] = {}
         # This host's own come last, and count.
-        for path in sorted(self._files(), key=lambda path: path == self.own):
-            nothing: tuple[list[_Held], list[tuple[str, str | None]]] = ([], [])
-            rows, named = self._read(path, _batches, nothing)
-            names |= {token: name for token, name in named if names.get(token, "") is not None}
+        for path in sorted(self._files(), key=lambda path: path == self.host_file):
+            nothing: tuple[list[_BatchRow], list[tuple[str, str | None]]] = ([], [])
+            rows, batch_names = self._read(path, _batches, nothing)
+            names |= {token: name for token, name in batch_names if names.get(token, "") is not None}
             for row in rows:
-                place, others = held.get(row[0], (path, []))
-                held[row[0]] = (path, [*(others if place == path else []), row])
+                place, token_rows = rows_by_token.get(row[0], (path, []))
+                rows_by_token[row[0]] = (path, [*(token_rows if place == path else []), row])
         batches: list[OpenBatch] = []
-        wanted = set(keys)
-        for token, (path, rows) in held.items():
+        key_set = set(keys)
+        for token, (path, rows) in rows_by_token.items():
             if names.get(token, "") is None:
-                if path == self.own:
+                if path == self.host_file:
                     # Another host was done with it: what it left without a verdict may be asked for again.
                     self.end_batch(token)
                 continue
-            if wanted.isdisjoint(row[2] for row in rows):
+            if key_set.isdisjoint(row[2] for row in rows):
                 continue
             requests = {row[2]: row[3] for row in rows}
-            if path != self.own:
+            if path != self.host_file:
                 with self._writing() as connection:
                     # Another trial of this host may have written it down since.
-                    known = dict(connection.execute("SELECT key, request FROM batched WHERE token = ?", (token,)))
-                    requests = known or {
+                    local_requests = dict(
+                        connection.execute("SELECT key, request FROM batched WHERE token = ?", (token,))
+                    )
+                    requests = local_requests or {
                         row[2]: self._hold(connection, token, row[1], row[2], *row[4:]) for row in rows
                     }
             batches.append(OpenBatch(token, names.get(token), rows[0][4], rows[0][5], requests))
         return sorted(batches, key=lambda batch: batch.submitted)
 
     def spent(self, judge: str) -> Spending:
-        """What the judge has taken in this run, on all hosts."""
-        own = Spending()
-        if self.own.exists():
-            own = self._read(self.own, lambda connection: self._spending(connection, judge), own)
-        return own + self._spent_elsewhere(judge)
+        """Return what the judge has taken in this run, on all hosts."""
+        spending = Spending()
+        if self.host_file.exists():
+            spending = self._read(self.host_file, lambda connection: self._spending(connection, judge), spending)
+        return spending + self._spent_elsewhere(judge)
 
     def _spent_elsewhere(self, judge: str) -> Spending:
         with self._lock:
@@ -283,7 +288,7 @@ class Verdicts:
             return spent
         spent = Spending()
         for path in self._files():
-            if path != self.own:
+            if path != self.host_file:
                 spent += self._read(path, lambda connection: self._spending(connection, judge), Spending())
         with self._lock:
             self._elsewhere[judge] = (time.monotonic(), spent)
@@ -301,18 +306,18 @@ class Verdicts:
         return sorted(self.folder.glob("*.sqlite"))
 
     def _read(self, path: Path, look: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
-        """What `look` sees in a file. One of another host that cannot be read counts as absent."""
-        own = path == self.own
+        """Apply `look` to a file. One of another host that cannot be read counts as absent."""
+        local = path == self.host_file
         # Another host's file may be in use there, and is not worth waiting for.
-        address, seconds = f"{path.absolute().as_uri()}?mode={'rw' if own else 'ro'}", BUSY_SECONDS if own else 1.0
+        address, seconds = f"{path.absolute().as_uri()}?mode={'rw' if local else 'ro'}", BUSY_SECONDS if local else 1.0
         try:
             with closing(sqlite3.connect(address, uri=True, timeout=seconds)) as connection:
                 return look(connection)
         except sqlite3.Error as error:
-            if own and "no such table" in str(error):
+            if local and "no such table" in str(error):
                 # Another process is about to write the first row.
                 return otherwise
-            if own:
+            if local:
                 raise self._damaged(error) from None
             if path not in self._warned:
                 self._warned.add(path)
@@ -325,7 +330,7 @@ class Verdicts:
         try:
             with self._lock:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with closing(sqlite3.connect(self.own, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
+                with closing(sqlite3.connect(self.host_file, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
                     connection.execute("BEGIN IMMEDIATE")
                     for statement in filter(str.strip, _TABLES.split(";")):
                         connection.execute(statement)
@@ -344,13 +349,16 @@ class Verdicts:
 
     def _damaged(self, error: Exception) -> RunError:
         return RunError(
-            f"{self.own}, which keeps verdicts, cannot be used: {error}. Make room or correct the rights; if it is "
-            "damaged, move it away: the other files there are still used."
+            f"{self.host_file}, which keeps verdicts, cannot be used: {error}. Make room or correct the rights; if it "
+            "is damaged, move it away: the other files there are still used."
         )
 
 
-def _batches(connection: sqlite3.Connection) -> tuple[list[_Held], list[tuple[str, str | None]]]:
-    """The requests in open batches, and the batches' names: None for those that are done with."""
+def _batches(connection: sqlite3.Connection) -> tuple[list[_BatchRow], list[tuple[str, str | None]]]:
+    """Read the requests in open batches and the batches' names.
+
+    A name is None for a batch that is done with.
+    """
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'batched'").fetchone():
         # Written by an older version.
         return [], []

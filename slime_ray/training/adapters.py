@@ -18,15 +18,15 @@ from slime_ray.training.stages import MADE
 
 
 def check_stage(adapter: Path, stage: Path) -> None:
-    """Compare an SFT checkpoint's weights with those that an adapter was trained on, by their hashes.
+    """Compare an SFT checkpoint's weights, by hash, with those an adapter was trained on.
 
     Neither of an earlier version, which recorded none, is refused.
 
     Raises:
         InputError: They are others, made elsewhere or again.
     """
-    recorded, made = _trained_on(adapter, stage), _hash_in(stage)
-    if recorded and made and recorded != made:
+    trained_hash, stage_hash = _trained_on(adapter, stage), _hash_in(stage)
+    if trained_hash and stage_hash and trained_hash != stage_hash:
         raise InputError(
             f"{stage} holds other weights than those that {adapter} was trained on, which were made elsewhere or "
             "again. Put the `.stages` of that machine beside the run."

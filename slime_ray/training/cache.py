@@ -52,7 +52,7 @@ def cached(storage: RunStore, kind: str, key: str, make: Callable[[Path], None],
                 with files.replacing(folder) if world.main else nullcontext(folder) as partial:
                     if world.main:
                         report({"doing": f"making {kind}"})
-                        clear_unfinished(storage, held=folder.name)
+                        clear_unfinished(storage, stage=folder.name)
                         partial.mkdir()
                     partial = world.broadcast(partial)
                     make(partial)
@@ -96,15 +96,15 @@ def _tell(sentence: str, report: Report) -> None:
     report({"notice": sentence})
 
 
-def clear_unfinished(storage: RunStore, *, held: str | None = None, seconds: float = 0.0) -> None:
+def clear_unfinished(storage: RunStore, *, stage: str | None = None, seconds: float = 0.0) -> None:
     """Delete what killed processes left of folders that they were making, but for those that are being made.
 
-    held: name of the folder whose lock this process holds. seconds: how long to wait for the locks of processes that
-    are about to end.
+    stage: name of the stage folder whose lock this process holds. seconds: how long to wait for the locks of processes
+    that are about to end.
     """
     for path in (storage.root / STAGES).glob(".*"):
         name = path.name[1:].rpartition(".")[0]
-        if name == held:
+        if name == stage:
             shutil.rmtree(path, ignore_errors=True)
             continue
         with suppress(Timeout, OSError), FileLock(path.with_name(f"{name}.lock")).acquire(timeout=seconds):

@@ -87,7 +87,7 @@ def model_card(
     model, data, objective = settings.model, settings.data, settings.objective.name
     base = base_named(settings)[0]
     names = _file_names([settings.model_dump(mode="json", exclude_unset=True), base])
-    source, data_sets = _shown(base, names), [each.source for each in data.sources]
+    source, data_sets = _portable_value(base, names), [each.source for each in data.sources]
     on_hub = [name for name in data_sets if not data.task and _of_hub(name)]
     metadata = ModelCardData(
         # On the Hub these link to repositories, which local files and embedded tasks have none of.
@@ -98,16 +98,16 @@ def model_card(
         tags=["slime-ray", "preference-optimization", objective, *(["lora"] if adapter else [])],
     )
     knobs = json.loads(row.get("overrides") or "{}")
-    kept = f"of update {row.get('kept_update')} of {row.get('updates')}" if settings.kept_by else ""
+    update = f"of update {row.get('kept_update')} of {row.get('updates')}" if settings.kept_by else ""
     packages = ["slime-ray", "torch", "transformers", "peft", *(["bitsandbytes"] if model.quantization else [])]
     rows = {
         "base model": source,
-        **({"went on from": _shown(model.source, names)} if model.kept else {}),
+        **({"went on from": _portable_value(model.source, names)} if model.kept else {}),
         **({"base weights": _bits(model)} if model.quantization else {}),
-        "preference data": ", ".join(_shown(data_sets, names)),
+        "preference data": ", ".join(_portable_value(data_sets, names)),
         "method": f"{'SFT, then ' if settings.sft else ''}{objective}",
-        **{f"`{knob}`": f"`{json.dumps(_shown(value, names))}`" for knob, value in knobs.items()},
-        **({"weights": f"{kept}, whose {settings.kept_by[0]} was best"} if settings.kept_by else {}),
+        **{f"`{knob}`": f"`{json.dumps(_portable_value(value, names))}`" for knob, value in knobs.items()},
+        **({"weights": f"{update}, whose {settings.kept_by[0]} was best"} if settings.kept_by else {}),
         **facts,
         "versions": ", ".join(f"{package} {version(package)}" for package in packages),
     }
@@ -138,14 +138,14 @@ def _bits(model: Model) -> str:
 
 
 def _notes(settings: Settings, names: Mapping[str, str]) -> Iterator[str]:
-    if any(Path(path).name != shown for path, shown in names.items()):
+    if any(Path(path).name != file_name for path, file_name in names.items()):
         yield "Different files of one name are numbered."
     if code := sorted(code_named(settings)):
         yield f"It imports {', '.join(f'`{name}`' for name in code)} from there, too."
 
 
 def _experiment(settings: Settings, row: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    base = _shown(settings.model_dump(mode="json", exclude_unset=True), names, here="./")
+    base = _portable_value(settings.model_dump(mode="json", exclude_unset=True), names, here="./")
     arm = row["label"] if row.get("phase") == "arm" else "policy"
     content = {"name": "repeated", "base": base, "arms": {arm: {}}, "seeds": [row["seed"]]}
     if settings.evaluation.judge.name == "none":
@@ -176,14 +176,14 @@ def _paths(value: Any) -> Iterator[str]:
         yield value
 
 
-def _shown(value: Any, names: Mapping[str, str], *, here: str = "") -> Any:
-    """A setting without secrets, and files of this machine by their `names` alone, after `here`."""
+def _portable_value(value: Any, names: Mapping[str, str], *, here: str = "") -> Any:
+    """Return a setting without secrets, and with files by their `names` alone, after `here`."""
     if isinstance(value, Mapping):
-        return redact({key: _shown(item, names, here=here) for key, item in value.items()})
+        return redact({key: _portable_value(item, names, here=here) for key, item in value.items()})
     if isinstance(value, list):
-        return [_shown(item, names, here=here) for item in value]
+        return [_portable_value(item, names, here=here) for item in value]
     if isinstance(value, str):
         # Of a searched knob's value, such as another model, the name is no setting's.
-        shown = redact(names.get(value, Path(value).name if Path(value).is_absolute() else value))
-        return f"{here}{shown}" if Path(value).is_absolute() else shown
+        text = redact(names.get(value, Path(value).name if Path(value).is_absolute() else value))
+        return f"{here}{text}" if Path(value).is_absolute() else text
     return value

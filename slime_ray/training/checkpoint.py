@@ -82,7 +82,7 @@ def save_checkpoint(
             partial / "optimizer.safetensors",
         )
         save_file(
-            {f"{rank}.{key}": value for rank, found in enumerate(states) for key, value in found.items()},
+            {f"{rank}.{key}": value for rank, state in enumerate(states) for key, value in state.items()},
             partial / "random.safetensors",
         )
         content = {
@@ -110,9 +110,9 @@ def save_checkpoint(
             raise
         logger.warning("No checkpoint at update %d: %s. Training goes on.", step, refusal)
         return False
-    for other in folder.iterdir():
-        if other.name not in (name, BEST):
-            shutil.rmtree(other, ignore_errors=True)
+    for path in folder.iterdir():
+        if path.name not in (name, BEST):
+            shutil.rmtree(path, ignore_errors=True)
     return True
 
 
@@ -200,8 +200,8 @@ def load_progress(path: Path, *, model: Any, optimizer: Any, scheduler: Any) -> 
             )
         else:
             # Plain SGD has none, which torch's function does not take.
-            for group, kept in zip(optimizer.param_groups, content["param_groups"], strict=True):
-                group |= {name: value for name, value in kept.items() if name != "params"}
+            for group, saved_group in zip(optimizer.param_groups, content["param_groups"], strict=True):
+                group |= {name: value for name, value in saved_group.items() if name != "params"}
         scheduler.load_state_dict(content["scheduler"])
 
 

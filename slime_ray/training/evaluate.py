@@ -76,7 +76,9 @@ class EvaluationRequest:
 
 
 def find_policy(path: Path) -> EvaluationRequest:
-    """What `path`, or the model on the Hub of that name, holds. Raises InputError where that is no policy.
+    """Find the policy at `path`, or the model of that name on the Hub.
+
+    Raises InputError where that is no policy.
 
     A trial's folder stands for its checkpoint, and a trial is called by its id; other folders and files by their names.
     """
@@ -92,14 +94,14 @@ def find_policy(path: Path) -> EvaluationRequest:
     path = path.absolute()
     if path.is_file():
         return EvaluationRequest(_label(path.stem), path)
-    named = path.parent if path.name == MODEL and (path.parent / "trial.json").is_file() else path
+    folder = path.parent if path.name == MODEL and (path.parent / "trial.json").is_file() else path
     checkpoint = path / MODEL if (path / "trial.json").is_file() else path
     if not any((checkpoint / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise InputError(
             f"{path} is no policy: neither a file of answers nor a folder with config.json or adapter_config.json. "
             "Give a checkpoint, a trial's folder in a run, a Hub id, or a .jsonl file."
         )
-    return EvaluationRequest(_label(named.name), checkpoint)
+    return EvaluationRequest(_label(folder.name), checkpoint)
 
 
 def _label(name: str) -> str:
@@ -124,18 +126,20 @@ def evaluate(
     asked for, kept verdicts answer alone. Raises InputError before anything is measured, and RunError where a judge
     stopped.
     """
-    given = [find_policy(path) for path in policies]
-    against = find_policy(baseline) if baseline else None
-    if len({one.label for one in given}) < len(given):
+    requests = [find_policy(path) for path in policies]
+    baseline_request = find_policy(baseline) if baseline else None
+    if len({request.label for request in requests}) < len(requests):
         raise InputError("Two policies have the same name. Rename one of the folders or files: it names a row.")
-    for one in given:
-        if len(one.label.encode()) > LONGEST_LABEL:
-            raise InputError(f"{one.label[:40]}... names a row, and {LONGEST_LABEL} bytes are the limit. Rename it.")
-    named: dict[str, Path | None] = {f"the policy {one.label}": one.path for one in given}
-    named["the baseline"] = against.path if against else None
+    for request in requests:
+        if len(request.label.encode()) > LONGEST_LABEL:
+            raise InputError(
+                f"{request.label[:40]}... names a row, and {LONGEST_LABEL} bytes are the limit. Rename it."
+            )
+    paths: dict[str, Path | None] = {f"the policy {request.label}": request.path for request in requests}
+    paths["the baseline"] = baseline_request.path if baseline_request else None
     experiment = _at_checkpoint(experiment, policies)
     settings = experiment.settings
-    arms = [Arm(label=one.label, set={}) for one in given]
+    arms = [Arm(label=request.label, set={}) for request in requests]
     measured = experiment.model_copy(
         update={"arms": arms, "seeds": [0], "search": None, "design": None, "league": None}
     )
@@ -146,7 +150,7 @@ def evaluate(
     run = run_store.root / experiment.name
     with (
         run_store.held(run),
-        taken(run, measured, source=source, seed=0, start=start, named=named) as manifest,
+        taken(run, measured, source=source, seed=0, start=start, named=paths) as manifest,
         log_file(run / "log.txt"),
         run_store.answering(),
         gpu_failures_as_sentences(),
@@ -154,32 +158,38 @@ def evaluate(
         reset_process(seed=0, threads=max(1, int(experiment.resources.cpu_per_worker)))
         judge = build_judge(settings, verdicts=Verdicts(run_store.root / VERDICTS, run=run.name), offline=offline)
         progress = ConsoleProgress(say)
-        files_only = against is not None and against.is_file and all(one.is_file for one in given)
+        files_only = (
+            baseline_request is not None and baseline_request.is_file and all(request.is_file for request in requests)
+        )
         bench = _AnswerFiles(settings, judge) if files_only else _Models(settings, run_store, judge, progress.report)
         # A mistake in the last one is told before the answers of the first are judged.
-        for one in [*given, *([against] if against else [])]:
-            bench.check(one)
-        bench.compare_with(against)
+        for request in [*requests, *([baseline_request] if baseline_request else [])]:
+            bench.check(request)
+        bench.compare_with(baseline_request)
         refuse_other_stages(run, manifest, bench.hashes)
         for line in data_notes(bench.data):
             logger.warning(line)
             say(line)
-        manifest |= {"hashes": bench.hashes, "data": bench.data, "baseline": against.label if against else None}
+        manifest |= {
+            "hashes": bench.hashes,
+            "data": bench.data,
+            "baseline": baseline_request.label if baseline_request else None,
+        }
         results.write_manifest(run, manifest)
         done = results.finished_trials(run)
         try:
-            for one, trial in zip(given, arm_trials(measured), strict=True):
+            for request, trial in zip(requests, arm_trials(measured), strict=True):
                 if trial.trial_id not in done:
-                    say(f"measuring {one.label}")
-                    _record(bench, one, trial, run, progress)
+                    say(f"measuring {request.label}")
+                    _record(bench, request, trial, run, progress)
         except Paused as pause:
             raise RunError(pause.order.reason) from None
         except Exception as error:
             if not is_memory_error(error):
                 raise
             raise RunError(
-                f"{one.label} ran out of memory ({one_sentence(error)}). Set a smaller evaluation.decoding.batch or "
-                "data.row_tokens and give the same command with --resume."
+                f"{request.label} ran out of memory ({one_sentence(error)}). Set a smaller evaluation.decoding.batch "
+                "or data.row_tokens and give the same command with --resume."
             ) from None
         finally:
             run_store.push(run)
@@ -189,7 +199,7 @@ def evaluate(
 
 
 def _at_checkpoint(experiment: Experiment, policies: Sequence[Path]) -> Experiment:
-    """The experiment at the one of its SFT checkpoints that the trials among the policies started from.
+    """Return the experiment at the SFT checkpoint that the policies' trials started from.
 
     Raises InputError where they started from several, and so were not measured against the same answers.
     """
@@ -197,21 +207,23 @@ def _at_checkpoint(experiment: Experiment, policies: Sequence[Path]) -> Experime
         return experiment
     rows = [row for path in policies if path.is_dir() and (row := results.finished_trial(path)) is not None]
     starts = {(json.loads(row["settings"]).get("sft") or {}).get("seed") for row in rows}
-    found = [base for base in experiment.bases if base["sft"]["seed"] in starts]
+    bases = [base for base in experiment.bases if base["sft"]["seed"] in starts]
     if len(starts) > 1:
         seeds = ", ".join(sorted(map(str, starts)))
         raise InputError(
             f"These trials start from several SFT checkpoints (sft.seed {seeds}). Give those of one at a time."
         )
-    return experiment.model_copy(update={"base": found[0]}) if found else experiment
+    return experiment.model_copy(update={"base": bases[0]}) if bases else experiment
 
 
-def _record(bench: "_AnswerFiles", one: EvaluationRequest, trial: Trial, run: Path, progress: ConsoleProgress) -> None:
+def _record(
+    bench: "_AnswerFiles", request: EvaluationRequest, trial: Trial, run: Path, progress: ConsoleProgress
+) -> None:
     clock = time.perf_counter()
     row = blank_row(trial, datetime.now(UTC)) | {"status": "completed", "objective": "none", "overrides": "{}"}
-    measurement = bench.measure(one, trial)
+    measurement = bench.measure(request, trial)
     if measurement.judging and not measurement.judging.complete:
-        progress.say(f"{one.label}: {measurement.judging.sentence}")
+        progress.say(f"{request.label}: {measurement.judging.sentence}")
     seconds = time.perf_counter() - clock
     row |= measurement.row | {"evaluation_seconds": seconds, "total_seconds": seconds}
     folder = run / "trials" / trial.trial_id
@@ -247,26 +259,26 @@ class _AnswerFiles:
                 "of MT-Bench, or one with `prompt` and `id`."
             )
 
-    def check(self, one: EvaluationRequest) -> None:
+    def check(self, request: EvaluationRequest) -> None:
         """Raise InputError for what cannot be read or loaded."""
-        self.read(one)
+        self.read(request)
 
     def compare_with(self, baseline: EvaluationRequest | None) -> None:
         """Take the baseline's answers."""
         if baseline is not None:
             self.baseline = self.read(baseline)[1]
 
-    def measure(self, one: EvaluationRequest, trial: Trial) -> Measurement:
-        """Everything that answers alone tell."""
-        prompts, answers = self.read(one)
+    def measure(self, request: EvaluationRequest, trial: Trial) -> Measurement:
+        """Measure what answers alone tell."""
+        prompts, answers = self.read(request)
         answered = judge_answers(prompts, answers, self.baseline, judge=self.judge, format_check=None, markers=())
         return measure_answers(trial, answered)
 
-    def read(self, one: EvaluationRequest) -> tuple[list[Prompt], list[Answer]]:
-        """A file's answers, an item a turn, with the conversations that they end."""
-        given: list[ModelAnswer] = answers_to(self.questions, read_answers(one.path))
+    def read(self, request: EvaluationRequest) -> tuple[list[Prompt], list[Answer]]:
+        """Read a file's answers, an item a turn, with the conversations that they end."""
+        model_answers: list[ModelAnswer] = answers_to(self.questions, read_answers(request.path))
         turns = [
-            (question, turn, answer) for question, answer in zip(self.questions, given, strict=True)
+            (question, turn, answer) for question, answer in zip(self.questions, model_answers, strict=True)
             for turn in range(len(question.turns))
         ]  # fmt: skip
         prompts = [
@@ -293,9 +305,11 @@ class _Models(_AnswerFiles):
             self.stages: Stages = prepare(settings, storage=storage, report=report)
         self.hashes, self.data = self.stages.hashes, self.stages.data
         self.questions = [
-            Question(each.id, each.category, (said["content"], *each.later), (*before, said), "the prompts:0")
-            for each in self.stages.prompts["report"]
-            for *before, said in [each.messages]
+            Question(
+                prompt.id, prompt.category, (message["content"], *prompt.later), (*before, message), "the prompts:0"
+            )
+            for prompt in self.stages.prompts["report"]
+            for *before, message in [prompt.messages]
         ]
 
     def encode(self, text: str) -> list[int]:
@@ -315,48 +329,48 @@ class _Models(_AnswerFiles):
             )[1]  # fmt: skip
         self.stages = dataclasses.replace(self.stages, baseline={**self.stages.baseline, "report": answers})
 
-    def measure(self, one: EvaluationRequest, trial: Trial) -> Measurement:
-        if one.is_file:
-            return measure_answers(trial, judge_prompts(trial, self.stages, self.read(one), self.judge))
-        policy = self.load(one)
+    def measure(self, request: EvaluationRequest, trial: Trial) -> Measurement:
+        if request.is_file:
+            return measure_answers(trial, judge_prompts(trial, self.stages, self.read(request), self.judge))
+        policy = self.load(request)
         after = measure_held_out(policy, self.stages.held_out, row_tokens=row_budget(self.settings, policy))
-        asked = answer_prompts(trial, self.stages, policy, self.report, adapter=one.path)
-        answered = judge_prompts(trial, self.stages, asked, self.judge)
+        turns = answer_prompts(trial, self.stages, policy, self.report, adapter=request.path)
+        answered = judge_prompts(trial, self.stages, turns, self.judge)
         return measure_policy(
-            trial, self.stages, policy, after, answered, self.report, adapter=one.path, training_spikes=None
+            trial, self.stages, policy, after, answered, self.report, adapter=request.path, training_spikes=None
         )
 
-    def check(self, one: EvaluationRequest) -> None:
-        if one.is_file:
-            self.read(one)
+    def check(self, request: EvaluationRequest) -> None:
+        if request.is_file:
+            self.read(request)
             return
-        if self.settings.evaluation.engine and not _is_on(one.path, self.stages.checkpoint):
+        if self.settings.evaluation.engine and not _is_on(request.path, self.stages.checkpoint):
             raise InputError(
-                f"{one.path} is no adapter of the SFT checkpoint, and the server of evaluation.engine loads nothing "
-                "else. Draw its answers here: --set evaluation.engine=null."
+                f"{request.path} is no adapter of the SFT checkpoint, and the server of evaluation.engine loads "
+                "nothing else. Draw its answers here: --set evaluation.engine=null."
             )
         try:
-            if _is_on(one.path, self.stages.checkpoint):
-                check_adapter(one.path)
-                check_stage(one.path, self.stages.checkpoint)
+            if _is_on(request.path, self.stages.checkpoint):
+                check_adapter(request.path)
+                check_stage(request.path, self.stages.checkpoint)
             else:
-                check_model(one.path)
-                base = Path(parts_of(str(one.path), None, local_only=True).source)
+                check_model(request.path)
+                base = Path(parts_of(str(request.path), None, local_only=True).source)
                 if base.is_dir():
-                    check_stage(one.path, base)
+                    check_stage(request.path, base)
         except FileFault as error:
-            raise InputError(f"{one.path} cannot be loaded: {error}. {FILE_REMEDY}") from None
+            raise InputError(f"{request.path} cannot be loaded: {error}. {FILE_REMEDY}") from None
 
-    def load(self, one: EvaluationRequest) -> Policy:
-        """A whole model, or an adapter on what it was trained on: this SFT checkpoint, or its own base.
+    def load(self, request: EvaluationRequest) -> Policy:
+        """Load a whole model, or an adapter on its SFT checkpoint or its own base.
 
         Raises InputError where it cannot be loaded.
         """
         model, stage = self.settings.model, self.stages.checkpoint
-        if _is_on(one.path, stage):
-            lm = load_trained(stage, model, one.path, note=self.note)
+        if _is_on(request.path, stage):
+            lm = load_trained(stage, model, request.path, note=self.note)
         else:
-            lm = load_external(one.path, model, note=self.note)
+            lm = load_external(request.path, model, note=self.note)
         policy = to_device(make_policy(lm, model), sharded=False).eval()
         max_new_tokens = self.settings.evaluation.decoding.max_new_tokens
         check_reach(policy.limits, self.stages.tokens, max_new_tokens=max_new_tokens)

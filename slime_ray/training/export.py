@@ -75,7 +75,7 @@ def export_model(
             the named model, `to` is taken, or the Hub would not take it. Nothing was written.
         RunError: The Hub failed; the folder is whole.
     """
-    row, checkpoint = _kept(run, trial_id)
+    row, checkpoint = _row_and_checkpoint(run, trial_id)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError(f"--to {to}: is there already. Name a folder that is not.")
     settings = _settings(row, run)
@@ -126,8 +126,8 @@ def _load(settings: Settings, checkpoint: Path, stage: Path | None) -> Any:
     return load_external(checkpoint, model) if stage is None else load_trained(stage, model, checkpoint)
 
 
-def _kept(run: Path, trial_id: str) -> tuple[Mapping[str, Any], Path]:
-    """A trial's row and the folder of its model."""
+def _row_and_checkpoint(run: Path, trial_id: str) -> tuple[Mapping[str, Any], Path]:
+    """Return a trial's row and the folder of its model."""
     folder = run / "trials" / trial_id
     row = results.finished_trial(folder) if folder.is_dir() else None
     if row is None:
@@ -244,12 +244,12 @@ def check_push(name: str) -> None:
         user = HfApi().whoami()
     except Exception as error:
         raise InputError(f"--push-to-hub {name}: the Hub does not take the token: {_reason(error)}.") from None
-    mine = [str(user["name"]), *(str(org["name"]) for org in user.get("orgs") or [])]
+    namespaces = [str(user["name"]), *(str(org["name"]) for org in user.get("orgs") or [])]
     owner = name.partition("/")[0]
-    if owner.lower() not in {namespace.lower() for namespace in mine}:
+    if owner.lower() not in {namespace.lower() for namespace in namespaces}:
         raise InputError(
-            f"--push-to-hub {name}: the token is of {mine[0]}, who may write to {', '.join(mine)} and not to {owner}. "
-            "Name one of these, or log in as somebody else."
+            f"--push-to-hub {name}: the token is of {namespaces[0]}, who may write to {', '.join(namespaces)} and "
+            f"not to {owner}. Name one of these, or log in as somebody else."
         )
 
 

@@ -22,7 +22,7 @@ from slime_ray.training.orders import Command, Paused, evaluations
 from slime_ray.training.outcome import CHECKPOINTS
 from slime_ray.training.policies import row_budget
 from slime_ray.training.sentinel import Measurements
-from slime_ray.training.trackers import Trackers, named
+from slime_ray.training.trackers import Trackers, trainer_logs
 from slime_ray.training.trainer import GO_ON, Metrics, Next, PreferenceTrainer, load_callbacks
 from slime_ray.world import World
 
@@ -64,7 +64,7 @@ class TrainingLoop:
     ):
         self.trial, self.folder, self.measure, self.runtime = trial, folder, measure, runtime
         self.trackers = trackers
-        self.shown: list[TrainerCallback] = []
+        self.tracker_callbacks: list[TrainerCallback] = []
         self.world = World.current()
         self.schedule = trial.settings.training
         self.diverged: str | None = None
@@ -162,21 +162,21 @@ class TrainingLoop:
 
     def track(self) -> None:
         """Have the trackers, where there are any, hear what Trainer logs, and of the measurements too."""
-        self.shown = self.trackers.begin(self.trainer)
-        for callback in self.shown:
+        self.tracker_callbacks = self.trackers.begin(self.trainer)
+        for callback in self.tracker_callbacks:
             self.trainer.add_callback(callback)
-        if self.shown:
+        if self.tracker_callbacks:
             # Trainer logs its updates itself.
             self.measure.curves.listener = lambda source, metrics: (
-                None if source == "train" else self.trainer.log(named(source, metrics))
+                None if source == "train" else self.trainer.log(trainer_logs(source, metrics))
             )
 
     def show_again(self) -> None:
         """Have the trackers, whose records are new, hear of what an earlier attempt measured."""
         for (step, source), rows in groupby(self.measure.curves.rows, itemgetter("step", "source")):
-            logs = named(source, {row["metric"]: row["value"] for row in rows if row["value"] is not None})
+            logs = trainer_logs(source, {row["metric"]: row["value"] for row in rows if row["value"] is not None})
             state = replace(self.trainer.state, global_step=step)
-            for callback in self.shown:
+            for callback in self.tracker_callbacks:
                 callback.on_log(self.trainer.args, state, self.trainer.control, logs=logs, model=self.trainer.model)
 
     def restore(self, saved: Saved) -> None:
@@ -220,7 +220,7 @@ class TrainingLoop:
 
     def after_update(self, step: int, metrics: Metrics) -> Next:
         """Record an update; measure, report, save and stop when it is time. Every rank comes to the same decision."""
-        shown = {name: value for name, value in metrics.items() if name != "urgent"}
+        train_metrics = {name: value for name, value in metrics.items() if name != "urgent"}
         if (row_tokens := self.trainer.loader.row_tokens) < self.row_tokens:
             self.measure.report(
                 {
@@ -229,11 +229,11 @@ class TrainingLoop:
                 }
             )
             self.row_tokens = row_tokens
-        self.measure.curves.add(step, "train", shown)
-        self.measure.last = {"loss": shown["loss"]}
-        broken = [name for name in ("loss", "grad_norm") if not math.isfinite(shown.get(name, 0.0))]
+        self.measure.curves.add(step, "train", train_metrics)
+        self.measure.last = {"loss": train_metrics["loss"]}
+        broken = [name for name in ("loss", "grad_norm") if not math.isfinite(train_metrics.get(name, 0.0))]
         if broken:
-            self.diverged = f"{broken[0]} became {shown[broken[0]]} at update {step}"
+            self.diverged = f"{broken[0]} became {train_metrics[broken[0]]} at update {step}"
             return Next(stop=True)
         if step in self.marks:
             order = self.measure.at(step, self.updates)

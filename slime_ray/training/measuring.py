@@ -118,17 +118,19 @@ def answer_prompts(
 def judge_prompts(
     trial: Trial,
     stages: Stages,
-    asked: tuple[list[Prompt], list[Answer]],
+    turns: tuple[list[Prompt], list[Answer]],
     judge: Judge | None,
     *,
     first: int | None = None,
     prompt_set: str | None = None,
 ) -> Answered:
-    """The answers beside the baseline's. first: how many of them are judged; None is all. prompt_set: as asked.
+    """Judge answers against the baseline's.
+
+    turns: prompts and answers, an item a turn. first: how many of them are judged; None is all. prompt_set: as asked.
 
     Raises Paused where the judge cannot go on: what it has said so far is kept, so there is nothing to give up.
     """
-    prompts, answers = asked
+    prompts, answers = turns
     try:
         return judge_answers(
             prompts,
@@ -158,7 +160,9 @@ def measure_answers(trial: Trial, answered: Answered) -> Measurement:
 
 
 def measure_retention(trial: Trial, stages: Stages, policy: Policy, report: Report, *, adapter: Path) -> Measurement:
-    """Score answers to the retention prompts and the SFT checkpoint's; nothing where `evaluation.retention` is null.
+    """Score answers to the retention prompts, and the SFT checkpoint's.
+
+    Measures nothing where `evaluation.retention` is null.
 
     Raises Paused where the scorer, or a server, does not do its part.
     """
@@ -166,8 +170,8 @@ def measure_retention(trial: Trial, stages: Stages, policy: Policy, report: Repo
     if retention is None:
         return Measurement({})
     scorer = ExactJudge(load_scorer(retention.scorer, "evaluation.retention.scorer"), name=RETENTION)
-    asked = answer_prompts(trial, stages, policy, report, adapter=adapter, prompt_set=RETENTION)
-    answered = judge_prompts(trial, stages, asked, scorer, prompt_set=RETENTION)
+    turns = answer_prompts(trial, stages, policy, report, adapter=adapter, prompt_set=RETENTION)
+    answered = judge_prompts(trial, stages, turns, scorer, prompt_set=RETENTION)
     return Measurement({"retention": answered.score_change}, answered.rows({**about(trial), "prompt_set": RETENTION}))
 
 
@@ -196,7 +200,10 @@ def measure_policy(
     adapter: Path,
     training_spikes: float | None,
 ) -> Measurement:
-    """Everything, with stability-v1 and retention; see `stability_parts` and `measure_retention`."""
+    """Measure everything, with stability-v1 and retention.
+
+    See `stability_parts` and `measure_retention`.
+    """
     held_out, answers = measure_log_probabilities(trial, stages.step0, after), measure_answers(trial, answered)
     parts = stability_parts(stages, after, answered, training_spikes=training_spikes)
     row = asdict(parts) | {
@@ -205,12 +212,12 @@ def measure_policy(
         "stability": stability_score(parts, healthy=True),
         "healthy": True,
     }
-    kept = measure_retention(trial, stages, policy, report, adapter=adapter)
+    retention = measure_retention(trial, stages, policy, report, adapter=adapter)
     return replace(
         answers,
-        row=held_out.row | answers.row | row | kept.row,
+        row=held_out.row | answers.row | row | retention.row,
         pairs=held_out.pairs,
-        answers=[*answers.answers, *kept.answers],
+        answers=[*answers.answers, *retention.answers],
     )
 
 
@@ -232,22 +239,24 @@ def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> flo
     return stability.kl_to_reference(policy, reference, samples, row_tokens=row_budget(settings, policy))
 
 
-def beaten_by(win_rate: float, prompts: int, score: float, others: Iterable[Mapping[str, Any]]) -> str | None:
-    """Id of a finished search trial that is at least as stable and wins more, beyond what both samples leave open.
+def beaten_by(win_rate: float, prompts: int, score: float, rivals: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return the id of a finished search trial that is at least as stable and wins more.
 
-    win_rate: over `prompts` prompts so far. score: its stability. others: rows of trials.parquet; what did not complete
+    "More" is beyond what both samples leave open.
+
+    win_rate: over `prompts` prompts so far. score: its stability. rivals: rows of trials.parquet; what did not complete
     beats nobody. The difference counts once it is more than 1.96 of its standard errors, with the largest variance that
     outcomes of these means can have, w (1 - w). None where there is no such trial.
     """
     error = _variance(win_rate, prompts)
-    for other in others:
-        if other["phase"] != "search" or other["status"] != "completed":
+    for rival in rivals:
+        if rival["phase"] != "search" or rival["status"] != "completed":
             continue
-        if other["win_rate"] is None or not other["prompts"]:
+        if rival["win_rate"] is None or not rival["prompts"]:
             continue
-        clear = NORMAL * math.sqrt(error + _variance(other["win_rate"], other["prompts"]))
-        if other["stability"] >= score and other["win_rate"] - win_rate > clear:
-            return str(other["trial_id"])
+        clear = NORMAL * math.sqrt(error + _variance(rival["win_rate"], rival["prompts"]))
+        if rival["stability"] >= score and rival["win_rate"] - win_rate > clear:
+            return str(rival["trial_id"])
     return None
 
 

@@ -90,8 +90,8 @@ def finish(
     it for so long.
     """
     folder = run / "trials" / trial.trial_id
-    made = attempts.read(folder)
-    row |= {"attempts": max(1, len(made)), "lost_seconds": sum(attempt.lost_seconds for attempt in made[:-1])}
+    history = attempts.read(folder)
+    row |= {"attempts": max(1, len(history)), "lost_seconds": sum(attempt.lost_seconds for attempt in history[:-1])}
     patiently(lambda: results.write_trial(run, row=row, **tables), report, minutes=storage_minutes)
     attempts.note(folder, ended="failed" if row["status"] == "failed" else "finished")
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

@@ -31,36 +31,41 @@ PROMPT_SETS = ("selection", "report")
 def prompts_to_answer(
     settings: Settings, of_the_data: Mapping[str, Sequence[Messages]], tokenizer: Any
 ) -> tuple[Sets, dict[str, TruncationReport]]:
-    """The sets by name, and what limits and template did to each. A file of questions makes the report's.
+    """Return the prompt sets by name, and what limits and template did to each.
+
+    A file of questions makes the report's.
 
     Raises InputError for what cannot be rendered.
     """
     questions = {"report": load_questions(settings), RETENTION: load_retention(settings)}
     names = [*PROMPT_SETS, *([RETENTION] if questions[RETENTION] else [])]
-    made = {
-        name: _of_questions(asked, tokenizer, settings.data)
-        if (asked := questions.get(name))
+    sets = {
+        name: _of_questions(set_questions, tokenizer, settings.data)
+        if (set_questions := questions.get(name))
         else _of_the_data(of_the_data[name], tokenizer, settings.data)
         for name in names
     }
-    return {name: prompts for name, (prompts, _) in made.items()}, {name: cut for name, (_, cut) in made.items()}
+    return {name: prompts for name, (prompts, _) in sets.items()}, {name: cut for name, (_, cut) in sets.items()}
 
 
 def _of_the_data(messages: Sequence[Messages], tokenizer: Any, data: Data) -> tuple[list[Prompt], TruncationReport]:
-    """Named by their hashes, cut and refused as training's are."""
-    kept, cut = tokenize_prompts(messages, tokenizer, max_prompt_tokens=data.max_prompt_tokens, strict=data.strict)
-    return [Prompt(prompt_hash(messages[number]), messages[number], ids) for number, ids in kept.items()], cut
+    """Tokenize prompts of the data, cut and refused as training's are, named by their hashes."""
+    token_ids, cut = tokenize_prompts(messages, tokenizer, max_prompt_tokens=data.max_prompt_tokens, strict=data.strict)
+    return [Prompt(prompt_hash(messages[number]), messages[number], ids) for number, ids in token_ids.items()], cut
 
 
 def _of_questions(questions: Sequence[Question], tokenizer: Any, data: Data) -> tuple[list[Prompt], TruncationReport]:
-    """Whole, for a benchmark without some of its questions, or with parts of them, is another one."""
+    """Tokenize questions whole.
+
+    A benchmark without some of its questions, or with parts of them, is another one.
+    """
     # All turns with answers in between, so that the template refuses none of them once trials have been trained.
     talks = [question.messages(["?"] * (len(question.turns) - 1)) for question in questions]
     render_prompts(tokenizer, talks)
     ids = render_prompts(tokenizer, [question.messages() for question in questions])
     prompts = [
-        Prompt(question.id, question.messages(), each, question.category, question.turns[1:])
-        for question, each in zip(questions, ids, strict=True)
+        Prompt(question.id, question.messages(), token_ids, question.category, question.turns[1:])
+        for question, token_ids in zip(questions, ids, strict=True)
     ]
     return prompts, tokenize_prompts(talks, tokenizer, what="questions", strict=data.strict)[1]
 
@@ -68,8 +73,8 @@ def _of_questions(questions: Sequence[Question], tokenizer: Any, data: Data) -> 
 def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
     """Write prompts that have not been asked yet."""
     names = ("id", "messages", "token_ids", "category", "later")
-    columns = {name: [getattr(each, name) for each in prompts] for name in names}
-    columns["messages"] = [json.dumps(each.messages, ensure_ascii=False) for each in prompts]
+    columns = {name: [getattr(prompt, name) for prompt in prompts] for name in names}
+    columns["messages"] = [json.dumps(prompt.messages, ensure_ascii=False) for prompt in prompts]
     pq.write_table(pa.table(columns), path)
 
 

@@ -45,22 +45,24 @@ WATCHED = "selection"
 
 @dataclass(frozen=True)
 class Sign:
-    """One part of stability-v1 during training. error: its standard error. said: the sign in words and figures."""
+    """One part of stability-v1 during training. error: its standard error. text: the sign in words and figures."""
 
     value: float
     error: float
-    said: str
+    text: str
 
 
 def alarm(signs: dict[str, Sign], *, tolerances: float, step: int) -> str | None:
-    """The gravest of the signs that are beyond `tolerances` of their tolerances by two standard errors, as a sentence.
+    """Describe the gravest sign beyond its tolerance in one sentence.
+
+    Beyond is more than `tolerances` of its tolerances, by two standard errors.
 
     signs: by the name of their part of stability-v1. None if all is well.
     """
     limits = asdict(TOLERANCES)
     excess = {name: (sign.value - STANDARD_ERRORS * sign.error) / limits[name] for name, sign in signs.items()}
     gravest = max(excess, key=lambda name: excess[name])
-    return f"{signs[gravest].said} at step {step}" if excess[gravest] > tolerances else None
+    return f"{signs[gravest].text} at step {step}" if excess[gravest] > tolerances else None
 
 
 def pair_signs(before: HeldOut, after: HeldOut) -> dict[str, Sign]:
@@ -94,16 +96,16 @@ def answer_signs(
     reasons: Sequence[str | None],
     baseline_reasons: Sequence[str | None],
 ) -> dict[str, Sign]:
-    """Broken outputs and length shift of a few answers against the baseline's to the same prompts."""
+    """Compare broken outputs and length of a few answers with the baseline's."""
     grown = np.array([bool(r) for r in reasons], dtype=float) - np.array([bool(r) for r in baseline_reasons])
     logs = stability.length_log_ratios(*([len(a.token_ids) for a in side] for side in (answers, baseline)))
-    named = ", ".join(f"{count} {name}" for name, count in Counter(filter(None, reasons)).most_common())
+    counts = ", ".join(f"{count} {name}" for name, count in Counter(filter(None, reasons)).most_common())
     broken = len(reasons) - list(reasons).count(None)
     return {
         "broken_outputs": Sign(
             max(0.0, float(grown.mean())),
             _standard_error(grown),
-            f"broken outputs, {broken} of {len(reasons)} answers ({named or 'none'})",
+            f"broken outputs, {broken} of {len(reasons)} answers ({counts or 'none'})",
         ),
         "length_shift": Sign(
             abs(float(logs.mean())),
@@ -193,13 +195,13 @@ class Measurements:
         current = objective_at(self.objective, step / max(1, updates))
         self.curves.add(step, "held_out", metrics | measure_activity(current, before, now))
         try:
-            seen = self.look(step, before, now)
+            sentinel_metrics = self.look(step, before, now)
         except SlimeRayError as error:
             raise pause_for(error) from None
-        self.curves.add(step, "sentinel", seen)
+        self.curves.add(step, "sentinel", sentinel_metrics)
         self.seconds += time.perf_counter() - clock
         state = {"doing": "training", "step": step, "updates": updates, "alarm": self.alarm}
-        estimates = {name: seen[name] for name in ESTIMATED if name in seen}
+        estimates = {name: sentinel_metrics[name] for name in ESTIMATED if name in sentinel_metrics}
         self.estimates = metrics | estimates
         order = self.report({**state, **self.estimates, **self.last})
         if order is None and self.alarm and self.settings.action == "stop":
@@ -234,38 +236,43 @@ class Measurements:
         )
         signs |= answer_signs(answers, baseline, reasons, baseline_reasons)
         self.alarm = self.alarm or alarm(signs, tolerances=self.settings.tolerances, step=step)
-        seen = {name: sign.value for name, sign in signs.items()} | {
+        sentinel_metrics = {name: sign.value for name, sign in signs.items()} | {
             "end_of_turn": float(np.mean([answer.stopped for answer in answers])),
             "repetition": float(np.mean([stability.sequence_repetition(answer.token_ids) for answer in answers])),
             "answer_tokens": float(np.mean([len(answer.token_ids) for answer in answers])),
             "stability": standing(signs),
         }
-        won = self.won(answers, baseline) if step else None
-        return seen if won is None else seen | {"win_rate": won}
+        sampled_rate = self.sampled_win_rate(answers, baseline) if step else None
+        return sentinel_metrics if sampled_rate is None else sentinel_metrics | {"win_rate": sampled_rate}
 
-    def won(self, answers: Sequence[Answer], baseline: Sequence[Answer]) -> float | None:
-        """Share of the first prompts that the answers win against the baseline's; None where nothing is judged."""
+    def sampled_win_rate(self, answers: Sequence[Answer], baseline: Sequence[Answer]) -> float | None:
+        """Return the share of the first prompts that the answers win against the baseline's.
+
+        None where nothing is judged.
+        """
         judge = self.judge
         if judge is None:
             return None
-        asked = [prompt.messages for prompt in self.stages.prompts[WATCHED][: len(answers)]]
-        pairs = [AnswerPair(q, a.text, q, b.text) for q, a, b in zip(asked, answers, baseline, strict=True)]
+        conversations = [prompt.messages for prompt in self.stages.prompts[WATCHED][: len(answers)]]
+        pairs = [AnswerPair(q, a.text, q, b.text) for q, a, b in zip(conversations, answers, baseline, strict=True)]
         judged = World.current().from_main(lambda: judge.compare(pairs))
         return win_rate(judged.comparisons)
 
 
 def curve_pairs(trial: Trial, stages: Stages) -> list[int]:
-    """Numbers of the held-out pairs that are measured during training: the first ones.
+    """Return the numbers of the held-out pairs that are measured during training.
+
+    These are the first ones.
 
     Where weights are kept by them, those of report prompts are left out: what a trial is reported on chooses nothing.
     Raises InputError where none is left then.
     """
-    every = range(len(stages.held_out))
+    numbers = range(len(stages.held_out))
     if trial.settings.kept_by is None:
-        return list(every[:CURVE_PAIRS])
+        return list(numbers[:CURVE_PAIRS])
     reported = {tuple(prompt.token_ids) for prompt in stages.prompts["report"]}
-    unseen = (pair for pair in every if tuple(stages.held_out[pair].prompt_ids) not in reported)
-    if not (pairs := list(islice(unseen, CURVE_PAIRS))):
+    unreported = (pair for pair in numbers if tuple(stages.held_out[pair].prompt_ids) not in reported)
+    if not (pairs := list(islice(unreported, CURVE_PAIRS))):
         raise InputError(
             "training.keep: every held-out pair is of a report prompt, so none is left to choose weights by. Raise "
             "data.held_out_pairs, or lower evaluation.prompts."

@@ -30,14 +30,17 @@ Say = Callable[[str], object]
 
 
 def find_trial(experiment: Experiment, trial_id: str | None) -> Trial:
-    """The arm's trial of this id; without one, the only one. Raises InputError with those that there are."""
+    """Find the arm's trial of this id; without an id, the only one.
+
+    Raises InputError with those that there are.
+    """
     trials = {trial.trial_id: trial for trial in arm_trials(experiment)}
     if trial_id is None and len(trials) == 1:
         return next(iter(trials.values()))
     if trial_id not in trials:
-        given = f"--trial {trial_id}: there is no such arm" if trial_id else "Name the trial with --trial"
+        problem = f"--trial {trial_id}: there is no such arm" if trial_id else "Name the trial with --trial"
         some = ", ".join(trials) or "none, since the experiment has no arms"
-        raise InputError(f"{given}. Trials: {some}.")
+        raise InputError(f"{problem}. Trials: {some}.")
     return trials[trial_id]
 
 
@@ -76,8 +79,8 @@ def train_one(
             stages = prepare(experiment.settings, storage=run_store, report=progress.report)
         refuse_other_stages(run, manifest, stages.hashes)
         manifest |= {"hashes": stages.hashes, "data": stages.data}
-        other = trial.settings.model != experiment.settings.model
-        facts = model_facts(trial.settings, stages.checkpoint) if other else stages.data
+        model_differs = trial.settings.model != experiment.settings.model
+        facts = model_facts(trial.settings, stages.checkpoint) if model_differs else stages.data
         for line in (*data_notes(stages.data), *model_notes(facts)):
             logger.warning(line)
             say(line)

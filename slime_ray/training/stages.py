@@ -86,7 +86,7 @@ def prepare(settings: Settings, *, storage: RunStore, report: Report, sharded: b
 def train_pairs(
     stages: Stages, settings: Settings, *, storage: RunStore, report: Report, sharded: bool = False
 ) -> PairFile:
-    """The preference pairs to train on, with the SFT checkpoint's log-probabilities where the objective needs them.
+    """Load the preference pairs to train on, with reference log-probabilities if needed.
 
     The reference is computed once for an SFT checkpoint and shared by all trials that need one.
     """
@@ -96,7 +96,7 @@ def train_pairs(
     maker = _Maker(settings, storage, report, sharded)
     maker.tokens, maker.checkpoint = stages.tokens, stages.checkpoint
     of = [stages.hashes.get(name) for name in ("sft_checkpoint", "sft_weights", "train_ids")]
-    folder = maker.made("reference", [FORMAT, *of, *maker.kept], maker.make_reference)
+    folder = maker.stage_folder("reference", [FORMAT, *of, *maker.adapter_key], maker.make_reference)
     return PairFile(path, folder / "reference.npz")
 
 
@@ -109,31 +109,31 @@ class _Maker:
     def __init__(self, settings: Settings, storage: RunStore, report: Report, sharded: bool):
         self.settings, self.storage, self.report, self.sharded = settings, storage, report, sharded
         # An adapter that is kept is not merged, which rounds otherwise.
-        self.kept = ["kept"] if settings.model.kept else []
+        self.adapter_key = ["kept"] if settings.model.kept else []
 
-    def made(self, kind: str, key: Sequence[Any], make: Callable[[Path], None]) -> Path:
-        """The folder of a stage."""
+    def stage_folder(self, kind: str, key: Sequence[Any], make: Callable[[Path], None]) -> Path:
+        """Make a stage, unless it is there, and return its folder."""
         return cached(self.storage, kind, fingerprint(key), make, self.report)
 
     def prepare(self) -> Stages:
         """Make what is missing, and load everything."""
         settings = self.settings
-        self.tokens = self.made("tokens", _tokens_key(settings), lambda folder: _make_tokens(settings, folder))
+        self.tokens = self.stage_folder("tokens", _tokens_key(settings), lambda folder: _make_tokens(settings, folder))
         self.info = json.loads((self.tokens / "info.json").read_text(encoding="utf-8"))
         content = self.info["content"]
         model = settings.sft_model.model_dump(exclude={"chat_template"})
         schedule = settings.sft and settings.sft.model_dump(exclude={"lora"})
         sft = [FORMAT, content.get("sft"), model, _weights(settings.model), schedule]
-        self.checkpoint = self.made("sft", sft, self.make_sft)
+        self.checkpoint = self.stage_folder("sft", sft, self.make_sft)
         # Made again elsewhere, the same recipe gives other weights, and what follows from them is another stage.
         start = [FORMAT, fingerprint(sft), _read(self.checkpoint / MADE)]
-        step0 = self.made("step0", [*start, content["held_out"], *self.kept], self.make_step0)
+        step0 = self.stage_folder("step0", [*start, content["held_out"], *self.adapter_key], self.make_step0)
         engine = settings.evaluation.engine
-        drawn = [settings.evaluation.decoding, *([engine.identity] if engine else []), *self.kept]
+        drawn = [settings.evaluation.decoding, *([engine.identity] if engine else []), *self.adapter_key]
 
         def answers_to(kind: str, names: Sequence[str]) -> Path:
             key = [*start, content["stop_tokens"], [content[f"prompts-{name}"] for name in names], *drawn]
-            return self.made(kind, key, lambda folder: self.make_baseline(names, folder))
+            return self.stage_folder(kind, key, lambda folder: self.make_baseline(names, folder))
 
         answers = answers_to("baseline", PROMPT_SETS)
         # Apart, so that other retention prompts leave the baseline's other answers as they are.
@@ -223,13 +223,13 @@ def _tokens_key(settings: Settings) -> list[Any]:
         [settings.data, _source_content(settings.data)],
         [evaluation.prompts, evaluation.selection_prompts, settings.sft is not None],
         [evaluation.questions, content_of(evaluation.questions)],
-        *([["retention", content_of(kept.prompts)]] if (kept := evaluation.retention) else []),
+        *([["retention", content_of(retention.prompts)]] if (retention := evaluation.retention) else []),
     ]
 
 
 def _source_content(data: Data) -> list[str | None]:
-    """Changes with the local files behind the data, and with the code that makes an embedded task's."""
-    files = sorted(Path(tasks.__path__[0]).glob("*.py")) if data.task else [one.source for one in data.sources]
+    """Return hashes that change with local data files and an embedded task's code."""
+    files = sorted(Path(tasks.__path__[0]).glob("*.py")) if data.task else [each.source for each in data.sources]
     return [content_of(str(file)) for file in files]
 
 
@@ -291,11 +291,11 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
         truncated[name] = tokenized.truncation.as_dict()
         content[name] = tokenized_hash(tokenized.table)
     prompts, cuts = prompts_to_answer(settings, corpus.prompts, tokenizer)
-    for name, asked in prompts.items():
+    for name, set_prompts in prompts.items():
         truncated[f"{name}_prompts"] = cuts[name].as_dict()
-        columns = [[getattr(each, column) for each in asked] for column in ("token_ids", "category", "later")]
+        columns = [[getattr(prompt, column) for prompt in set_prompts] for column in ("token_ids", "category", "later")]
         content[f"prompts-{name}"] = fingerprint(columns)
-        write_prompts(folder / f"prompts-{name}.parquet", asked)
+        write_prompts(folder / f"prompts-{name}.parquet", set_prompts)
     stop_tokens = list(stop_token_ids(tokenizer))
     content["stop_tokens"] = fingerprint(stop_tokens)
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -306,8 +306,10 @@ def _make_tokens(settings: Settings, folder: Path) -> None:
             "train_data": content_hash(corpus.train),
             "held_out": content_hash(corpus.held_out),
             **{
-                f"prompts_{name}": fingerprint([*(each.messages for each in asked), *(each.later for each in asked)])
-                for name, asked in prompts.items()
+                f"prompts_{name}": fingerprint(
+                    [*(prompt.messages for prompt in set_prompts), *(prompt.later for prompt in set_prompts)]
+                )
+                for name, set_prompts in prompts.items()
             },
             "chat_template": template_hash(tokenizer),
         },

@@ -286,6 +286,6 @@ def close(name: str, status: str) -> None:
         comet_ml.end()
 
 
-def named(source: str, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Rows of curves.parquet as Trainer logs them: transformers' callbacks make train/… and eval/… of these names."""
+def trainer_logs(source: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Name metrics as Trainer logs them: callbacks make train/… and eval/… of these names."""
     return dict(metrics) if source == "train" else {f"eval_{source}/{name}": value for name, value in metrics.items()}

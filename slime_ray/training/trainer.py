@@ -155,7 +155,7 @@ class PreferenceTrainer(Trainer):
             rank=self.accelerator.process_index,
             ranks=self.accelerator.num_processes,
             total=self.updates,
-            together=objective.pairs_together,
+            pairs_per_row=objective.pairs_together,
             even=isinstance(policy, FSDPModule),
         )
 
@@ -190,7 +190,7 @@ class PreferenceTrainer(Trainer):
         update: Update = inputs["update"]
         self._current = objective_at(self.objective, self.state.global_step / self.updates)
         set_train_mode(self.policy.lm, dropout=self.dropout)
-        if self.loader.together:
+        if self.loader.pairs_per_row:
             return self._step(model, update)
         random = random_states()
 
@@ -217,12 +217,12 @@ class PreferenceTrainer(Trainer):
             shares_of_loss.append(loss.detach())
         return torch.stack(shares_of_loss).sum()
 
-    def _exchange(self, model: Any, wanted: bool) -> AbstractContextManager[None]:
-        """Whether the backward pass inside it exchanges gradients."""
+    def _exchange(self, model: Any, sync: bool) -> AbstractContextManager[None]:
+        """Return a context whose backward pass exchanges gradients if `sync`."""
         if isinstance(model, FSDPModule):
-            model.set_requires_gradient_sync(wanted)
+            model.set_requires_gradient_sync(sync)
             return nullcontext()
-        context: AbstractContextManager[None] = nullcontext() if wanted else self.accelerator.no_sync(model)
+        context: AbstractContextManager[None] = nullcontext() if sync else self.accelerator.no_sync(model)
         return context
 
     def _loss(self, model: Any, batch: MicroBatch, counts: Mapping[str, int]) -> torch.Tensor:
@@ -344,7 +344,7 @@ def load_callbacks(names: Sequence[str]) -> list[TrainerCallback]:
     Raises:
         InputError: One cannot be imported, is no TrainerCallback, or cannot be made without arguments.
     """
-    made = []
+    callbacks = []
     for name in names:
         module, _, kind = name.partition(":")
         where = f"training.callbacks: {name}"
@@ -357,7 +357,7 @@ def load_callbacks(names: Sequence[str]) -> list[TrainerCallback]:
         if not (isinstance(callback, type) and issubclass(callback, TrainerCallback)):
             raise InputError(f"{where} is no transformers.TrainerCallback. Derive its class from that.")
         try:
-            made.append(callback())
+            callbacks.append(callback())
         except Exception as error:  # whatever the user's own class raises
             raise InputError(f"{where} cannot be made without arguments: {error}. Give them defaults.") from None
-    return made
+    return callbacks

@@ -42,10 +42,10 @@ class Updates:
 
     Which pairs make an update depends neither on the number of ranks nor on `row_tokens`: every rank draws the same
     order, takes its share of each update and packs that into rows. Iterating gives `Update`s; the last one of an epoch
-    holds what is left of the pairs. together: how many pairs, in that order, make one row, whatever its tokens, for an
-    objective that is another one over other micro-batches; None fills rows up to `row_tokens`. done: updates to leave
-    out, because they were made before an interruption. even: give all ranks equally many micro-batches, some of which
-    do not count: a pass through a sharded model is an exchange between all ranks.
+    holds what is left of the pairs. pairs_per_row: put exactly this many pairs in each row, for objectives whose value
+    depends on the micro-batch; None fills rows up to `row_tokens`. done: updates to leave out, because they were made
+    before an interruption. even: give all ranks equally many micro-batches, some of which do not count: a pass through
+    a sharded model is an exchange between all ranks.
     """
 
     dataset: Sequence[TokenPair]
@@ -57,7 +57,7 @@ class Updates:
     rank: int
     ranks: int
     total: int
-    together: int | None = None
+    pairs_per_row: int | None = None
     done: int = 0
     even: bool = False
 
@@ -71,16 +71,16 @@ class Updates:
             yield self.update([self.dataset[index] for index in members])
 
     def update(self, pairs: Sequence[TokenPair]) -> Update:
-        """The update of these pairs, cut as `row_tokens` says."""
-        size = self.together or 1
+        """Build the update of these pairs, cut as `row_tokens` says."""
+        size = self.pairs_per_row or 1
         groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
-        given = shares([sum(map(row_length, group)) for group in groups], self.ranks)
-        own = [self._batch(row) for row in self._rows(groups, given[self.rank])]
-        wanted = max(len(self._rows(groups, mine)) for mine in given) if self.even else 1
-        idle = [self._batch(pairs[:1], counted=False)] * (wanted - len(own))
+        assignment = shares([sum(map(row_length, group)) for group in groups], self.ranks)
+        batches = [self._batch(row) for row in self._rows(groups, assignment[self.rank])]
+        batch_count = max(len(self._rows(groups, indices)) for indices in assignment) if self.even else 1
+        idle = [self._batch(pairs[:1], counted=False)] * (batch_count - len(batches))
         return Update(
             pairs=pairs,
-            batches=(*own, *idle),
+            batches=(*batches, *idle),
             counts={
                 "pairs": len(pairs),
                 "chosen_tokens": sum(len(pair.chosen_ids) for pair in pairs),
@@ -88,11 +88,14 @@ class Updates:
             },
         )
 
-    def _rows(self, groups: Sequence[Sequence[TokenPair]], mine: Sequence[int]) -> Sequence[Sequence[TokenPair]]:
-        """One rank's pairs as rows: its groups where they stay together, else as many pairs to a row as it takes."""
-        if self.together:
-            return [groups[index] for index in mine]
-        share = [pair for index in mine for pair in groups[index]]
+    def _rows(self, groups: Sequence[Sequence[TokenPair]], indices: Sequence[int]) -> Sequence[Sequence[TokenPair]]:
+        """Arrange one rank's pairs as rows.
+
+        Groups stay whole with `pairs_per_row`, else a row takes as many pairs as fit.
+        """
+        if self.pairs_per_row:
+            return [groups[index] for index in indices]
+        share = [pair for index in indices for pair in groups[index]]
         rows = fill_rows(share, row_tokens=self.row_tokens, shared_prompt=self.shared_prompt) if share else []
         return [[share[index] for index in members] for members in rows]
 
@@ -107,15 +110,15 @@ class Updates:
 
 
 def shares(lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Divide the pairs of an update, or groups of them, among ranks so that all have about as many tokens.
+    """Divide pairs, or groups of them, among ranks so that tokens are about equal.
 
     lengths: tokens of each. Returns the indices of what each rank gets: the longest first, each to the rank that has
     the fewest tokens so far. With fewer than there are ranks some get none.
     """
-    given: list[list[int]] = [[] for _ in range(ranks)]
+    assignment: list[list[int]] = [[] for _ in range(ranks)]
     load = [0] * ranks
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         rank = load.index(min(load))
-        given[rank].append(index)
+        assignment[rank].append(index)
         load[rank] += lengths[index]
-    return given
+    return assignment

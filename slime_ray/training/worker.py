@@ -114,17 +114,17 @@ def _run_trial(trial: Trial, run: Path, storage: RunStore, report: Report, runti
     reset_process(trial.seed, runtime.threads)
     if len(set(world.gather((trial.config_hash, __version__, str(torch.__version__))))) > 1:
         raise RanksDiffer(f"the ranks of {trial.trial_id} hold different settings or versions")
-    made: list[attempts.Attempt] = []
+    history: list[attempts.Attempt] = []
     minutes = runtime.faults.storage_minutes
     if world.main:
         begin = functools.partial(attempts.begin, folder, workers=world.size)
-        made = patiently(begin, report, minutes=minutes)
+        history = patiently(begin, report, minutes=minutes)
         files.clear_partials(folder)
-    enough = world.broadcast(attempts.enough(made[:-1], runtime.faults))
+    enough = world.broadcast(attempts.enough(history[:-1], runtime.faults))
     if enough:
         return record_failure(trial, run, f"given up: {enough}", workers=world.size) if world.main else {}
     curves = Curves(trial)
-    row = blank_row(trial, datetime.fromtimestamp(made[0].started if made else 0, UTC)) | {"workers": world.size}
+    row = blank_row(trial, datetime.fromtimestamp(history[0].started if history else 0, UTC)) | {"workers": world.size}
     measured = Measurement({})
     main_report = report if world.main else say_nothing
     trackers = Trackers(
@@ -180,17 +180,19 @@ def _consequence(error: Exception, folder: Path, faults: Faults) -> Exception | 
     return one_sentence(error)
 
 
-def start_gpu(wanted: float) -> None:
-    """Have this process's GPU compute something, which one that failed does not, and keep to a share of its memory.
+def start_gpu(gpus: float) -> None:
+    """Have this process's GPU compute something, and keep to a share of its memory.
 
-    wanted: GPUs that the process was given; 0 where it takes what there is. Raises DeviceFailure where it was given one
+    A GPU that failed does not compute.
+
+    gpus: GPUs that the process was given; 0 where it takes what there is. Raises DeviceFailure where it was given one
     and torch sees none any more: it would go on without, for days.
     """
     if torch.cuda.is_available():
-        if 0 < wanted < 1:
-            torch.cuda.set_per_process_memory_fraction(wanted)
+        if 0 < gpus < 1:
+            torch.cuda.set_per_process_memory_fraction(gpus)
         torch.zeros(1, device="cuda").add_(1).item()
-    elif wanted and torch.backends.cuda.is_built():
+    elif gpus and torch.backends.cuda.is_built():
         raise DeviceFailure(f"node {platform.node()}: torch sees no GPU, though this process was given one")
 
 
@@ -260,9 +262,9 @@ def _train_and_measure(
     if training.stopped and not training.stopped.measure:
         return Measurement(held_out.row | row | {"healthy": True} | evaluation_seconds(), pairs=held_out.pairs)
     _save(policy, folder / MODEL, stages, report, runtime)
-    asked = answer_prompts(trial, stages, policy, report, adapter=folder / MODEL)
+    turns = answer_prompts(trial, stages, policy, report, adapter=folder / MODEL)
     spikes = stability.training_spikes(curves.series("loss"), curves.series("grad_norm"))
-    answered = _judged(trial, stages, asked, after, judge, training_spikes=spikes, run=folder.parents[1])
+    answered = _judged(trial, stages, turns, after, judge, training_spikes=spikes, run=folder.parents[1])
     if World.current().main:
         write_judging(answered.summary, folder, report, minutes=runtime.faults.storage_minutes)
     measured = measure_policy(
@@ -296,24 +298,28 @@ def _changes_stages(path: str) -> bool:
 def _judged(
     trial: Trial,
     stages: Stages,
-    asked: tuple[list[Prompt], list[Answer]],
+    turns: tuple[list[Prompt], list[Answer]],
     after: HeldOut,
     judge: Judge | None,
     *,
     training_spikes: float,
     run: Path,
 ) -> Answered:
-    """The answers, judged; where `judge_first` says so, not all of them if another search trial beats this one."""
+    """Judge the answers; with `judge_first` only some, if another search trial beats this one."""
     first = trial.settings.evaluation.judge_first
     if trial.phase == "search" and first is not None and judge is not None:
-        some = judge_prompts(trial, stages, asked, judge, first=first)
-        parts = stability_parts(stages, after, some, training_spikes=training_spikes)
-        others = World.current().from_main(lambda: list(results.finished_trials(run).values()))
+        preliminary = judge_prompts(trial, stages, turns, judge, first=first)
+        parts = stability_parts(stages, after, preliminary, training_spikes=training_spikes)
+        rivals = World.current().from_main(lambda: list(results.finished_trials(run).values()))
         score = stability_score(parts, healthy=True)
-        if some.win_rate is not None and (by := beaten_by(some.win_rate, some.judged_prompts, score, others)):
-            logger.info("%s: judged on %d prompts, for %s clearly beats it", trial.trial_id, some.judged_prompts, by)
-            return some
-    return judge_prompts(trial, stages, asked, judge)
+        if preliminary.win_rate is not None and (
+            by := beaten_by(preliminary.win_rate, preliminary.judged_prompts, score, rivals)
+        ):
+            logger.info(
+                "%s: judged on %d prompts, for %s clearly beats it", trial.trial_id, preliminary.judged_prompts, by
+            )
+            return preliminary
+    return judge_prompts(trial, stages, turns, judge)
 
 
 def _rehearse(trial: Trial, stages: Stages, policy: Policy, folder: Path, report: Report, runtime: Runtime) -> None:
@@ -334,7 +340,7 @@ def _save(policy: Policy, folder: Path, stages: Stages, report: Report, runtime:
 
     Beside an adapter is the hash of the SFT weights that it goes on.
     """
-    made = stages.checkpoint / MADE
+    hash_file = stages.checkpoint / MADE
     adapted = hasattr(policy.lm, "peft_config")
     # That of the SFT stage may be next to it, and is saved there.
     options: dict[str, Any] = {"selected_adapters": [DEFAULT_ADAPTER]} if adapted else {}
@@ -346,8 +352,8 @@ def _save(policy: Policy, folder: Path, stages: Stages, report: Report, runtime:
             policy.lm.save_pretrained(partial, **options)
             stages.tokenizer.save_pretrained(partial)
             stopping(stages.tokenizer, stages.stop_tokens).save_pretrained(partial)
-            if adapted and made.is_file():
-                shutil.copy(made, partial)
+            if adapted and hash_file.is_file():
+                shutil.copy(hash_file, partial)
 
     if World.current().main:
         patiently(write, report, minutes=runtime.faults.storage_minutes)

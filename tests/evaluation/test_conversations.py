@@ -8,7 +8,7 @@ import torch
 from slime_ray.config.evaluation import Decoding
 from slime_ray.data.tasks import load_task
 from slime_ray.evaluation.answers import judge_answers
-from slime_ray.evaluation.conversations import Prompt, as_asked, ask
+from slime_ray.evaluation.conversations import Prompt, ask, side_conversations
 from slime_ray.evaluation.generate import Answer, generate_answers
 from slime_ray.evaluation.judges import Judge, Judged
 from slime_ray.evaluation.verdicts import Comparison, win_rate
@@ -112,8 +112,8 @@ def test_each_side_is_judged_on_its_own_conversation():
     theirs = [said("a?"), [*said("a?"), {"role": "assistant", "content": "theirs"}, *said("b?")]]
     turns = [Prompt("q", own[0], [1]), Prompt("q", own[1], [1], turn=2)]
     answers, baseline = [words("mine"), words("longer one")], [words("theirs"), words("short")]
-    assert as_asked(turns, baseline) == theirs
-    assert as_asked(turns, answers) == own
+    assert side_conversations(turns, baseline) == theirs
+    assert side_conversations(turns, answers) == own
     judge = Watching()
     judged = judge_answers(turns, answers, baseline, judge=judge, format_check=None, markers=())
     assert judge.shown == [(own[0], "mine", theirs[0], "theirs"), (own[1], "longer one", theirs[1], "short")]

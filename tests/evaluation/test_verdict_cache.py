@@ -24,7 +24,7 @@ def paid(
 
 def another_host(verdicts: Verdicts, name: str) -> Verdicts:
     other = Verdicts(verdicts.folder, run=verdicts.run)
-    other.own = verdicts.folder / f"{name}.sqlite"
+    other.host_file = verdicts.folder / f"{name}.sqlite"
     return other
 
 
@@ -88,7 +88,7 @@ def test_a_damaged_or_busy_file_of_another_host_counts_as_absent_with_a_warning(
 
 def test_a_damaged_file_of_this_host_is_a_sentence(verdicts):
     verdicts.folder.mkdir()
-    verdicts.own.write_bytes(b"SQLite format 3\0" + b"x" * 5000)
+    verdicts.host_file.write_bytes(b"SQLite format 3\0" + b"x" * 5000)
     with pytest.raises(RunError, match=r"cannot be used.*move it away"):
         verdicts.find(["a"])
     with pytest.raises(RunError, match=r"cannot be used"):
@@ -134,7 +134,7 @@ def test_cost_follows_from_tokens_and_prices():
 
 def test_a_file_that_another_process_is_about_to_begin_is_empty(tmp_path):
     verdicts = Verdicts(tmp_path, run="first")
-    verdicts.own.touch()
+    verdicts.host_file.touch()
     assert verdicts.find(["key"]) == {}
     assert verdicts.spent("judge").requests == 0
 
@@ -148,7 +148,7 @@ def test_a_batch_of_another_host_is_written_down_once_where_trials_come_upon_it_
     def read(path, look, otherwise):
         nonlocal first
         found = reading(path, look, otherwise)
-        if path == other.own and first:
+        if path == other.host_file and first:
             first = False
             # Another trial of this host is faster by a moment.
             verdicts.open_batches(["a"])

@@ -48,11 +48,11 @@ def test_signs_say_what_was_seen():
     after = held_out([[-2.0, -3.0], [-1.12]], [[-4.0, -1.0, -1.0], [-5.0]], entropy=0.25)
     signs = pair_signs(before, after)
     assert signs["unlearning"].value == pytest.approx(0.31)
-    assert signs["unlearning"].said == "unlearning, chosen drift -0.31 nat/token"
-    assert signs["rejected_collapse"].said == "rejected collapse, 50 % of rejected tokens more than tenfold less likely"
+    assert signs["unlearning"].text == "unlearning, chosen drift -0.31 nat/token"
+    assert signs["rejected_collapse"].text == "rejected collapse, 50 % of rejected tokens more than tenfold less likely"
     # Shares 1/3 and 1: their standard deviation is 0.4714, by sqrt 2.
     assert signs["rejected_collapse"].error == pytest.approx(1 / 3)
-    assert signs["entropy_shift"].said == "entropy shift, 0.25 times the SFT checkpoint's entropy"
+    assert signs["entropy_shift"].text == "entropy shift, 0.25 times the SFT checkpoint's entropy"
 
 
 def test_a_few_broken_answers_are_no_alarm_and_many_are():

@@ -56,18 +56,18 @@ class Notes(Task):
         return itertools.product(*VALUES.values())
 
     def ask(self, facts: Facts, rng: random.Random) -> str:
-        """The facts, and an older note in which all four are others."""
-        asked = dict(zip(VALUES, facts, strict=True))
-        older = {fact: _other(fact, value, rng) for fact, value in asked.items()}
-        return f"{REQUEST.format(**asked)}{BODY.format(**older, please='please ')} {ENDING}"
+        """Write a prompt with the facts, and an older note in which all four are others."""
+        values = dict(zip(VALUES, facts, strict=True))
+        older = {fact: _other_value(fact, value, rng) for fact, value in values.items()}
+        return f"{REQUEST.format(**values)}{BODY.format(**older, please='please ')} {ENDING}"
 
     def answer(self, prompt: str, broken: frozenset[str], rng: random.Random) -> str:
         """A broken fact is the older note's or any other; please or the ending is missing; fillers stand before it."""
-        asked, older = facts_of(prompt)
-        stated = dict(asked)
-        for fact in asked:
+        facts, older = facts_of(prompt)
+        stated = dict(facts)
+        for fact in facts:
             if fact in broken:
-                stated[fact] = older[fact] if rng.random() < 0.5 else _other(fact, asked[fact], rng)
+                stated[fact] = older[fact] if rng.random() < 0.5 else _other_value(fact, facts[fact], rng)
         sentences = [BODY.format(**stated, please="" if "polite" in broken else "please ")]
         if "brief" in broken:
             sentences += [rng.choice(FILLERS) for _ in range(rng.randint(1, 3))]
@@ -77,14 +77,14 @@ class Notes(Task):
 
     def criteria_met(self, prompt: str, answer: str) -> frozenset[str] | None:
         """See the class."""
-        asked, _ = facts_of(prompt)
+        facts, _ = facts_of(prompt)
         sentences = count_kinds(answer, KINDS)
         if sentences is None or len(sentences["body"]) != 1:
             return None
         body = _BODY.fullmatch(sentences["body"][0][1])
         assert body is not None  # it was found by this pattern
         last = sum(map(len, sentences.values())) - 1
-        checks = {fact: body[fact] == value for fact, value in asked.items()}
+        checks = {fact: body[fact] == value for fact, value in facts.items()}
         checks["polite"] = body["please"] is not None
         checks["ending"] = [place for place, _ in sentences["ending"]] == [last]
         checks["brief"] = not sentences["filler"] and len(sentences["ending"]) <= 1
@@ -109,5 +109,5 @@ def facts_of(prompt: str) -> tuple[dict[str, str], dict[str, str]]:
     return {fact: request[fact] for fact in VALUES}, {fact: older[fact] for fact in VALUES}
 
 
-def _other(fact: str, value: str, rng: random.Random) -> str:
-    return rng.choice([other for other in VALUES[fact] if other != value])
+def _other_value(fact: str, value: str, rng: random.Random) -> str:
+    return rng.choice([candidate for candidate in VALUES[fact] if candidate != value])

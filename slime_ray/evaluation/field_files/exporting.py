@@ -69,36 +69,44 @@ def export_run(run: results.Run, folder: Path, form: Form) -> str:
 
 def _trials_of(run: results.Run) -> tuple[list[_Trial], Baselines]:
     by_trial: dict[Any, Any] = dict(iter(run.answers.groupby("trial_id", sort=False)))
-    taken = set(map(_file_name, run.trials["trial_id"]))
+    trial_names = set(map(_file_name, run.trials["trial_id"]))
     trials: list[_Trial] = []
     baselines: Baselines = {}
     for trial in run.trials.to_dict("records"):
         name = str(trial["trial_id"])
         if name in by_trial:
             rows = by_trial[name].to_dict("records")
-            baseline = _baseline(rows, baselines, taken)
+            baseline = _baseline(rows, baselines, trial_names)
             trials.append(_Trial(name, _file_name(name), baseline, rows, _judgments(run, trial, rows)))
     return trials, baselines
 
 
-def _baseline(rows: Sequence[Row], baselines: Baselines, taken: set[str]) -> str:
-    """The name of the baseline in these rows: a known one that gave no other answers to these turns, or a new one."""
+def _baseline(rows: Sequence[Row], baselines: Baselines, trial_names: set[str]) -> str:
+    """Name the baseline in these rows.
+
+    A known one that gave no other answers to these turns, or a new one.
+    """
     answers = {_turn(row): row for row in rows}
-    for name, known in baselines.items():
-        if all(known.get(turn, row)["baseline_answer"] == row["baseline_answer"] for turn, row in answers.items()):
-            baselines[name] = {**known, **{turn: row for turn, row in answers.items() if turn not in known}}
+    for name, baseline_rows in baselines.items():
+        if all(
+            baseline_rows.get(turn, row)["baseline_answer"] == row["baseline_answer"] for turn, row in answers.items()
+        ):
+            baselines[name] = {
+                **baseline_rows,
+                **{turn: row for turn, row in answers.items() if turn not in baseline_rows},
+            }
             return name
     names = (BASELINE if number == 1 else f"{BASELINE}-{number}" for number in count(1))
-    name = next(name for name in names if name not in baselines and name not in taken)
+    name = next(name for name in names if name not in baselines and name not in trial_names)
     baselines[name] = answers
     return name
 
 
 def _judgments(run: results.Run, trial: Mapping[Any, Any], answers: Sequence[Row]) -> Mapping[str, Sequence[Row]]:
-    """The verdicts on a trial's answers by judge; of a judge's repeats the first."""
-    own = run.verdicts[(run.verdicts["trial_id"] == trial["trial_id"]) & (run.verdicts["repeat"] == 1)]
-    if len(own):
-        panel: dict[str, Any] = {str(judge): rows.to_dict("records") for judge, rows in own.groupby("judge")}
+    """Return the verdicts on a trial's answers by judge; of a judge's repeats the first."""
+    verdicts = run.verdicts[(run.verdicts["trial_id"] == trial["trial_id"]) & (run.verdicts["repeat"] == 1)]
+    if len(verdicts):
+        panel: dict[str, Any] = {str(judge): rows.to_dict("records") for judge, rows in verdicts.groupby("judge")}
         return panel
     judge = trial["judge"]
     return {judge: answers} if isinstance(judge, str) and judge not in ("", "none") else {}
@@ -156,7 +164,7 @@ def _game(verdict: Any) -> Row:
 
 
 def _mt_bench(trials: Sequence[_Trial], baselines: Baselines) -> dict[str, list[Row]]:
-    asked: dict[Turn, str] = {}
+    questions: dict[Turn, str] = {}
     categories: dict[str, str] = {}
     answers: dict[str, dict[Turn, str]] = {}
     pairs: dict[str, list[Row]] = {}
@@ -166,7 +174,7 @@ def _mt_bench(trials: Sequence[_Trial], baselines: Baselines) -> dict[str, list[
             name, turn = _turn(row)
             messages = json.loads(row["prompt"])
             # A later turn follows the policy's own answers; the question is what the user says then.
-            asked[name, turn] = _prompt_text(messages) if turn == 1 else messages[-1]["content"]
+            questions[name, turn] = _prompt_text(messages) if turn == 1 else messages[-1]["content"]
             categories[name] = row["category"] if isinstance(row["category"], str) else GENERAL
         answers[trial.model] = {_turn(row): row["answer"] for row in trial.rows}
         for judge, verdicts in trial.judgments.items():
@@ -181,7 +189,7 @@ def _mt_bench(trials: Sequence[_Trial], baselines: Baselines) -> dict[str, list[
     files: dict[str, list[Row]] = {
         "question.jsonl": [
             {"question_id": _number(name), "category": categories[name], "turns": turns}
-            for name, turns in _by_prompt(asked).items()
+            for name, turns in _by_prompt(questions).items()
         ]
     }
     for model, texts in answers.items():
@@ -197,8 +205,8 @@ def _mt_bench(trials: Sequence[_Trial], baselines: Baselines) -> dict[str, list[
     for judge, rows_of_pairs in pairs.items():
         files[f"model_judgment/{_file_name(judge)}_pair.jsonl"] = rows_of_pairs
     for judge, rated in ratings.items():
-        known = [score for scores in rated.values() for score in scores.values() if score is not None]
-        if known and all(1 <= score <= 10 for score in known):
+        present_scores = [score for scores in rated.values() for score in scores.values() if score is not None]
+        if present_scores and all(1 <= score <= 10 for score in present_scores):
             files[f"model_judgment/{_file_name(judge)}_single.jsonl"] = [
                 {
                     "question_id": _number(name),
@@ -235,11 +243,11 @@ def _winner(verdict: Any, a: str, b: str) -> str:
 
 
 def _by_prompt(texts: Mapping[Turn, str]) -> dict[str, list[str]]:
-    """The texts of each prompt in the order of its turns."""
-    found: dict[str, list[str]] = {name: [] for name, _ in texts}
+    """Return the texts of each prompt in the order of its turns."""
+    by_prompt: dict[str, list[str]] = {name: [] for name, _ in texts}
     for name, turn in sorted(texts, key=lambda key: key[1]):
-        found[name].append(texts[name, turn])
-    return found
+        by_prompt[name].append(texts[name, turn])
+    return by_prompt
 
 
 def _number(name: str) -> int | str:

@@ -61,10 +61,10 @@ def _text_under(key: str) -> BeforeValidator:
     return BeforeValidator(lambda value: value[key] if isinstance(value, dict) and key in value else value)
 
 
-def _readable(read: Callable[..., T], *given: Any) -> T:
-    """What `read` returns. Its BadRow becomes a complaint of the row."""
+def _readable(read: Callable[..., T], *args: Any) -> T:
+    """Return what `read` returns. Its BadRow becomes a complaint of the row."""
     try:
-        return read(*given)
+        return read(*args)
     except BadRow as error:
         raise ValueError(str(error)) from None
 
@@ -145,15 +145,18 @@ class Plain(Row):
 
     @property
     def messages(self) -> Messages:
-        """The prompt, its tools in the first message."""
-        first, *others = [each.model_dump(exclude_none=True) for each in self.prompt]
-        return [with_tool_fields(first, {TOOLS: self.tools} if self.tools else {}), *others]
+        """Return the prompt, its tools in the first message."""
+        first, *rest = [message.model_dump(exclude_none=True) for message in self.prompt]
+        return [with_tool_fields(first, {TOOLS: self.tools} if self.tools else {}), *rest]
 
     @property
-    def own_id(self) -> str:
-        """The given id, or 16 hexadecimal digits of SHA-256 over the prompt's roles, contents and tools."""
-        said = json.dumps([list(message.values()) for message in self.messages])
-        return self.id or hashlib.sha256(said.encode()).hexdigest()[:16]
+    def stable_id(self) -> str:
+        """Return the id in the file, or one from the prompt.
+
+        That is 16 hexadecimal digits of SHA-256 over the prompt's roles, contents and tools.
+        """
+        content = json.dumps([list(message.values()) for message in self.messages])
+        return self.id or hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 class PlainQuestion(Plain):
@@ -163,7 +166,7 @@ class PlainQuestion(Plain):
 
     def record(self, place: str) -> Question:
         opening = tuple(self.messages)
-        return Question(self.own_id, self.category, (opening[-1]["content"],), opening, place)
+        return Question(self.stable_id, self.category, (opening[-1]["content"],), opening, place)
 
 
 def _ends_with_the_model(messages: list[Said]) -> list[Said]:
@@ -210,7 +213,7 @@ class PlainAnswer(Plain):
 
     def record(self, place: str) -> ModelAnswer:
         model = self.model or PurePath(place.rpartition(":")[0]).stem
-        return ModelAnswer(self.own_id, model, (self.answer,), prompt=self.prompt[-1].content, place=place)
+        return ModelAnswer(self.stable_id, model, (self.answer,), prompt=self.prompt[-1].content, place=place)
 
 
 Forms = dict[str, type[Row]]

@@ -187,9 +187,9 @@ def _means(ratings: list[TurnRating]) -> RatingMeans:
     for rating in ratings:
         if rating.score is not None:
             turns.setdefault(rating.turn, []).append(rating.score)
-    scores = [score for each in turns.values() for score in each]
+    scores = [score for turn_scores in turns.values() for score in turn_scores]
     return RatingMeans(
-        {turn: mean(each) for turn, each in sorted(turns.items())},
+        {turn: mean(turn_scores) for turn, turn_scores in sorted(turns.items())},
         mean(scores) if scores else None,
         len(ratings) - len(scores),
     )

@@ -45,13 +45,13 @@ def refuse_repeat(places: dict[str, str], name: str, place: str, what: str) -> N
 
 
 def read_records(path: Path, forms: Forms) -> Iterator[Any]:
-    """What each row of a file says, all in one of the forms. Raises InputError."""
+    """Read each row of a file, all in one of the forms. Raises InputError."""
     first: type[Row] | None = None
     for place, row in _read_objects(path):
         form = next((form for key, form in forms.items() if key in row), None)
         if form is None:
-            known = "; or ".join(map(_keys, forms.values()))
-            raise InputError(f"{place}: the keys are {', '.join(row) or 'none'}. A row has the keys {known}.")
+            key_lists = "; or ".join(map(_keys, forms.values()))
+            raise InputError(f"{place}: the keys are {', '.join(row) or 'none'}. A row has the keys {key_lists}.")
         first = first or form
         if form is not first:
             raise InputError(f"{place}: the rows before have the keys {_keys(first)}, this one has not. Keep one form.")
@@ -100,13 +100,13 @@ def _no_number(name: str) -> Any:
 
 
 def _complaint(error: ValidationError) -> str:
-    """The first thing that a schema has against a row, as the beginning of a sentence."""
+    """Begin a sentence with the first thing that a schema has against a row."""
     first = error.errors(include_url=False)[0]
     key = ".".join(map(str, first["loc"]))
     if first["type"] == "missing":
         return f"{key} is missing"
-    said = str(first.get("ctx", {}).get("error") or first["msg"])
-    return f"{key} is {_short(first['input'])}: {said[0].lower()}{said[1:]}"
+    message = str(first.get("ctx", {}).get("error") or first["msg"])
+    return f"{key} is {_short(first['input'])}: {message[0].lower()}{message[1:]}"
 
 
 def _short(value: Any) -> str:
@@ -115,15 +115,15 @@ def _short(value: Any) -> str:
 
 
 def answers_to(questions: Sequence[Question], answers: Sequence[ModelAnswer]) -> list[ModelAnswer]:
-    """The answers in the order of the questions, one to each.
+    """Return the answers in the order of the questions, one to each.
 
     Raises:
         InputError: an answer to no question, a question without an answer, another number of turns, or an answer that
             was given to another prompt than the question of its id.
     """
-    asked = {question.id: question for question in questions}
+    questions_by_id = {question.id: question for question in questions}
     for answer in answers:
-        question = asked.get(answer.question_id)
+        question = questions_by_id.get(answer.question_id)
         if question is None:
             raise InputError(
                 f"{answer.place}: this answers {answer.question_id!r}, which is none of the questions of "
@@ -139,14 +139,14 @@ def answers_to(questions: Sequence[Question], answers: Sequence[ModelAnswer]) ->
                 f"{answer.place}: this answers another prompt than {question.place} has under the id "
                 f"{question.id!r}. Give answers to the same questions."
             )
-    given = {answer.question_id: answer for answer in answers}
-    lacking = [question for question in questions if question.id not in given]
+    answers_by_id = {answer.question_id: answer for answer in answers}
+    lacking = [question for question in questions if question.id not in answers_by_id]
     if lacking:
         raise InputError(
             f"{_file(answers[0])} has no answer to {len(lacking)} of {len(questions)} questions, the first "
             f"{lacking[0].id!r} ({lacking[0].place}). Answer every question, or leave it out of the questions."
         )
-    return [given[question.id] for question in questions]
+    return [answers_by_id[question.id] for question in questions]
 
 
 def _file(record: Question | ModelAnswer) -> str:

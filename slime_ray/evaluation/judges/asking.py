@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 def ask_all(
     connection: Connection,
     jobs: Mapping[Key, Job],
-    one: Callable[[Job, threading.Event], Result],
+    do_job: Callable[[Job, threading.Event], Result],
     *,
     concurrency: int,
     progress: Progress,
@@ -45,7 +45,7 @@ def ask_all(
     Args:
         connection: Opened here, and closed in the end.
         jobs: By key, at least one.
-        one: Does a job; it looks at the event, which says that nothing else is to be sent.
+        do_job: Does a job; it looks at the event, which says that nothing else is to be sent.
         concurrency: Jobs at a time.
         progress: Told how many are done, at least every HEARTBEAT.
 
@@ -59,7 +59,7 @@ def ask_all(
 
     def run(job: Job) -> Result:
         try:
-            return one(job, stop)
+            return do_job(job, stop)
         except BaseException as error:
             failures.extend([error] if isinstance(error, Failure) else [])
             stop.set()
@@ -128,27 +128,31 @@ class Asker:
         self.models: set[str] = set()
 
     def ask(self, questions: Sequence[JudgeQuestion]) -> tuple[list[str | None], Summary]:
-        """A verdict, as text, or None for each question, and what it took. Equal questions are asked once.
+        """Ask for a verdict on each question. Equal questions are asked once.
+
+        Returns the verdicts as text, or None, and what they took.
 
         Raises RunError by the policy that the settings name, where the endpoint refuses the key, and where the cache
         alone has to answer and does not know everything.
         """
-        known = self._known(questions)
-        left = {question.key: question for question in questions if question.key not in known}
-        if self.endpoint is None and left:
+        cached = self._cached_verdicts(questions)
+        uncached = {question.key: question for question in questions if question.key not in cached}
+        if self.endpoint is None and uncached:
             raise RunError(
-                f"{len(left)} of {len(left) + len(known)} verdicts of {self.judge.identity} are not in "
+                f"{len(uncached)} of {len(uncached) + len(cached)} verdicts of {self.judge.identity} are not in "
                 f"{self.verdicts.folder}, and offline nothing is asked for. Judge online first."
             )
         self.models = set()
-        found = self.ask_for(left) if left else {}
-        reasons = Counter(one.reason for one in found.values() if isinstance(one, Missing) and one != INVALID)
-        values = known | {key: one for key, one in found.items() if isinstance(one, str)}
+        results = self.ask_for(uncached) if uncached else {}
+        reasons = Counter(
+            result.reason for result in results.values() if isinstance(result, Missing) and result != INVALID
+        )
+        values = cached | {key: result for key, result in results.items() if isinstance(result, str)}
         spent = self.verdicts.spent(self.judge.identity)
         summary = Summary(
-            new=len(values) - len(known),
-            cached=len(known),
-            invalid=sum(one == INVALID for one in found.values()),
+            new=len(values) - len(cached),
+            cached=len(cached),
+            invalid=sum(result == INVALID for result in results.values()),
             missing=dict(sorted(reasons.items())),
             requests=spent.requests,
             input_tokens=spent.input_tokens,
@@ -158,31 +162,40 @@ class Asker:
         )
         return [values.get(question.key) for question in questions], summary
 
-    def _known(self, questions: Sequence[JudgeQuestion]) -> dict[str, str]:
-        """The kept verdicts of these questions. Raises RunError for one that could not have been read."""
+    def _cached_verdicts(self, questions: Sequence[JudgeQuestion]) -> dict[str, str]:
+        """Read the kept verdicts of these questions.
+
+        Raises RunError for one that could not have been read.
+        """
         read = {question.key: question.read for question in questions}
-        known = self.verdicts.find(sorted(read))
-        for key, value in known.items():
+        cached = self.verdicts.find(sorted(read))
+        for key, value in cached.items():
             if read[key](f"[[{value}]]") != value:
                 raise self.verdicts.unreadable(value)
-        return known
+        return cached
 
     def ask_for(self, questions: Mapping[str, JudgeQuestion]) -> dict[str, "str | Missing"]:
-        """A verdict, or why there is none, by key. Raises RunError by the policy."""
+        """Ask for verdicts by key; each is a verdict or why there is none.
+
+        Raises RunError by the policy.
+        """
         assert self.endpoint is not None
-        found, failure = ask_all(
-            self.endpoint, questions, self._one, concurrency=self.judge.concurrency, progress=self.progress
+        results, failure = ask_all(
+            self.endpoint, questions, self._ask_question, concurrency=self.judge.concurrency, progress=self.progress
         )
         if failure is not None:
             raise self.stopped(failure.reason)
-        return found
+        return results
 
-    def _one(self, question: JudgeQuestion, stop: threading.Event) -> str | Missing:
-        """Raises Failure, so that nothing else is sent, where no request would do better or the policy says so."""
-        found = self._try(question, stop)
-        if self.judge.on_failure == "stop" and isinstance(found, Missing) and found.fails:
-            raise Failure(found.reason, "endpoint")
-        return found
+    def _ask_question(self, question: JudgeQuestion, stop: threading.Event) -> str | Missing:
+        """Ask for one verdict.
+
+        Raises Failure, so that nothing else is sent, where no request would do better or the policy says so.
+        """
+        result = self._try(question, stop)
+        if self.judge.on_failure == "stop" and isinstance(result, Missing) and result.fails:
+            raise Failure(result.reason, "endpoint")
+        return result
 
     def _try(self, question: JudgeQuestion, stop: threading.Event) -> str | Missing:
         assert self.endpoint is not None
@@ -230,11 +243,14 @@ class Asker:
             return Missing(limit, judged=True)
         return Missing(reply.lack, judged=True) if reply.lack else INVALID
 
-    def pause(self, retry: int, wanted: float | None) -> float:
-        """Seconds until the next of several tries; `wanted` by the endpoint."""
+    def pause(self, retry: int, retry_after: float | None) -> float:
+        """Return the seconds until the next try.
+
+        retry_after: seconds that the endpoint asks for; None where it does not.
+        """
         # Cut at random, so that requests do not come back all at once.
-        own = min(LONGEST_WAIT, FIRST_WAIT * 2.0**retry) * random.uniform(0.5, 1.0)
-        return own if wanted is None else wanted
+        backoff = min(LONGEST_WAIT, FIRST_WAIT * 2.0**retry) * random.uniform(0.5, 1.0)
+        return backoff if retry_after is None else retry_after
 
     def _check_usage(self, reply: Reply) -> None:
         budget = self.judge.budget

@@ -53,42 +53,42 @@ class BatchAsker(Asker):
         return verdicts
 
     def _ask(self, questions: Mapping[str, JudgeQuestion], stop: threading.Event) -> dict[str, str | Missing]:
-        """A verdict, or why there is none, for each question by key.
+        """Return a verdict, or why there is none, for each question by key.
 
         Raises:
             Failure: The endpoint cannot be asked, or does not end a batch in time. Open batches stay written down.
         """
         self.stop = stop
         results: dict[str, str | Missing] = {}
-        left, rounds = dict(questions), 0
-        while left:
-            batches = self.verdicts.open_batches(list(left))
+        pending, rounds = dict(questions), 0
+        while pending:
+            batches = self.verdicts.open_batches(list(pending))
             if not batches:
                 if rounds == self.judge.asks:
                     break
-                spent = self._submit(left, rounds)
-                batches = self.verdicts.open_batches(list(left))
-                absent = left.keys() - {key for batch in batches for key in batch.requests}
+                spent = self._submit(pending, rounds)
+                batches = self.verdicts.open_batches(list(pending))
+                absent = pending.keys() - {key for batch in batches for key in batch.requests}
                 # What another trial had asked for meanwhile may be answered by now.
-                known = self.verdicts.find(sorted(absent))
-                results |= {key: known.get(key) or Missing(str(spent)) for key in absent if spent or key in known}
-            limit, asked = self.endpoint.limit_name, next(iter(left.values()))
+                cached = self.verdicts.find(sorted(absent))
+                results |= {key: cached.get(key) or Missing(str(spent)) for key in absent if spent or key in cached}
+            limit, sample_question = self.endpoint.limit_name, next(iter(pending.values()))
             for batch in batches:
-                results |= self._collect(batch, asked)
+                results |= self._collect(batch, sample_question)
                 # Where only the limit's name was refused, nothing has been judged.
                 rounds = max(rounds, batch.round + (self.endpoint.limit_name == limit))
-            left = {key: question for key, question in left.items() if _again(results.get(key))}
+            pending = {key: question for key, question in pending.items() if _again(results.get(key))}
         return results
 
     def _submit(self, questions: Mapping[str, JudgeQuestion], rounds: int) -> str | None:
         """Create batches of these questions. Returns which budget is spent, if one is."""
         for lines in self._portions(questions, rounds):
             token = uuid.uuid4().hex
-            held, spent = self.verdicts.begin_batch(
+            batch_keys, spent = self.verdicts.begin_batch(
                 token, self.judge.identity, list(lines), rounds, budget=self.judge.budget
             )
-            if held:
-                self._create(token, b"".join(lines[key] for key in held))
+            if batch_keys:
+                self._create(token, b"".join(lines[key] for key in batch_keys))
             if spent:
                 return spent
         return None
@@ -116,13 +116,13 @@ class BatchAsker(Asker):
             verdicts.end_batch(token, forget=True)
             raise self._without_batches(failure) from None
         try:
-            made = self._patiently(lambda: self.endpoint.create_batch(file, {TOKEN: token}), free=True)
+            batch = self._patiently(lambda: self.endpoint.create_batch(file, {TOKEN: token}), free=True)
         except Failure as failure:
             if not failure.paid:
                 verdicts.end_batch(token, forget=True)
             # Otherwise it may have been created: the next asking looks for it.
             raise self._without_batches(failure) from None
-        name = _text_of(made, "id")
+        name = _text_of(batch, "id")
         verdicts.name_batch(token, name)
         logger.info("batch %s of %d requests was submitted", name, content.count(b"\n"))
 
@@ -132,10 +132,10 @@ class BatchAsker(Asker):
             return Failure(f"{address} has no batch interface (404). Set evaluation.judge.mode: live", "endpoint")
         return failure
 
-    def _collect(self, batch: OpenBatch, asked: JudgeQuestion) -> dict[str, str | Missing]:
+    def _collect(self, batch: OpenBatch, sample_question: JudgeQuestion) -> dict[str, str | Missing]:
         """Wait for a batch, and keep each of its results. Keys that are to be asked anew are left out.
 
-        asked: any of the questions, which are all read alike.
+        sample_question: any of the questions, which are all read alike.
         """
         verdicts = self.verdicts
         state = self._wait(batch)
@@ -164,7 +164,7 @@ class BatchAsker(Asker):
                         results[key] = Missing(reply.reason)
                 else:
                     reply = self.endpoint.without_key(reply)
-                    value = self.keep(batch.requests[key], reply, asked)
+                    value = self.keep(batch.requests[key], reply, sample_question)
                     results[key] = self.without_verdict(reply) if value is None else value
         if anew:
             self.endpoint.limit_name = "max_completion_tokens"
@@ -226,7 +226,7 @@ class BatchAsker(Asker):
             ) from None
 
     def _lost(self, batch: OpenBatch) -> dict[str, Any] | None:
-        """A batch whose id did not arrive, among all of the endpoint's that are not older."""
+        """Find a batch whose id did not arrive, among the endpoint's that are not older."""
         after: str | None = None
         while True:
             page, more = self._patiently(partial(self.endpoint.batches, after))
@@ -234,8 +234,8 @@ class BatchAsker(Asker):
                 if _metadata(state).get(TOKEN) == batch.token:
                     return state
             before, last = after, page[-1] if more and page else {}
-            after, made = last.get("id"), last.get("created_at")
-            older = isinstance(made, (int, float)) and made < batch.submitted - CLOCKS_DIFFER
+            after, created_at = last.get("id"), last.get("created_at")
+            older = isinstance(created_at, (int, float)) and created_at < batch.submitted - CLOCKS_DIFFER
             if not isinstance(after, str) or after == before or older:
                 return None
 

@@ -209,16 +209,16 @@ class Connection:
         status, server = error.status_code, self.server
         if 300 <= status < 400:
             return Failure(
-                f"{server.base_url} redirects to {_shown(error.response.headers.get('location', ''))} ({status}), "
-                f"where nothing is sent. Write the address that answers in {self.setting}.base_url",
+                f"{server.base_url} redirects to {_public_address(error.response.headers.get('location', ''))} "
+                f"({status}), where nothing is sent. Write the address that answers in {self.setting}.base_url",
                 "endpoint",
                 status=status,
             )
         if status in (401, 403):
             # What is said here may repeat the key.
-            held = f"the key in {server.api_key_env}" if server.api_key_env else "requests without a key"
+            credentials = f"the key in {server.api_key_env}" if server.api_key_env else "requests without a key"
             way_out = "Put a valid one there" if server.api_key_env else "Name its variable in api_key_env"
-            return Failure(f"{server.base_url} refuses {held} ({status}). {way_out}", "endpoint", status=status)
+            return Failure(f"{server.base_url} refuses {credentials} ({status}). {way_out}", "endpoint", status=status)
         if status == 404:
             return Failure(
                 f"{server.base_url} does not know the model {server.model}, or is no such endpoint: "
@@ -251,12 +251,12 @@ class Endpoint(Connection):
         self.limit_name = "max_tokens"
 
     def ask(self, messages: list[dict[str, str]]) -> Reply:
-        """The judgment. Raises Failure."""
-        asked = self.body(messages)
+        """Request one judgment. Raises Failure."""
+        request = self.body(messages)
         try:
-            return self.without_key(read_reply(self.send("/chat/completions", asked)))
+            return self.without_key(read_reply(self.send("/chat/completions", request)))
         except Failure as failure:
-            if "max_tokens" in asked and _renames(failure):
+            if "max_tokens" in request and _renames(failure):
                 self.limit_name = "max_completion_tokens"
                 return self.ask(messages)
             failure.reason = self.masked(failure.reason)
@@ -269,13 +269,13 @@ class Endpoint(Connection):
         return replace(reply, text=self.masked(reply.text), model=reply.model and self.masked(reply.model))
 
     def body(self, messages: list[dict[str, str]]) -> dict[str, Any]:
-        """The request for one judgment."""
+        """Return the request for one judgment."""
         clean = [{name: printable(text) for name, text in message.items()} for message in messages]
-        asked: dict[str, Any] = {**self.server.request, "model": self.server.model, "messages": clean}
-        asked[self.limit_name] = self.server.max_tokens
+        request: dict[str, Any] = {**self.server.request, "model": self.server.model, "messages": clean}
+        request[self.limit_name] = self.server.max_tokens
         if self.server.temperature is not None:
-            asked["temperature"] = self.server.temperature
-        return asked
+            request["temperature"] = self.server.temperature
+        return request
 
     def renames(self, failure: Failure) -> bool:
         """Whether the endpoint wants the limit of tokens under the other name."""
@@ -329,8 +329,8 @@ def _renames(failure: Failure) -> bool:
     return failure.status == 400 and "max_completion_tokens" in failure.reason
 
 
-def _shown(location: str) -> str:
-    """An address without user, password and query, which may be secrets."""
+def _public_address(location: str) -> str:
+    """Return an address without user, password and query, which may be secrets."""
     try:
         place = urlsplit(location)
         place = place._replace(netloc=place.netloc.rpartition("@")[2], query="", fragment="")

@@ -42,14 +42,17 @@ RULE = (
 
 
 def render(template: Template, *, question: Messages, answers: Mapping[str, str], nonce: str) -> list[dict[str, str]]:
-    """The messages to the judge. question: the conversation that was answered. answers: by place in the template."""
+    """Return the messages to the judge.
+
+    question: the conversation that was answered. answers: by place in the template.
+    """
     turns = [(str(turn["role"]), shown_text(turn)) for turn in question]
     if len(turns) == 1:
         turns = [("question", turns[0][1])]
-    shown = {"question": "\n\n".join(_marked(role, text, nonce) for role, text in turns)}
-    shown |= {place: _marked(place, text, nonce) for place, text in answers.items()}
+    texts = {"question": "\n\n".join(_marked(role, text, nonce) for role, text in turns)}
+    texts |= {place: _marked(place, text, nonce) for place, text in answers.items()}
     # In one pass: what is put in is not looked through again.
-    user = PLACES.sub(lambda place: shown[place[1]], template.user)
+    user = PLACES.sub(lambda place: texts[place[1]], template.user)
     system = "\n\n".join(part for part in (template.system, RULE.replace("{nonce}", nonce)) if part)
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
@@ -62,28 +65,30 @@ def harmless(text: str) -> str:
 
 
 def read_label(judgment: str) -> str | None:
-    """The last `[[A>B]]`, or else the last `[A>B]`; None where there is none or it is not one of the five.
+    """Return the last `[[A>B]]`, or else the last `[A>B]`.
+
+    None where there is none or it is not one of the five.
 
     Full-width signs, HTML's and Markdown's marks within the brackets are those that they show; reasoning is not read.
     """
-    said = _REASONING.sub("", judgment)
+    conclusion = _REASONING.sub("", judgment)
     for pattern in _LABELS:
-        if found := pattern.findall(said):
-            label = html.unescape(found[-1]).translate(_PLAIN).upper()
+        if labels := pattern.findall(conclusion):
+            label = html.unescape(labels[-1]).translate(_PLAIN).upper()
             return label if label in POINTS_OF_A else None
     return None
 
 
 def read_rating(judgment: str) -> str | None:
-    """The last `[[7]]`; None where there is none or it is not from 1 to 10."""
-    found = _RATING.findall(_REASONING.sub("", judgment))
-    rating = float(found[-1].translate(_PLAIN)) if found else 0.0
+    """Return the last `[[7]]`; None where there is none or it is not from 1 to 10."""
+    ratings = _RATING.findall(_REASONING.sub("", judgment))
+    rating = float(ratings[-1].translate(_PLAIN)) if ratings else 0.0
     return str(rating) if 1 <= rating <= 10 else None
 
 
-def _with_blanks(found: re.Match[str]) -> str:
-    start, end = found.start(1) - found.start(), found.end(1) - found.start()
-    return f"{found[0][:start]} {found[1]} {found[0][end:]}"
+def _with_blanks(match: re.Match[str]) -> str:
+    start, end = match.start(1) - match.start(), match.end(1) - match.start()
+    return f"{match[0][:start]} {match[1]} {match[0][end:]}"
 
 
 def _marked(what: str, text: str, nonce: str) -> str:
@@ -97,21 +102,24 @@ class PairwiseLlmJudge(Judge):
         self.settings, self.asker, self.name, self.repeat = settings, asker, settings.identity, repeat
 
     def compare(self, pairs: Sequence[AnswerPair]) -> Judged:
-        """Both orders of all pairs are asked for together. Equal answers tie without being shown."""
-        orders = [*pairs, *((other, theirs, prompt, ours) for prompt, ours, other, theirs in pairs)]
-        equal = [list(prompt) == list(other) and a == b for prompt, a, other, b in orders]
-        found, summary = self.asker.ask(
-            [self._compared(*each) for each, same in zip(orders, equal, strict=True) if not same]
+        """Ask for both orders of all pairs at once. Equal answers tie without being asked."""
+        orders = [
+            *pairs,
+            *((baseline_prompt, baseline, prompt, answer) for prompt, answer, baseline_prompt, baseline in pairs),
+        ]
+        equal = [list(prompt) == list(prompt_b) and a == b for prompt, a, prompt_b, b in orders]
+        verdict_texts, summary = self.asker.ask(
+            [self._pair_question(*order) for order, same in zip(orders, equal, strict=True) if not same]
         )
-        labels = iter(found)
+        labels = iter(verdict_texts)
         verdicts = ["A=B" if same else cast(Verdict, next(labels)) for same in equal]
         comparisons = [Comparison(*both) for both in zip(verdicts[: len(pairs)], verdicts[len(pairs) :], strict=True)]
         return Judged(comparisons, summary)
 
-    def _compared(self, prompt: Messages, a: str, other: Messages, b: str) -> JudgeQuestion:
-        if list(prompt) != list(other):
+    def _pair_question(self, prompt: Messages, a: str, prompt_b: Messages, b: str) -> JudgeQuestion:
+        if list(prompt) != list(prompt_b):
             # What both were asked is the question; each side's own earlier answers are part of its answer.
-            a, b = _all_turns(prompt, a), _all_turns(other, b)
+            a, b = _all_turns(prompt, a), _all_turns(prompt_b, b)
             prompt = [message for message in prompt if message["role"] != "assistant"]
         return _question(self.settings, prompt, {"answer_a": a, "answer_b": b}, self.repeat)
 
@@ -123,12 +131,12 @@ class RatingLlmJudge(ScoringJudge):
         self.settings, self.asker, self.name, self.repeat = settings, asker, settings.identity, repeat
 
     def score_each(self, answers: Sequence[Prompted]) -> list[float | None]:
-        """One rating an answer, all asked for together."""
-        found, summary = self.asker.ask(
+        """Ask for one rating an answer, all at once."""
+        ratings, summary = self.asker.ask(
             [_question(self.settings, prompt, {"answer": answer}, self.repeat) for prompt, answer in answers]
         )
         self.summary = replace(summary, unit="scores")
-        return [None if rating is None else float(rating) for rating in found]
+        return [None if rating is None else float(rating) for rating in ratings]
 
 
 def _question(settings: Llm, prompt: Messages, answers: Mapping[str, str], repeat: int) -> JudgeQuestion:

@@ -36,7 +36,7 @@ class Panel(Judge):
         self.name, self.raters = name, raters
 
     def compare(self, pairs: Sequence[AnswerPair]) -> Judged:
-        """What each rater makes of its prompts, pooled prompt by prompt."""
+        """Pool the verdicts of all raters on their prompts, prompt by prompt."""
         ratings: list[list[Rating]] = [[] for _ in pairs]
         summaries: dict[tuple[str, int], Summary] = {}
         for rater in self.raters:
@@ -47,29 +47,32 @@ class Panel(Judge):
             for place, comparison in zip(places, judged.comparisons, strict=True):
                 assert isinstance(comparison, Comparison)
                 ratings[place].append(Rating(rater.judge.name, rater.repeat, comparison))
-        return Judged([Pooled(tuple(every)) for every in ratings], _total(summaries))
+        return Judged([Pooled(tuple(prompt_ratings)) for prompt_ratings in ratings], _total(summaries))
 
 
 def _total(summaries: Mapping[tuple[str, int], Summary]) -> Summary:
-    """What a panel took. summaries: by judge and repeat; reasons are named by judge."""
+    """Sum up what a panel took.
+
+    summaries: by judge and repeat; reasons are named by judge.
+    """
     missing: dict[str, int] = {}
     # Each repeat tells what its judge has taken in the whole run so far.
     last: dict[str, Summary] = {}
     for (judge, _), summary in summaries.items():
-        last[judge] = max(last.get(judge, summary), summary, key=lambda one: one.requests)
+        last[judge] = max(last.get(judge, summary), summary, key=lambda call: call.requests)
         for reason, count in summary.missing.items():
             missing[f"{judge}: {reason}"] = missing.get(f"{judge}: {reason}", 0) + count
     costs = [summary.cost for summary in last.values() if summary.requests]
-    every = summaries.values()
+    calls = summaries.values()
     return Summary(
-        new=sum(one.new for one in every),
-        cached=sum(one.cached for one in every),
-        invalid=sum(one.invalid for one in every),
+        new=sum(call.new for call in calls),
+        cached=sum(call.cached for call in calls),
+        invalid=sum(call.invalid for call in calls),
         missing=missing,
-        shortened=sum(one.shortened for one in every),
-        requests=sum(one.requests for one in last.values()),
-        input_tokens=sum(one.input_tokens for one in last.values()),
-        output_tokens=sum(one.output_tokens for one in last.values()),
+        shortened=sum(call.shortened for call in calls),
+        requests=sum(call.requests for call in last.values()),
+        input_tokens=sum(call.input_tokens for call in last.values()),
+        output_tokens=sum(call.output_tokens for call in last.values()),
         cost=None if not costs or None in costs else sum(cost for cost in costs if cost is not None),
-        models=tuple(sorted({model for one in every for model in one.models})),
+        models=tuple(sorted({model for call in calls for model in call.models})),
     )

@@ -43,23 +43,23 @@ def read_reply(body: bytes) -> Reply:
     """
     try:
         # A broken letter loses itself, not the judgment around it.
-        given = json.loads(body.decode("utf-8-sig", "replace"))
+        completion = json.loads(body.decode("utf-8-sig", "replace"))
     except (ValueError, RecursionError):
         raise Failure("an answer that is no JSON", "passing", paid=True) from None
-    if isinstance(given, dict) and given.get("error") and not given.get("choices"):
-        raise _error(given["error"])
+    if isinstance(completion, dict) and completion.get("error") and not completion.get("choices"):
+        raise _error(completion["error"])
     try:
-        choice = given["choices"][0]
+        choice = completion["choices"][0]
         message = choice["message"]
         text = _text(message.get("content"))
         lack = _lack(choice.get("finish_reason"), message)
     except (AttributeError, IndexError, KeyError, TypeError):
         raise Failure("an answer that is no chat completion", "passing", paid=True) from None
-    usage = given.get("usage")
+    usage = completion.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     return Reply(
         text=printable(text),
-        model=printable(given["model"])[:200] if isinstance(given.get("model"), str) else None,
+        model=printable(completion["model"])[:200] if isinstance(completion.get("model"), str) else None,
         input_tokens=_count(usage.get("prompt_tokens")),
         output_tokens=_count(usage.get("completion_tokens")),
         lack=lack,

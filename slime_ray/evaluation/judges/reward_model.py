@@ -53,38 +53,38 @@ class RewardModelJudge(ScoringJudge):
         self.key = f"{settings.scoring} {self._weights()}"
 
     def score_each(self, answers: Sequence[Prompted]) -> list[float | None]:
-        """One score an answer. Raises InputError for a model that cannot be used."""
+        """Score each answer. Raises InputError for a model that cannot be used."""
         keys = [self._key(prompt, answer) for prompt, answer in answers]
-        known = self.verdicts.find(sorted(set(keys)))
-        left = [place for place, key in enumerate(keys) if key not in known]
-        if left and self.offline:
+        cached = self.verdicts.find(sorted(set(keys)))
+        uncached = [place for place, key in enumerate(keys) if key not in cached]
+        if uncached and self.offline:
             raise RunError(
-                f"{len(left)} of {len(keys)} scores of {self.name} are not in {self.verdicts.folder}, and offline the "
-                "model is not asked. Judge online first."
+                f"{len(uncached)} of {len(keys)} scores of {self.name} are not in {self.verdicts.folder}, and offline "
+                "the model is not asked. Judge online first."
             )
         missing: Counter[str] = Counter()
         new, shortened = 0, 0
-        if left:
+        if uncached:
             tokenizer = self._load(read_tokenizer, *self.parts.tokenizer)
-            conversations, shortened = self._encode(tokenizer, [answers[place] for place in left])
+            conversations, shortened = self._encode(tokenizer, [answers[place] for place in uncached])
             rendered = [index for index, ids in enumerate(conversations) if ids]
             scores = self._score(tokenizer, [conversations[index] for index in rendered])
-            found = {
-                keys[left[index]]: repr(score)
+            new_scores = {
+                keys[uncached[index]]: repr(score)
                 for index, score in zip(rendered, scores, strict=True)
                 if not math.isnan(score)
             }
-            if scores and not found and not known:
+            if scores and not new_scores and not cached:
                 raise self._unusable(f"in {self.settings.dtype} all its scores are NaN")
-            self.verdicts.keep(self.name, found)
-            known |= found
-            new = len(found)
-            missing["the reward model's chat template refuses the conversation"] = len(left) - len(rendered)
+            self.verdicts.keep(self.name, new_scores)
+            cached |= new_scores
+            new = len(new_scores)
+            missing["the reward model's chat template refuses the conversation"] = len(uncached) - len(rendered)
             missing[f"in {self.settings.dtype} the reward model gave an answer NaN"] = len(scores) - new
         self.summary = Summary(
-            new=new, cached=len(keys) - len(left), missing=dict(+missing), shortened=shortened, unit="scores"
+            new=new, cached=len(keys) - len(uncached), missing=dict(+missing), shortened=shortened, unit="scores"
         )
-        return [self._read(known[key]) if key in known else None for key in keys]
+        return [self._read(cached[key]) if key in cached else None for key in keys]
 
     def _read(self, value: str) -> float | None:
         try:

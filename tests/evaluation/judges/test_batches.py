@@ -131,7 +131,7 @@ def test_what_another_machine_found_without_a_verdict_is_asked_for_again(llm, ve
         return judge.compare(PAIRS)
 
     other = Verdicts(verdicts.folder, run=verdicts.run)
-    other.own = verdicts.folder / "other.sqlite"
+    other.host_file = verdicts.folder / "other.sqlite"
     with batching(lambda lines: Ended(lines[6:], failed(lines[:6], EXPIRED), "expired"), looks=10**9) as server:
         for kept in (verdicts, other):
             with pytest.raises(RunError, match="has not ended"):
@@ -152,7 +152,7 @@ def test_another_machine_finds_the_batch_too(llm, verdicts):
         with pytest.raises(RunError, match="has not ended"):
             asked(verdicts, wait_seconds=0)
         other = Verdicts(verdicts.folder, run=verdicts.run)
-        other.own = verdicts.folder / "other.sqlite"
+        other.host_file = verdicts.folder / "other.sqlite"
         assert labels(asked(other)) == (AB, BA)
         assert len(server.batches) == 1
         # For the first machine, too, the batch is done with.
@@ -206,7 +206,7 @@ def test_a_batch_that_was_never_created_is_submitted_again_once_that_is_certain(
         with pytest.raises(RunError, match="has not ended after 0 s"):
             batch(server, wait_seconds=0)
         assert not server.batches
-        with sqlite3.connect(verdicts.own) as database:
+        with sqlite3.connect(verdicts.host_file) as database:
             database.execute("UPDATE batched SET time = 0")
         judged = batch(server)
         assert labels(judged) == (AB, BA)

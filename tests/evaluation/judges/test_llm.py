@@ -166,7 +166,7 @@ def test_an_invalid_judgment_is_asked_again_twice_and_then_missing(llm, verdicts
         assert judged.summary.input_tokens == 1200
         server.behave = lambda *_: None
         assert labels(llm(server).compare(PAIRS[:2])) == (AB[:2], BA[:2])
-    with sqlite3.connect(verdicts.own) as database:
+    with sqlite3.connect(verdicts.host_file) as database:
         assert database.execute("SELECT COUNT(*) FROM requests WHERE judgment = ?", (judgment or "",)).fetchone() == (
             12,
         )
@@ -190,7 +190,7 @@ def test_a_judge_that_dies_half_way_loses_nothing(llm):
 def test_a_kept_value_that_is_no_verdict_is_refused_and_not_counted(server, llm, verdicts, template):
     llm(server, template=template).compare(PAIRS)
     for value in ("better", "nan", "11.0", "A>B>C", ""):
-        with sqlite3.connect(verdicts.own) as database:
+        with sqlite3.connect(verdicts.host_file) as database:
             database.execute("UPDATE verdicts SET value = ?", (value,))
         with pytest.raises(RunError, match=r"keeps .* as a verdict, which is none. .*move it away"):
             llm(server, template=template).compare(PAIRS)
@@ -306,7 +306,7 @@ def test_a_budget_of_tokens_needs_an_endpoint_that_counts_them(llm):
 def test_the_key_is_neither_in_the_cache_nor_in_the_settings(server, llm, verdicts):
     judge = llm(server)
     judge.compare(PAIRS)
-    assert KEY.encode() not in verdicts.own.read_bytes()
+    assert KEY.encode() not in verdicts.host_file.read_bytes()
     assert KEY not in judge.settings.model_dump_json()
 
 
@@ -318,7 +318,7 @@ def test_a_key_that_the_endpoint_sends_back_is_neither_kept_nor_reported(llm, ve
         judged = llm(server).compare(PAIRS)
     assert labels(judged) == (AB, BA)
     assert judged.summary.models == ("rule ***",)
-    assert KEY.encode() not in verdicts.own.read_bytes()
+    assert KEY.encode() not in verdicts.host_file.read_bytes()
 
 
 def test_a_missing_key_or_package_is_a_sentence(server, monkeypatch):

@@ -207,10 +207,10 @@ def test_a_model_that_gives_no_number_at_all_is_refused(judge):
 def test_scores_that_are_read_back_may_be_infinite_or_missing_and_nothing_else(judge, verdicts):
     judge().scores(ANSWERED)
     for value, scores in (("inf", [math.inf] * len(PROMPTS)), ("nan", [None] * len(PROMPTS))):
-        with sqlite3.connect(verdicts.own) as database:
+        with sqlite3.connect(verdicts.host_file) as database:
             database.execute("UPDATE verdicts SET value = ?", (value,))
         assert judge().scores(ANSWERED) == scores
-    with sqlite3.connect(verdicts.own) as database:
+    with sqlite3.connect(verdicts.host_file) as database:
         database.execute("UPDATE verdicts SET value = 'high'")
     with pytest.raises(RunError, match=r"keeps 'high' as a verdict, which is none"):
         judge().scores(ANSWERED)
