@@ -42,10 +42,10 @@ def over(draws: Sequence[Draw], topics: np.ndarray | None = None, *, least: floa
     topics: (items,) where these come in topics. least: what a value is at least, since Student's ends know of no
     bounds: 0 of rates and of S, -1 of their differences.
     """
-    known = [sample for sample in draws if np.isfinite(sample).any()]
-    if not known:
+    finite = [sample for sample in draws if np.isfinite(sample).any()]
+    if not finite:
         return None
-    values = np.stack(known)
+    values = np.stack(finite)
     if values.ndim == 1:
         return _within(effects.interval(values), least)
     values, units = _units(values, topics)
@@ -72,8 +72,8 @@ def _units(values: np.ndarray, topics: np.ndarray | None) -> tuple[np.ndarray, n
 
 def settling_words(draws: Sequence[Draw], topics: np.ndarray | None = None) -> str:
     """Say how many checkpoints would settle a difference in four of five tries; empty where too little is known."""
-    known = [sample for sample in draws if np.isfinite(sample).any()]
-    values = np.stack(known) if known else np.empty(0)
+    finite = [sample for sample in draws if np.isfinite(sample).any()]
+    values = np.stack(finite) if finite else np.empty(0)
     units = values if values.ndim == 1 else _units(values, topics)[1]
     if min(units.shape) < 2:
         return ""
@@ -207,25 +207,28 @@ def of_runs(runs: Sequence[Run], mains: Sequence[Table], differing: Sequence[str
 
     mains: their main tables. differing: what is not the same in these runs, as the caption says it.
     """
-    every = [Standings.each(run, main) for run, main in zip(runs, mains, strict=True)]
-    leagues = [one for each in every for one in each]
-    if not all(every) or any(_winners(one).keys() != _winners(leagues[0]).keys() for one in leagues):
+    leagues_by_run = [Standings.by_checkpoint(run, main) for run, main in zip(runs, mains, strict=True)]
+    leagues = [league for leagues_of_run in leagues_by_run for league in leagues_of_run]
+    if not all(leagues_by_run) or any(_winners(league).keys() != _winners(leagues[0]).keys() for league in leagues):
         return None
-    if len({one.rate for one in leagues}) > 1:
+    if len({league.rate for league in leagues}) > 1:
         return None
     return leagues_over(leagues, f"Not the same in all: {'; '.join(differing) or 'nothing that was recorded'}.")
 
 
 def leagues_over(leagues: Sequence[Standings], remark: str = "") -> Table:
     """One row per method over the leagues of several SFT checkpoints. remark: ends the caption."""
-    runs = list({one.run.path: one.run for one in leagues}.values())
-    won = [_winners(one) for one in leagues]
+    runs = list({league.run.path: league.run for league in leagues}.values())
+    won = [_winners(league) for league in leagues]
     rates = pd.DataFrame(
-        [{method: np.nan if row is None else np.nanmean(row[1]) for method, row in one.items()} for one in won]
+        [
+            {method: np.nan if row is None else np.nanmean(row[1]) for method, row in outcomes.items()}
+            for outcomes in won
+        ]
     )
     places = rates.rank(axis=1, ascending=False, method="min")
     # Which leagues start from one checkpoint is not known where one of them does not say from which it does.
-    starts = [_weights(one) for one in leagues]
+    starts = [_weights(league) for league in leagues]
     starts = [None] * len(starts) if None in starts else starts
     # An entry that was not confirmed from one of them cannot lead over all.
     everywhere = rates.loc[:, rates.notna().all()].groupby(pd.factorize(np.asarray(starts, dtype=object))[0]).mean()
@@ -268,17 +271,17 @@ def leagues_over(leagues: Sequence[Standings], remark: str = "") -> Table:
     )
 
 
-def _winners(found: Standings) -> dict[str, Outcomes | None]:
+def _winners(league: Standings) -> dict[str, Outcomes | None]:
     """The confirmed outcomes of each method's winner."""
-    return {member.entry.method: found.confirmed.get(label) for label, member in found.members.items()}
+    return {member.entry.method: league.confirmed.get(label) for label, member in league.members.items()}
 
 
 def _same_items(leagues: Sequence[Standings]) -> tuple[np.ndarray | None] | None:
     """The topics of the items that all leagues are measured on; None where they are not known to be the same."""
     first = leagues[0]
-    asked = [(one.run.manifest.get("hashes") or {}).get("prompts_report") for one in leagues]
-    alike = len(set(asked)) == 1 and asked[0] is not None and first.rate == "win_rate"
-    return (first.topics,) if alike or all(one.run is first.run for one in leagues) else None
+    hashes = [(league.run.manifest.get("hashes") or {}).get("prompts_report") for league in leagues]
+    alike = len(set(hashes)) == 1 and hashes[0] is not None and first.rate == "win_rate"
+    return (first.topics,) if alike or all(league.run is first.run for league in leagues) else None
 
 
 def _row(
@@ -288,18 +291,20 @@ def _row(
     leagues: Sequence[Standings],
     starts: Sequence[Any],
 ) -> dict[str, Any]:
-    own = [None if (row := one[method]) is None else draw(row) for one in won]
-    pairs = [(one[method], one[leader]) for one in won] if leader not in (None, method) else []
+    rates = [None if (row := outcomes[method]) is None else draw(row) for outcomes in won]
+    pairs = [(outcomes[method], outcomes[leader]) for outcomes in won] if leader not in (None, method) else []
     gaps = [None if row is None or first is None else draw(row, first) for row, first in pairs]
     means = [float(np.nanmean(gap)) for gap in gaps if gap is not None and np.isfinite(gap).any()]
-    labels = [{member.entry.method: label for label, member in one.members.items()} for one in leagues]
-    claims = [one.claims.get((of.get(str(leader), ""), of[method])) for one, of in zip(leagues, labels, strict=True)]
-    winners = [one.members[of[method]].winner for one, of in zip(leagues, labels, strict=True)]
-    scores = [one.scores.get(winner or "") for one, winner in zip(leagues, winners, strict=True)]
-    steady = [None if one is None else draw(one) for one in scores]
+    labels = [{member.entry.method: label for label, member in league.members.items()} for league in leagues]
+    claims = [
+        league.claims.get((of.get(str(leader), ""), of[method])) for league, of in zip(leagues, labels, strict=True)
+    ]
+    winners = [league.members[of[method]].winner for league, of in zip(leagues, labels, strict=True)]
+    scores = [league.scores.get(winner or "") for league, winner in zip(leagues, winners, strict=True)]
+    steady = [None if score is None else draw(score) for score in scores]
     same = _same_items(leagues)
     topics = same[0] if same else None
-    apart = [_mean_by_start(each, starts, items=same is not None) for each in (own, gaps)]
+    apart = [_mean_by_start(each, starts, items=same is not None) for each in (rates, gaps)]
     return {
         "entry": method,
         **columns(
@@ -311,31 +316,31 @@ def _row(
         ),
         "behind": sum(mean < 0 for mean in means),
         "separable": sum(claim is not None and claim.matters for claim in claims),
-        "checkpoints": sum(each is not None for each in own),
+        "checkpoints": sum(each is not None for each in rates),
         "settling": settling_words(apart[1], topics),
     }
 
 
 def _mean_by_start(draws: Sequence[Draw | None], starts: Sequence[Any], *, items: bool) -> list[Draw]:
     """The draws of leagues as one of each SFT checkpoint, the mean of its leagues. items: keep them apart."""
-    known: dict[Any, list[Draw]] = {}
+    draws_by_start: dict[Any, list[Draw]] = {}
     for drawn, start in zip(draws, starts if draws else (), strict=True):
         if drawn is not None and np.isfinite(drawn).any():
-            known.setdefault(start, []).append(drawn if items else np.asarray(np.nanmean(drawn)))
-    return [np.asarray(np.mean(each, axis=0)) for each in known.values()]
+            draws_by_start.setdefault(start, []).append(drawn if items else np.asarray(np.nanmean(drawn)))
+    return [np.asarray(np.mean(each, axis=0)) for each in draws_by_start.values()]
 
 
-def _weights(found: Standings) -> Any:
+def _weights(league: Standings) -> Any:
     """The hash of the SFT checkpoint that a league starts from."""
-    hashes = found.run.manifest.get("hashes") or {}
-    own = None if found.sft_seed is None else hashes.get(weights_at(found.sft_seed))
-    recorded = own or hashes.get("sft_weights") or hashes.get("sft_checkpoint")
-    return recorded or (None if found.sft_seed is None else f"sft.seed {found.sft_seed}")
+    hashes = league.run.manifest.get("hashes") or {}
+    weights = None if league.sft_seed is None else hashes.get(weights_at(league.sft_seed))
+    recorded = weights or hashes.get("sft_weights") or hashes.get("sft_checkpoint")
+    return recorded or (None if league.sft_seed is None else f"sft.seed {league.sft_seed}")
 
 
-def stacked(leagues: Sequence[Standings], made: Sequence[Table]) -> Table | None:
+def stacked(leagues: Sequence[Standings], tables: Sequence[Table]) -> Table | None:
     """One table of every checkpoint's league in one, with a column for the checkpoint; None without any."""
-    parts = [(one.sft_seed, table) for one, table in zip(leagues, made, strict=True)]
+    parts = [(league.sft_seed, table) for league, table in zip(leagues, tables, strict=True)]
     if len(parts) < 2:
         return parts[0][1] if parts else None
     first = next((table for _, table in parts if table.columns), parts[0][1])
@@ -343,7 +348,7 @@ def stacked(leagues: Sequence[Standings], made: Sequence[Table]) -> Table | None
     if not parts:
         return first
     seeds = [seed for seed, table in parts for _ in range(len(table.frame))]
-    together = [
+    stacked_columns = [
         replace(
             column,
             cells=tuple(cell for _, table in parts for cell in table.columns[place].cells),
@@ -355,20 +360,20 @@ def stacked(leagues: Sequence[Standings], made: Sequence[Table]) -> Table | None
         first,
         frame=pd.concat([table.frame for _, table in parts], ignore_index=True).assign(sft_seed=pd.Series(seeds)),
         notes=list(dict.fromkeys(note for _, table in parts for note in table.notes)),
-        columns=(together[0], Column("sft.seed", tuple(map(str, seeds)), keep=10), *together[1:]),
+        columns=(stacked_columns[0], Column("sft.seed", tuple(map(str, seeds)), keep=10), *stacked_columns[1:]),
         remarks=tuple(remark for _, table in parts for remark in table.remarks),
     )
 
 
-def league_sentences(found: Sequence[Standings], table: Table) -> Sentences:
+def league_sentences(leagues: Sequence[Standings], table: Table) -> Sentences:
     """What leagues from several checkpoints leave open, and what holds from all of them."""
     frame = table.frame.dropna(subset=["rate"])
     open_ = [f"How {entry} does: it was confirmed from no checkpoint." for entry in table.frame["entry"][len(frame) :]]
     if frame.empty:
         return open_, []
-    unit, first = unit_of(found[0].rate)[0].removesuffix(" %"), frame.iloc[0]
+    unit, first = unit_of(leagues[0].rate)[0].removesuffix(" %"), frame.iloc[0]
     settled = [
-        f"Highest {unit} over {len(found)} SFT checkpoints: {first['entry']} with "
+        f"Highest {unit} over {len(leagues)} SFT checkpoints: {first['entry']} with "
         f"{number(first['rate'], 1, scale=100)} %."
     ]
     for row in frame.iloc[1:].to_dict("records"):
@@ -378,9 +383,9 @@ def league_sentences(found: Sequence[Standings], table: Table) -> Sentences:
             f"{number(row['difference_high'], 1, scale=100, signed=True)}] over checkpoints, behind from "
             f"{row['behind']} of {row['checkpoints']}, separable from {row['separable']}"
         )
-        holds = row["difference_high"] < 0 and row["behind"] == len(found)
+        holds = row["difference_high"] < 0 and row["behind"] == len(leagues)
         (settled if holds else open_).append(f"{words}." if holds else f"Whether {words}{row['settling']}.")
-    more = {one.sft_seed: more_tuning(one).removesuffix(".") for one in found}
+    more = {league.sft_seed: more_tuning(league).removesuffix(".") for league in leagues}
     alike = len(set(more.values())) == 1
     words = "; ".join(dict.fromkeys(text if alike else f"sft.seed {seed}: {text}" for seed, text in more.items()))
     return [*open_, f"What three times the tuning would change: {words}."], settled

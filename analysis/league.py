@@ -52,7 +52,7 @@ class Standings:
     topics: np.ndarray | None
 
     @classmethod
-    def each(cls, run: results.Run, main: Table) -> "list[Standings]":
+    def by_checkpoint(cls, run: results.Run, main: Table) -> "list[Standings]":
         """Those of every SFT checkpoint, whose entries are compared among themselves; none where it is no league."""
         league = League.of(run.manifest)
         if league is None:
@@ -97,8 +97,8 @@ class Standings:
         """(trials,) rates that an entry's search measured; of those that did not complete the worst. None where all."""
         trials = self.members[label].trials
         values = trials[self.rate].where(trials["status"] == FINISHED).to_numpy(dtype=float)
-        known = np.isfinite(values)
-        return np.where(known, values, values[known].min()) if known.any() else values[:0]
+        finite = np.isfinite(values)
+        return np.where(finite, values, values[finite].min()) if finite.any() else values[:0]
 
     @cached_property
     def differences(self) -> dict[Pair, np.ndarray | None]:
@@ -122,9 +122,9 @@ class Standings:
         """Stabilities of the confirmed rows, by their label."""
         return rows.stabilities_by_label(self.run.trials[self.run.trials["phase"] == "confirm"])
 
-    def steadier(self, one: str, other: str, ending: str = "") -> np.ndarray | None:
+    def steadier(self, entry: str, rival: str, ending: str = "") -> np.ndarray | None:
         """(seeds,) stability of an entry's winner minus that of another's, or of its own defaults, by common seeds."""
-        first, second = (self.members[label].winner for label in (one, other))
+        first, second = (self.members[label].winner for label in (entry, rival))
         if first is None or second is None or not {first, second + ending} <= self.scores.keys():
             return None
         return rows.difference(self.scores[first], self.scores[second + ending])
@@ -160,14 +160,14 @@ def ranks(claims: Mapping[Pair, Claim | None]) -> dict[str, tuple[float, float]]
     """
     ranks_by_label = {}
     for label in dict.fromkeys(name for pair in claims for name in pair):
-        beside = {pair: claim for pair, claim in claims.items() if label in pair}
+        label_claims = {pair: claim for pair, claim in claims.items() if label in pair}
         # The t over seeds and prompts alone would cover 93 % where seeds differ much: docs/benchmarks/statistics.md.
         p_values = [
             np.nan if claim is None or claim.of_checkpoints else max(claim.p_values.values())
-            for claim in beside.values()
+            for claim in label_claims.values()
         ]
-        lowest, highest = (np.nan, np.nan) if np.isnan(p_values).all() else (1.0, 1.0 + len(beside))
-        for (pair, claim), p in zip(beside.items(), effects.holm(np.array(p_values)), strict=True):
+        lowest, highest = (np.nan, np.nan) if np.isnan(p_values).all() else (1.0, 1.0 + len(label_claims))
+        for (pair, claim), p in zip(label_claims.items(), effects.holm(np.array(p_values)), strict=True):
             if claim is not None and p < effects.LEVEL:
                 ahead = (claim.difference.value > 0) == (pair[0] == label)
                 lowest, highest = lowest + (not ahead), highest - ahead
@@ -178,10 +178,10 @@ def ranks(claims: Mapping[Pair, Claim | None]) -> dict[str, tuple[float, float]]
 def letters(order: list[str], apart: list[Pair]) -> dict[str, str]:
     """Compact letters by name (Piepho 2004): two share one exactly where they are not told apart."""
     groups = [frozenset(order)]
-    for one, other in apart:
-        split = [group - {gone} for group in groups if {one, other} <= group for gone in (one, other)]
-        kept = [group for group in groups if not {one, other} <= group]
-        candidates = list(dict.fromkeys([*kept, *split]))
+    for first, second in apart:
+        split = [group - {gone} for group in groups if {first, second} <= group for gone in (first, second)]
+        intact = [group for group in groups if not {first, second} <= group]
+        candidates = list(dict.fromkeys([*intact, *split]))
         groups = [group for group in candidates if not any(group < other_group for other_group in candidates)]
     groups.sort(key=lambda group: sorted(order.index(name) for name in group))
     signs = [f"{string.ascii_lowercase[place % 26]}{place // 26 or ''}" for place in range(len(groups))]
