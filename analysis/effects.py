@@ -75,34 +75,34 @@ def to_settle(d: np.ndarray, level: float) -> Settling:
     return Settling(_least(with_seeds, len(d), MOST_SEEDS))
 
 
-def of_two_way(found: TwoWay, level: float) -> Settling:
+def of_two_way(two_way: TwoWay, level: float) -> Settling:
     """`to_settle` of (seeds, prompts) differences.
 
     The seeds needed are those at which both the paired t over seeds and the t over seeds and prompts, with the variance
     components seen, have enough power. Prompts are too few where seeds without end would not do. Then twice as many are
     taken as would do with seeds without end, so that prompts and seeds each keep half of the variance.
     """
-    between_prompts = found.components[1]
+    between_prompts = two_way.components[1]
 
     def without_end(prompts: int) -> float:
-        return _power(found.mean, np.sqrt(between_prompts / prompts), prompts - 1, level)
+        return _power(two_way.mean, np.sqrt(between_prompts / prompts), prompts - 1, level)
 
     def with_seeds(prompts: int) -> int | None:
-        return _least(lambda seeds: _power_of(found, seeds, prompts, level), found.seeds, MOST_SEEDS)
+        return _least(lambda seeds: _power_of(two_way, seeds, prompts, level), two_way.seeds, MOST_SEEDS)
 
-    if without_end(found.prompts) >= POWER:
-        return Settling(with_seeds(found.prompts))
-    prompts = _least(without_end, found.prompts, MOST_PROMPTS // 2)
+    if without_end(two_way.prompts) >= POWER:
+        return Settling(with_seeds(two_way.prompts))
+    prompts = _least(without_end, two_way.prompts, MOST_PROMPTS // 2)
     return Settling(None) if prompts is None else Settling(with_seeds(2 * prompts), 2 * prompts)
 
 
-def _power_of(found: TwoWay, seeds: int, prompts: int, level: float) -> float:
+def _power_of(two_way: TwoWay, seeds: int, prompts: int, level: float) -> float:
     """The smaller power of the two t tests with so many seeds and prompts."""
-    of_seeds, of_prompts, rest = found.components
-    each = np.array([of_seeds / seeds, of_prompts / prompts, 0.0]) + rest / (seeds * prompts)
-    error, freedom = standard_error(each, seeds, prompts)
-    both = _power(found.mean, error, degrees_of_test(freedom, seeds), level)
-    return min(both, _power(found.mean, float(np.sqrt(each[0])), degrees(seeds, prompts)[0], level))
+    of_seeds, of_prompts, rest = two_way.components
+    variances = np.array([of_seeds / seeds, of_prompts / prompts, 0.0]) + rest / (seeds * prompts)
+    error, freedom = standard_error(variances, seeds, prompts)
+    both = _power(two_way.mean, error, degrees_of_test(freedom, seeds), level)
+    return min(both, _power(two_way.mean, float(np.sqrt(variances[0])), degrees(seeds, prompts)[0], level))
 
 
 def _power(difference: float, error: float, freedom: float, level: float) -> float:
@@ -121,21 +121,23 @@ def _least(power: Callable[[int], float], now: int, most: int) -> int | None:
     return numbers[place] if place < len(numbers) else None
 
 
-def _p_values(each: np.ndarray, topics: np.ndarray | None, flips: int) -> dict[str, np.ndarray]:
-    """(comparisons,) two-sided p by test. each: (comparisons, seeds, prompts) or (comparisons, seeds) differences."""
-    seeds = each.shape[1]
-    of_prompts = each.ndim > 2
+def _p_values(differences: np.ndarray, topics: np.ndarray | None, flips: int) -> dict[str, np.ndarray]:
+    """(comparisons,) two-sided p by test. differences: (comparisons, seeds) or (comparisons, seeds, prompts)."""
+    seeds = differences.shape[1]
+    of_prompts = differences.ndim > 2
     p_values = {}
     if seeds > 1:
-        of_seeds = each.mean(axis=2) if of_prompts else each
-        errors = of_seeds.std(axis=1, ddof=1) / np.sqrt(seeds) if of_prompts else np.array(list(map(_error, each)))
+        of_seeds = differences.mean(axis=2) if of_prompts else differences
+        errors = (
+            of_seeds.std(axis=1, ddof=1) / np.sqrt(seeds) if of_prompts else np.array(list(map(_error, differences)))
+        )
         pairs = zip(of_seeds.mean(axis=1), errors, strict=True)
         p_values["seeds"] = np.array([t_test_p(mean, error, seeds - 1) for mean, error in pairs])
     if of_prompts:
-        units = statistics.by_topic(each, topics)
+        units = statistics.by_topic(differences, topics)
         p_values["prompts"] = sign_flip_p(units.mean(axis=1).T, flips=flips)
         if seeds > 1 and units.shape[2] > 1:
-            p_values["both"] = np.array([two_way_p(d, topics) for d in each])
+            p_values["both"] = np.array([two_way_p(d, topics) for d in differences])
     return p_values
 
 
@@ -299,11 +301,11 @@ class Claim:
 def p_columns(claim: Claim | None) -> dict[str, float]:
     """Columns of a frame: a comparison's corrected p, that of each test, and on how many seeds and items it rests."""
     corrected = {} if claim is None else claim.corrected
-    found = {f"p_{test}": corrected.get(test, np.nan) for test in TESTS}
+    p_by_test = {f"p_{test}": corrected.get(test, np.nan) for test in TESTS}
     rests = (0, 0) if claim is None else (claim.seeds, claim.prompts)
     return {
         "p": np.nan if claim is None else claim.p,
-        **found,
+        **p_by_test,
         **dict(zip(("tested_seeds", "tested_items"), rests, strict=True)),
     }
 
@@ -320,23 +322,23 @@ def claims(
     topics: of each comparison's prompts, where they come in topics.
     """
     of = topics or {}
-    made = {name: d for name, d in comparisons.items() if d is not None}
+    differences = {name: d for name, d in comparisons.items() if d is not None}
     p_values: dict[Name, dict[str, float]] = {}
-    for name, d in made.items():
+    for name, d in differences.items():
         p_values[name] = {test: float(p[0]) for test, p in _p_values(d[None], of.get(name), flips).items()}
         if len(d) < FEWEST_SEEDS:
             p_values[name].pop("both", None)
-    corrected: dict[Name, dict[str, float]] = {name: {} for name in made}
+    corrected: dict[Name, dict[str, float]] = {name: {} for name in differences}
     for test in TESTS:
         of_test = [p_values.get(name, {}).get(test, np.nan) for name in comparisons]
         for name, p in zip(comparisons, holm(np.array(of_test)), strict=True):
             if not np.isnan(p):
                 corrected[name][test] = float(p)
     settled = sum(
-        len(d) >= FEWEST_SEEDS and max(corrected[name].values(), default=1.0) < LEVEL for name, d in made.items()
+        len(d) >= FEWEST_SEEDS and max(corrected[name].values(), default=1.0) < LEVEL for name, d in differences.items()
     )
     level = LEVEL / max(1, len(comparisons) - settled)
     return {
         name: Claim(d, interval(d, of.get(name)), p_values[name], corrected[name], level, of.get(name))
-        for name, d in made.items()
+        for name, d in differences.items()
     }

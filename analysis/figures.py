@@ -130,13 +130,15 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         search = run.trials[run.trials["phase"] == "search"].dropna(subset=["stability", column])
         if len(search):
             _search_points(axes, search, keeping(run, search), column, judged=judged)
-        known = frame.dropna(subset=[column, "stability"]) if len(frame) else frame
-        if judged and len(known):
+        points = frame.dropna(subset=[column, "stability"]) if len(frame) else frame
+        if judged and len(points):
             # A rate without an interval is a point.
-            known = known.assign(**{end: known[end].fillna(known[column]) for end in ("win_rate_low", "win_rate_high")})
-        rows = known.to_dict("records")
+            points = points.assign(
+                **{end: points[end].fillna(points[column]) for end in ("win_rate_low", "win_rate_high")}
+            )
+        rows = points.to_dict("records")
         if rows:
-            _rows(axes, known, column, judged=judged)
+            _rows(axes, points, column, judged=judged)
         if judged:
             axes.axhline(50, color=BLACK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1, label="50 %: no change")
         ends = ["win_rate_low", "win_rate_high"] if judged else [column]
@@ -159,13 +161,13 @@ def _rows(axes: "Axes", frame: pd.DataFrame, column: str, *, judged: bool) -> No
     where = "report prompts" if judged else "held-out pairs"
     styles = {"arm": ("o", BLUE, f"arms ({where})"), "confirm": ("D", VERMILLION, f"confirmed winner ({where})")}
     for phase, (marker, colour, name) in styles.items():
-        own = frame[frame["phase"] == phase]
-        if own.empty:
+        phase_rows = frame[frame["phase"] == phase]
+        if phase_rows.empty:
             continue
-        x, y = own["stability"], 100 * own[column]
-        bars: dict[str, Any] = {"xerr": [x - own["stability_min"], own["stability_max"] - x]}
+        x, y = phase_rows["stability"], 100 * phase_rows[column]
+        bars: dict[str, Any] = {"xerr": [x - phase_rows["stability_min"], phase_rows["stability_max"] - x]}
         if judged:
-            bars["yerr"] = [y - 100 * own["win_rate_low"], 100 * own["win_rate_high"] - y]
+            bars["yerr"] = [y - 100 * phase_rows["win_rate_low"], 100 * phase_rows["win_rate_high"] - y]
         # Rounding can put a mean of equal values outside of them.
         bars = {name: np.maximum(ends, 0) for name, ends in bars.items()}
         axes.errorbar(
@@ -174,14 +176,14 @@ def _rows(axes: "Axes", frame: pd.DataFrame, column: str, *, judged: bool) -> No
         )  # fmt: skip
 
 
-def _search_points(axes: "Axes", search: pd.DataFrame, kept: pd.DataFrame, column: str, *, judged: bool) -> None:
+def _search_points(axes: "Axes", search: pd.DataFrame, eligible: pd.DataFrame, column: str, *, judged: bool) -> None:
     where = "selection prompts" if judged else "held-out pairs"
     x, y = search["stability"].to_numpy(dtype=float), 100 * search[column].to_numpy(dtype=float)
     axes.plot(
         x, y, "o", markerfacecolor="white", markeredgecolor=GREY, markersize=5, linestyle="none", zorder=3,
         label=f"search trials ({where}, one seed)", clip_on=False,
     )  # fmt: skip
-    corners = front_corners(kept, column)
+    corners = front_corners(eligible, column)
     if not len(corners):
         return
     # All that lies left of and below this line is beaten by a trial.
@@ -227,15 +229,15 @@ def _label(
         corners = axes.transData.transform([(x0, 100 * y0), (x1, 100 * y1)])
         return Bbox([corners[0] - around, corners[1] + around])
 
-    taken = [area(x, x, y, y, 4) for x, y in zip(search["stability"], search[column], strict=True)]
+    boxes = [area(x, x, y, y, 4) for x, y in zip(search["stability"], search[column], strict=True)]
     for point in points:
         x, y = point["stability"], point[column]
-        taken += [area(x, x, y, y, 6), area(point["stability_min"], point["stability_max"], y, y, 2)]
+        boxes += [area(x, x, y, y, 6), area(point["stability_min"], point["stability_max"], y, y, 2)]
         if judged:
-            taken.append(area(x, x, point["win_rate_low"], point["win_rate_high"], 2))
+            boxes.append(area(x, x, point["win_rate_low"], point["win_rate_high"], 2))
     if judged:
         line = axes.transData.transform([(0, 50), (0, 50)])[:, 1] + [-1, 1]
-        taken.append(Bbox([[inside.x0, line[0]], [inside.x1, line[1]]]))
+        boxes.append(Bbox([[inside.x0, line[0]], [inside.x1, line[1]]]))
     for point in sorted(points, key=lambda point: (-point[column], point["label"])):
         text = axes.annotate(
             plain(str(point["label"])), (point["stability"], 100 * point[column]), xytext=(0, 0),
@@ -252,9 +254,9 @@ def _label(
             # Of the text alone: an annotation's own extent takes its arrow in.
             box = Text.get_window_extent(text, renderer)
             beyond = box.x0 < inside.x0 or box.x1 > inside.x1 + 8 or box.y0 < inside.y0 or box.y1 > inside.y1 + 8
-            if not beyond and not any(box.overlaps(other) for other in taken):
+            if not beyond and not any(box.overlaps(other) for other in boxes):
                 break
-        taken.append(box)
+        boxes.append(box)
 
 
 def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
@@ -264,31 +266,36 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
     """
     looks = {"chosen_logp": (BLUE, "-"), "rejected_logp": (VERMILLION, "--")}
     curves = run.curves[(run.curves["source"] == "held_out") & run.curves["metric"].isin(looks)]
-    shown = {label: of_label(run, curves, label) for label in _labels(run, table)}
+    curves_by_label = {label: of_label(run, curves, label) for label in _labels(run, table)}
     if not (run.trials["phase"] == "confirm").any():
         for trial_id in trial_tables.search_trials(run).frame["trial_id"][:1]:
-            shown.setdefault(trial_id, curves[curves["trial_id"] == trial_id])
-    shown = {label: own for label, own in shown.items() if len(own)}
-    columns = min(4, max(1, len(shown)))
-    rows = max(1, -(-len(shown) // columns))
+            curves_by_label.setdefault(trial_id, curves[curves["trial_id"] == trial_id])
+    curves_by_label = {label: label_curves for label, label_curves in curves_by_label.items() if len(label_curves)}
+    columns = min(4, max(1, len(curves_by_label)))
+    rows = max(1, -(-len(curves_by_label) // columns))
     with style():
         shape = {"nrows": rows, "ncols": columns, "sharex": True, "sharey": True, "squeeze": False}
         figure, panels = new_figure(WIDTH, 1.75 * rows + 0.8, **shape)
-        for panel in panels.flat[len(shown) :]:
+        for panel in panels.flat[len(curves_by_label) :]:
             panel.set_axis_off()
         # Of the columns that end a row earlier, the last panel that there is has the numbers.
-        for panel in panels.flat[max(0, len(shown) - columns) : len(shown)]:
+        for panel in panels.flat[max(0, len(curves_by_label) - columns) : len(curves_by_label)]:
             panel.tick_params(labelbottom=True)
-        for label, panel in zip(shown, panels.flat, strict=False):
+        for label, panel in zip(curves_by_label, panels.flat, strict=False):
             for metric, (colour, dashes) in looks.items():
-                curve = shown[label][shown[label]["metric"] == metric]
-                own = curve.groupby("step")["value"].agg(["mean", "min", "max"])
-                look = {"color": colour, "linewidth": 1.4, "marker": "o" if len(own) == 1 else None, "markersize": 4}
-                panel.plot(own.index, own["mean"], dashes, label=metric.removesuffix("_logp"), **look)
-                panel.fill_between(own.index, own["min"], own["max"], color=colour, alpha=0.2, linewidth=0)
+                curve = curves_by_label[label][curves_by_label[label]["metric"] == metric]
+                by_step = curve.groupby("step")["value"].agg(["mean", "min", "max"])
+                look = {
+                    "color": colour,
+                    "linewidth": 1.4,
+                    "marker": "o" if len(by_step) == 1 else None,
+                    "markersize": 4,
+                }
+                panel.plot(by_step.index, by_step["mean"], dashes, label=metric.removesuffix("_logp"), **look)
+                panel.fill_between(by_step.index, by_step["min"], by_step["max"], color=colour, alpha=0.2, linewidth=0)
             panel.set_title(plain(label), fontsize=9)
             panel.grid()
-        if not shown:
+        if not curves_by_label:
             say(panels[0, 0], "No held-out curve was recorded.")
             return figure
         figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
@@ -306,17 +313,17 @@ def stability_parts(run: Run, *, table: Table | None = None) -> "Figure":
     hatches = ("", "///", "", "...", "", "xxx", "\\\\\\")
     names = {name: f"{letter} {name.replace('_', ' ')}" for name, letter in PARTS.items()} | {"failed": "failed"}
     labels = _labels(run, table)
-    shares = {label: stability.taken_by_parts(of_label(run, run.trials, label)) for label in labels}
+    shares = {label: stability.loss_by_part(of_label(run, run.trials, label)) for label in labels}
     with style():
         figure, axes = new_figure(WIDTH, 0.3 * max(3, len(labels)) + 1.2)
-        left = np.zeros(len(labels))
+        starts = np.zeros(len(labels))
         for (name, words), colour, hatch in zip(names.items(), colours, hatches, strict=True):
             widths = np.array([shares[label][name] for label in labels])
             if name == "failed" and not widths.any():
                 continue
             look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.4, "label": words}
-            axes.barh(range(len(labels)), widths, left=left, height=0.72, **look)
-            left += widths
+            axes.barh(range(len(labels)), widths, left=starts, height=0.72, **look)
+            starts += widths
         for place, label in enumerate(labels):
             score = shares[label]["stability"]
             axes.text(1.01, place, "S –" if np.isnan(score) else f"S {score:.2f}", va="center", fontsize=8)

@@ -33,13 +33,13 @@ Outcomes = tuple[list[int], np.ndarray]
 
 
 @contextmanager
-def reading(name: str, wanted: str) -> Iterator[None]:
-    """Raise InputError for a file that cannot be read. name: as the message begins. wanted: the file to give."""
+def reading(name: str, file_kind: str) -> Iterator[None]:
+    """Raise InputError for a file that cannot be read. name: as the message begins. file_kind: the file to give."""
     try:
         yield
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0].rstrip(".")
-        raise InputError(f"{name}: cannot be read: {reason}. Give {wanted}.") from None
+        raise InputError(f"{name}: cannot be read: {reason}. Give {file_kind}.") from None
 
 
 def is_judged(run: results.Run) -> bool:
@@ -56,10 +56,11 @@ def judge_of(run: results.Run) -> str:
     """The judge whose verdicts the run holds. Raises InputError where there are several: no table may mix them."""
     first = judged_trials(run).groupby("judge", sort=True)["trial_id"].first()
     if len(first) > 1:
-        said = ", ".join(f"{trial_id} by {judge}" for judge, trial_id in first.items())
+        examples = ", ".join(f"{trial_id} by {judge}" for judge, trial_id in first.items())
         raise InputError(
-            f"{run.path} holds verdicts of {len(first)} judges ({said}): their win rates cannot stand in one table. "
-            "Judge all of its answers with one of them, or run what another judge is to say under another --name."
+            f"{run.path} holds verdicts of {len(first)} judges ({examples}): their win rates cannot stand in one "
+            "table. Judge all of its answers with one of them, or run what another judge is to say under another "
+            "--name."
         )
     return str(first.index[0]) if len(first) else str(run.manifest.get("judge") or "none")
 
@@ -70,10 +71,10 @@ def of_label(run: results.Run, frame: pd.DataFrame, label: str) -> pd.DataFrame:
     A confirmed winner has its search trial's label, but not its phase; search trials stand only in a run without both
     arms and confirmed winners.
     """
-    shown = frame["phase"].isin(["arm", "confirm"])
+    in_table = frame["phase"].isin(["arm", "confirm"])
     if not run.trials["phase"].isin(["arm", "confirm"]).any():
-        shown = ~shown
-    return frame[shown & (frame["label"] == label)]
+        in_table = ~in_table
+    return frame[in_table & (frame["label"] == label)]
 
 
 def _measured(run: results.Run, frame: pd.DataFrame) -> pd.DataFrame:
@@ -137,7 +138,8 @@ def stabilities_by_label(trials: pd.DataFrame) -> dict[str, Outcomes]:
     scores = trials.assign(score=trials["stability"].where(~trials["status"].isin(LOST), 0.0))
     scores = scores.dropna(subset=["score"]).sort_values("seed")
     return {
-        str(label): (own["seed"].tolist(), own["score"].to_numpy(dtype=float)) for label, own in scores.groupby("label")
+        str(label): (group["seed"].tolist(), group["score"].to_numpy(dtype=float))
+        for label, group in scores.groupby("label")
     }
 
 
@@ -176,7 +178,7 @@ def topic_notes(run: results.Run) -> list[str]:
 def shared_items(outcomes: Sequence[Outcomes]) -> np.ndarray:
     """(items,) which items all rows have, with all seeds that they share."""
     seeds = set.intersection(*(set(seeds) for seeds, _ in outcomes))
-    complete = [~np.isnan(values[[seed in seeds for seed in own]]).any(axis=0) for own, values in outcomes]
+    complete = [~np.isnan(values[[seed in seeds for seed in row_seeds]]).any(axis=0) for row_seeds, values in outcomes]
     return np.asarray(np.all(complete, axis=0))
 
 
@@ -188,7 +190,7 @@ def shared_topics(outcomes: Sequence[Outcomes], topics: np.ndarray | None) -> np
 def on_common_seeds(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:
     """Return the seeds that all rows have, and (rows, seeds, ...) outcomes; items that a row lacks stay, as NaN."""
     seeds = sorted(set.intersection(*(set(seeds) for seeds, _ in outcomes)))
-    return seeds, np.stack([values[[own.index(seed) for seed in seeds]] for own, values in outcomes])
+    return seeds, np.stack([values[[row_seeds.index(seed) for seed in seeds]] for row_seeds, values in outcomes])
 
 
 def common(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:
@@ -199,24 +201,24 @@ def common(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:
     return seeds, values
 
 
-def difference(one: Outcomes, other: Outcomes) -> np.ndarray | None:
+def difference(outcomes: Outcomes, reference: Outcomes) -> np.ndarray | None:
     """Return the outcomes of one row minus those of another, on the seeds and items that both have.
 
     Returns:
         (seeds, items) or (seeds,); None where they have nothing in common, or were asked other numbers of items.
     """
-    if one[1].shape[1:] != other[1].shape[1:]:
+    if outcomes[1].shape[1:] != reference[1].shape[1:]:
         return None
-    _, (first, second) = common([one, other])
+    _, (first, second) = common([outcomes, reference])
     return first - second if first.size else None
 
 
 def few_seeds(counts: Iterable[int]) -> str:
     """Say how many seeds rows have, of those with any; empty where all have FEWEST_SEEDS or more."""
-    known = sorted({int(count) for count in counts if count > 0})
-    if not known or known[0] >= FEWEST_SEEDS:
+    seeds = sorted({int(count) for count in counts if count > 0})
+    if not seeds or seeds[0] >= FEWEST_SEEDS:
         return ""
-    return " to ".join(map(str, dict.fromkeys((known[0], known[-1])))) + f" seed{'s' * (known[-1] > 1)}"
+    return " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) + f" seed{'s' * (seeds[-1] > 1)}"
 
 
 def few_seeds_notes(counts: Iterable[int]) -> list[str]:
@@ -231,14 +233,18 @@ def few_seeds_notes(counts: Iterable[int]) -> list[str]:
 def left_out(seeds: Mapping[str, Sequence[int]]) -> str:
     """Name the seeds that a comparison of these rows leaves out, since not all have them. seeds: by row."""
     shared = set.intersection(*map(set, seeds.values()))
-    rest = {name: [str(seed) for seed in own if seed not in shared] for name, own in seeds.items()}
-    return " and ".join(f"seed{'s' * (len(own) > 1)} {', '.join(own)} of {name}" for name, own in rest.items() if own)
+    rest = {name: [str(seed) for seed in row_seeds if seed not in shared] for name, row_seeds in seeds.items()}
+    return " and ".join(
+        f"seed{'s' * (len(row_seeds) > 1)} {', '.join(row_seeds)} of {name}"
+        for name, row_seeds in rest.items()
+        if row_seeds
+    )
 
 
 def left_out_notes(seeds: Mapping[str, Sequence[int]]) -> list[str]:
     """Say which seeds the comparisons of a table's rows may leave out; empty where all have the same. seeds: by row."""
-    left = left_out(seeds) if seeds else ""
-    return [f"Rows are compared on the seeds that both have. Not common to all: {left}."] if left else []
+    words = left_out(seeds) if seeds else ""
+    return [f"Rows are compared on the seeds that both have. Not common to all: {words}."] if words else []
 
 
 def name_of(run: results.Run) -> str:

@@ -64,12 +64,12 @@ def resampled(run: results.Run, trials: pd.DataFrame, resamples: int) -> dict[st
     # Grouped once: a search of the whole table for each of a thousand trials takes longer than all else.
     series = _spiking(curves)
     spikes = [_spikes(*series.get(name, ([], [])), place, resamples) for place, name in enumerate(names)]
-    found = {}
+    resampled_trials = {}
     for name, (steps, quiet) in zip(names, spikes, strict=True):
         (of_pairs, of_tokens), (of_prompts, of_answers) = by_pairs[name], by_prompts[name]
         parts = of_pairs | of_prompts | {"training_spikes": steps}
-        found[name] = ResampledStability(parts, quiet, of_tokens | of_answers)
-    return found
+        resampled_trials[name] = ResampledStability(parts, quiet, of_tokens | of_answers)
+    return resampled_trials
 
 
 def intervals(
@@ -100,12 +100,14 @@ def intervals(
     units |= dict.fromkeys(("broken_outputs", "length_shift"), prompts)
     # The steps that spikes are counted over stand beside these.
     few = min(pairs, prompts)
-    found = {}
+    intervals_by_part = {}
     for name, value in values.items():
         low = statistics.interval(value, means[name], units=units.get(name, few)).low
         high = statistics.interval(value, above[name], units=units.get(name, few)).high
-        found[name] = statistics.Interval(float(value), float(np.minimum(low, value)), float(np.maximum(high, value)))
-    return found
+        intervals_by_part[name] = statistics.Interval(
+            float(value), float(np.minimum(low, value)), float(np.maximum(high, value))
+        )
+    return intervals_by_part
 
 
 def _shift(signed: np.ndarray) -> np.ndarray:
@@ -134,7 +136,7 @@ def _of_pairs(pairs: pd.DataFrame, resamples: int) -> ByTrial:
     }
     drawn = _resampled_sums(columns, pairs["trial_id"], pairs["pair"], seed=PAIR_DRAWS, resamples=resamples)
     unseen = _unseen(0, resamples) * pairs["rejected_tokens"].mean()
-    found = {}
+    parts_by_trial = {}
     for trial_id, sums in drawn.items():
         with np.errstate(divide="ignore", invalid="ignore"):
             # log(entropy / entropy0), and 0 to the last digit where nothing changed.
@@ -145,8 +147,8 @@ def _of_pairs(pairs: pd.DataFrame, resamples: int) -> ByTrial:
             "rejected_collapse": np.minimum((sums["collapsed"] + unseen) / sums["rejected"], 1.0),
             "entropy_shift": _shift(shift),
         }
-        found[trial_id] = parts, {"entropy_shift": np.abs(shift)}
-    return found
+        parts_by_trial[trial_id] = parts, {"entropy_shift": np.abs(shift)}
+    return parts_by_trial
 
 
 def _of_prompts(answers: pd.DataFrame, resamples: int) -> ByTrial:
@@ -159,15 +161,15 @@ def _of_prompts(answers: pd.DataFrame, resamples: int) -> ByTrial:
     }
     drawn = _resampled_sums(columns, answers["trial_id"], answers["prompt_id"], seed=0, resamples=resamples)
     unseen = _unseen(1, resamples) - _unseen(2, resamples)
-    found = {}
+    parts_by_trial = {}
     for trial_id, sums in drawn.items():
         broken, longer = (sums["broken"] + unseen) / sums["answers"], sums["longer"] / sums["answers"]
         parts = {
             "broken_outputs": np.minimum(np.where(broken > 0, _shift(broken), 0.0), 1.0),
             "length_shift": _shift(longer),
         }
-        found[trial_id] = parts, {"broken_outputs": broken.clip(0.0, 1.0), "length_shift": np.abs(longer)}
-    return found
+        parts_by_trial[trial_id] = parts, {"broken_outputs": broken.clip(0.0, 1.0), "length_shift": np.abs(longer)}
+    return parts_by_trial
 
 
 def _resampled_sums(
@@ -219,12 +221,12 @@ def _spikes(losses: list[float], norms: list[float], place: int, resamples: int)
 
 def damage_shares(trials: pd.DataFrame) -> dict[str, float]:
     """Each part's share of what the trials of a row lost to all parts; not a number where they lost nothing."""
-    taken = taken_by_parts(trials)
-    total = sum(taken[name] for name in PARTS)
-    return {name: taken[name] / total if total else float("nan") for name in PARTS}
+    losses = loss_by_part(trials)
+    total = sum(losses[name] for name in PARTS)
+    return {name: losses[name] / total if total else float("nan") for name in PARTS}
 
 
-def taken_by_parts(trials: pd.DataFrame) -> dict[str, float]:
+def loss_by_part(trials: pd.DataFrame) -> dict[str, float]:
     """Mean over seeds of what each part took from 1, with S itself; not a number where nothing was measured.
 
     What a trial that failed or diverged lost is under `failed`.
@@ -232,20 +234,20 @@ def taken_by_parts(trials: pd.DataFrame) -> dict[str, float]:
     nothing = dict.fromkeys([*rows.PARTS, "failed"], 0.0)
     seeds = []
     for row in trials[["status", "stability", *rows.PARTS]].to_dict("records"):
-        taken = nothing | {"stability": 0.0}
+        losses = nothing | {"stability": 0.0}
         parts = {name: row[name] for name in rows.PARTS}
         if row["status"] in rows.LOST or (row["stability"] == 0 and not np.isfinite(list(parts.values())).all()):
-            taken["failed"] = 1.0
+            losses["failed"] = 1.0
         elif pd.isna(list(parts.values())).any():
             continue
         else:
             added = damage(StabilityParts(**parts))
-            taken |= {name: value / (1 + sum(added.values())) for name, value in added.items()}
-            taken["stability"] = row["stability"]
-        seeds.append(taken)
+            losses |= {name: value / (1 + sum(added.values())) for name, value in added.items()}
+            losses["stability"] = row["stability"]
+        seeds.append(losses)
     if not seeds:
         return nothing | {"stability": float("nan")}
-    return {name: float(np.mean([taken[name] for taken in seeds])) for name in seeds[0]}
+    return {name: float(np.mean([losses[name] for losses in seeds])) for name in seeds[0]}
 
 
 DAMAGE = "parts of the damage"

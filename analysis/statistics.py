@@ -92,10 +92,10 @@ def interval_names(*names: str) -> list[str]:
     return [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
 
 
-def columns(found: Mapping[str, Interval | None]) -> dict[str, float]:
+def columns(intervals: Mapping[str, Interval | None]) -> dict[str, float]:
     """Intervals as `interval_names` with their values; NaN for None."""
-    values = (astuple(one or Interval(np.nan, np.nan, np.nan)) for one in found.values())
-    return dict(zip(interval_names(*found), chain.from_iterable(values), strict=True))
+    values = (astuple(interval or Interval(np.nan, np.nan, np.nan)) for interval in intervals.values())
+    return dict(zip(interval_names(*intervals), chain.from_iterable(values), strict=True))
 
 
 def prompt_means(outcomes: np.ndarray) -> np.ndarray:
@@ -210,8 +210,8 @@ def score_interval(rate: float, scatter: Scatter) -> Interval:
     So many wins and losses alone would scatter as much as the outcomes do. PRIOR items lost and as many won are added
     to how these scatter, so that outcomes which all agree, even in ties, have an interval of some width.
     """
-    binary, seen = rate * (1 - rate) * scatter.items, scatter.variance * scatter.items**2
-    effective = scatter.items * (binary + PRIOR / 2) / (seen + PRIOR / 2)
+    binary, observed = rate * (1 - rate) * scatter.items, scatter.variance * scatter.items**2
+    effective = scatter.items * (binary + PRIOR / 2) / (observed + PRIOR / 2)
     t = quantile(scatter.freedom)
     center = (rate + t**2 / (2 * effective)) / (1 + t**2 / effective)
     half = t * np.sqrt(rate * (1 - rate) / effective + (t / effective / 2) ** 2) / (1 + t**2 / effective)
@@ -245,11 +245,11 @@ def difference_error(variance: float, items: float) -> float:
     return float(np.sqrt(variance + 2 * PRIOR / items**2))
 
 
-def independent_difference(one: Interval, other: Interval) -> Interval:
+def independent_difference(first: Interval, second: Interval) -> Interval:
     """The difference of two rates on independent prompts, its interval from those of both (Newcombe 1998)."""
-    value = one.value - other.value
-    low = value - np.hypot(one.value - one.low, other.high - other.value)
-    return Interval(value, float(low), float(value + np.hypot(one.high - one.value, other.value - other.low)))
+    value = first.value - second.value
+    low = value - np.hypot(first.value - first.low, second.high - second.value)
+    return Interval(value, float(low), float(value + np.hypot(first.high - first.value, second.value - second.low)))
 
 
 def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> Interval | None:
@@ -257,10 +257,10 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> Interval
 
     Both (items,), denominators at least 0; items without one are left out, and None is returned where none has one.
     """
-    known = denominators > 0
-    if not known.any():
+    positive = denominators > 0
+    if not positive.any():
         return None
-    won, cast = numerators[known], denominators[known]
+    won, cast = numerators[positive], denominators[positive]
     rate = float(won.sum() / cast.sum())
     scatter = Scatter.of(((won - rate * cast) / cast.mean())[None])
     # Items of unequal weight say as much as fewer of equal weight (Kish 1965).
@@ -269,9 +269,9 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> Interval
 
 def arena_hard_score(verdicts: Sequence[str | None]) -> float | None:
     """W_AH of verdicts with the policy as A: the share of votes that it won, `A>>B` counting as 3 of them."""
-    known = [verdict for verdict in verdicts if verdict in POINTS]
-    votes = sum(VOTES[verdict] for verdict in known)
-    return sum(POINTS[verdict] * VOTES[verdict] for verdict in known) / votes if votes else None
+    valid = [verdict for verdict in verdicts if verdict in POINTS]
+    votes = sum(VOTES[verdict] for verdict in valid)
+    return sum(POINTS[verdict] * VOTES[verdict] for verdict in valid) / votes if votes else None
 
 
 @dataclass(frozen=True)
