@@ -70,10 +70,10 @@ def draw_rates(outcomes: np.ndarray, *, resamples: int = RESAMPLES) -> np.ndarra
 
     outcomes: (trials, prompts), NaN where a trial has none.
     """
-    known = ~np.isnan(outcomes)
-    sums = statistics.resample_sums(np.where(known, outcomes, 0.0), resamples=resamples)
-    asked = statistics.resample_sums(known.astype(float), resamples=resamples)
-    return np.divide(sums, asked, out=np.full_like(sums, np.nan), where=asked > 0)
+    valid = ~np.isnan(outcomes)
+    sums = statistics.resample_sums(np.where(valid, outcomes, 0.0), resamples=resamples)
+    counts = statistics.resample_sums(valid.astype(float), resamples=resamples)
+    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
 
 
 def resample(points: np.ndarray, drawn: Mapping[int, np.ndarray]) -> ResampledFront:
@@ -83,7 +83,7 @@ def resample(points: np.ndarray, drawn: Mapping[int, np.ndarray]) -> ResampledFr
     stays as measured.
     """
     resamples = len(next(iter(drawn.values())))
-    on_front, is_knee, found = np.zeros(len(points)), np.zeros(len(points)), []
+    on_front, is_knee, knee_points = np.zeros(len(points)), np.zeros(len(points)), []
     # Some resamples at a time, so that a large search takes no more memory than a small one.
     size = max(1, AT_ONCE // len(points))
     for start in range(0, resamples, size):
@@ -95,8 +95,8 @@ def resample(points: np.ndarray, drawn: Mapping[int, np.ndarray]) -> ResampledFr
         with_knee = np.flatnonzero(trial >= 0)
         on_front += front_of_each.sum(axis=0)
         is_knee += np.bincount(trial[with_knee], minlength=len(points))
-        found.append(moved[with_knee, trial[with_knee]])
-    return ResampledFront(on_front / resamples, is_knee / resamples, np.concatenate(found))
+        knee_points.append(moved[with_knee, trial[with_knee]])
+    return ResampledFront(on_front / resamples, is_knee / resamples, np.concatenate(knee_points))
 
 
 def knee_ends(drawn: ResampledFront) -> np.ndarray:
@@ -106,10 +106,10 @@ def knee_ends(drawn: ResampledFront) -> np.ndarray:
 
 def outcomes_of(searched: Searched, answers: pd.DataFrame) -> np.ndarray | None:
     """(trials, prompts) mean outcome of each search trial's answers to each prompt; None where there are none."""
-    own = answers[answers["trial_id"].isin(searched.trials["trial_id"]) & answers["outcome"].notna()]
-    if own.empty:
+    trial_answers = answers[answers["trial_id"].isin(searched.trials["trial_id"]) & answers["outcome"].notna()]
+    if trial_answers.empty:
         return None
-    wide = own.pivot_table(index="trial_id", columns="prompt_id", values="outcome", aggfunc="mean")
+    wide = trial_answers.pivot_table(index="trial_id", columns="prompt_id", values="outcome", aggfunc="mean")
     return np.asarray(wide.reindex(searched.trials["trial_id"]).to_numpy(dtype=float))
 
 
@@ -141,7 +141,9 @@ def front(searched: Searched, run: Run) -> Table:
         shares = resample(points, drawn)
         frame["front_share"], frame["knee_share"] = shares.on_front, shares.is_knee
         frame = frame[frame["on_front"] | (frame["knee_share"] >= SHOWN)]
-        notes += _about_resamples(searched, shares, held=[searched.names[place] for place in {0, 1} - drawn.keys()])
+        notes += _about_resamples(
+            searched, shares, fixed_goals=[searched.names[place] for place in {0, 1} - drawn.keys()]
+        )
     if outcomes is not None:
         ends = [statistics.win_rate_interval(outcomes[place][None]) for place in frame.index]
         frame["win_rate_low"] = [np.nan if end is None else end.low for end in ends]
@@ -182,7 +184,9 @@ def knob_notes(searched: Searched, trial_ids: Iterable[str]) -> list[str]:
     names, notes = short_names(list(values)), []
     for trial in trial_ids:
         row = trials.index.get_loc(trial)
-        if knobs := [f"{names[path]}={short(own[row])}" for path, own in values.items() if own[row] is not None]:
+        if knobs := [
+            f"{names[path]}={short(column[row])}" for path, column in values.items() if column[row] is not None
+        ]:
             notes.append(f"{trial}: {' '.join(knobs)}")
     return notes
 
@@ -195,8 +199,8 @@ def _draw_stabilities(searched: Searched, run: Run) -> np.ndarray | None:
     return np.stack(values, axis=1) if drawn else None
 
 
-def _about_resamples(searched: Searched, drawn: ResampledFront, held: list[str]) -> list[str]:
-    stays = f"; {held[0].replace('_', ' ')} stays as measured, so that they are too sure" if held else ""
+def _about_resamples(searched: Searched, drawn: ResampledFront, fixed_goals: list[str]) -> list[str]:
+    stays = f"; {fixed_goals[0].replace('_', ' ')} stays as measured, so that they are too sure" if fixed_goals else ""
     notes = [
         f"front %, knee %: in how many of {RESAMPLES:,} resamples of what its goals were measured on (selection "
         f"prompts, held-out pairs, updates) a trial is on the front, and is its knee{stays}. Trials off the front are "
@@ -205,16 +209,16 @@ def _about_resamples(searched: Searched, drawn: ResampledFront, held: list[str])
     if not len(drawn.points):
         return notes
     low, high = knee_ends(drawn)
-    said = []
+    ranges = []
     for place, goal in enumerate(searched.names):
         head, scale, digits = unit_of(goal)
         ends = sorted((searched.signs[place] * low[place], searched.signs[place] * high[place]))
-        said.append(f"{head.removesuffix(' %')} {' to '.join(number(end, digits, scale=scale) for end in ends)}")
+        ranges.append(f"{head.removesuffix(' %')} {' to '.join(number(end, digits, scale=scale) for end in ends)}")
     without = 1 - len(drawn.points) / RESAMPLES
     lacks = f"; {100 * without:.0f} % of them have no knee" if without >= 0.005 else ""
     return [
         *notes,
-        f"Over the resamples the knee lies at {' and '.join(said)} (95 %){lacks}. A trial's knee % is not the chance "
+        f"Over the resamples the knee lies at {' and '.join(ranges)} (95 %){lacks}. A trial's knee % is not the chance "
         "that it is the true one: where trials lie close, it is too sure.",
     ]
 

@@ -103,18 +103,18 @@ def _cut(text: Any, longest: int) -> str:
     return text if len(text) <= longest else text[:longest] + f" … ({len(text)} characters)"
 
 
-def front_data(found: Findings) -> dict[str, Any] | None:
+def front_data(findings: Findings) -> dict[str, Any] | None:
     """Everything that the front shows; None where there is no point to draw."""
-    run, judged = found.run, is_judged(found.run)
+    run, judged = findings.run, is_judged(findings.run)
     column = "win_rate" if judged else "preference_accuracy"
     search = run.trials[run.trials["phase"] == "search"].dropna(subset=["stability", column])
-    frame = found.main.frame
+    frame = findings.main.frame
     rows = frame.dropna(subset=[column, "stability"]) if len(frame) else frame
     trials = search.sort_values(column, kind="stable").to_dict("records")
-    searched = found.searched
+    searched = findings.searched
     outcomes = outcomes_of(searched, run.answers) if judged else None
-    own = [] if outcomes is None else zip(searched.trials["trial_id"], outcomes, strict=True)
-    intervals = {name: statistics.win_rate_interval(row[None]) for name, row in own}
+    trial_outcomes = [] if outcomes is None else zip(searched.trials["trial_id"], outcomes, strict=True)
+    intervals = {name: statistics.win_rate_interval(row[None]) for name, row in trial_outcomes}
     points = [_trial(trial, column, intervals.get(trial["trial_id"])) for trial in trials]
     points += [_row(run, row, column) for _, row in rows.iloc[::-1].iterrows()]
     if not points:
@@ -153,7 +153,7 @@ def _trial(trial: Mapping[Any, Any], column: str, interval: statistics.Interval 
 
 
 def _row(run: Run, row: pd.Series, column: str) -> dict[str, Any]:
-    own = of_label(run, run.trials, row["label"])
+    label_trials = of_label(run, run.trials, row["label"])
     judged = column == "win_rate"
     facts = [
         [_head(column), with_interval(row, column, 1, scale=100) if judged else number(row[column], 1, scale=100)],
@@ -165,7 +165,7 @@ def _row(run: Run, row: pd.Series, column: str) -> dict[str, Any]:
     ]  # fmt: skip
     place = (row["stability"], row["stability_min"], row["stability_max"])
     kind = WINNER if row["phase"] == "confirm" else ARM
-    return _point(row["label"], kind, place, row, column, [*facts, *_knobs(own["overrides"].iloc[0])])
+    return _point(row["label"], kind, place, row, column, [*facts, *_knobs(label_trials["overrides"].iloc[0])])
 
 
 def _point(
@@ -193,16 +193,16 @@ def _head(column: str) -> str:
 
 def _knobs(settings: Any) -> Facts:
     """What a trial set over the base, by path."""
-    found = json.loads(settings) if isinstance(settings, str) else {}
-    return [[path, short(value)] for path, value in flat(found).items()]
+    overrides = json.loads(settings) if isinstance(settings, str) else {}
+    return [[path, short(value)] for path, value in flat(overrides).items()]
 
 
 def _details(
     run: Run, points: list[dict[str, Any]], texts: dict[str, int], steps: dict[tuple[int, ...], int]
 ) -> dict[str, Any]:
     """Curves and answers of each point's trials, by the point's id. texts, steps: by what is shared its place."""
-    kept = pd.MultiIndex.from_frame(run.curves[["source", "metric"]]).isin(list(CURVES))
-    lines = _lines(run.curves[kept].sort_values("step", kind="stable"), shared=steps)
+    charted = pd.MultiIndex.from_frame(run.curves[["source", "metric"]]).isin(list(CURVES))
+    lines = _lines(run.curves[charted].sort_values("step", kind="stable"), shared=steps)
     seeds = dict(zip(run.trials["trial_id"], run.trials["seed"].astype(int), strict=True))
     longest = int(np.clip(ALL_ANSWERS / (10 * len(points)), SHORTEST, LONGEST_ANSWER))
     pairs = first_pairs(run.answers, longest=longest)
@@ -210,10 +210,10 @@ def _details(
     for point in points:
         # Of a row all its seeds, and the answers of the first that has any.
         label = point["label"]
-        own = [label] if point["kind"] == TRIAL else of_label(run, run.trials, label)["trial_id"].tolist()
-        answered = next((str(name) for name in own if name in pairs), "")
+        trial_ids = [label] if point["kind"] == TRIAL else of_label(run, run.trials, label)["trial_id"].tolist()
+        answered = next((str(name) for name in trial_ids if name in pairs), "")
         details[point["id"]] = {
-            "lines": [line for name in own for line in lines.get(name, [])],
+            "lines": [line for name in trial_ids for line in lines.get(name, [])],
             "seed": seeds.get(answered),
             "answers": [
                 pair | {text: texts.setdefault(pair[text], len(texts)) for text in ("prompt", "baseline", "answer")}
@@ -267,16 +267,16 @@ def differing(first: str, second: str) -> tuple[Spans, Spans]:
     matcher = SequenceMatcher(None, first_words, second_words, autojunk=False)
     if matcher.quick_ratio() < LEAST_COMMON or matcher.ratio() < LEAST_COMMON:
         return [], []
-    ours: Spans = []
-    theirs: Spans = []
+    first_spans: Spans = []
+    second_spans: Spans = []
     for tag, start, end, other_start, other_end in matcher.get_opcodes():
         if tag == "equal":
             continue
         if start < end:
-            ours.append([words[0][start].start(), words[0][end - 1].end()])
+            first_spans.append([words[0][start].start(), words[0][end - 1].end()])
         if other_start < other_end:
-            theirs.append([words[1][other_start].start(), words[1][other_end - 1].end()])
-    return ours, theirs
+            second_spans.append([words[1][other_start].start(), words[1][other_end - 1].end()])
+    return first_spans, second_spans
 
 
 def pieces(text: str, spans: Spans) -> list[tuple[bool, str]]:

@@ -69,29 +69,29 @@ def noise(verdicts: pd.DataFrame) -> float:
 def panel(run: results.Run, main: Table) -> Table:
     """A row for each row of the main table that a panel judged: the pooled win rate, in `frame` as a share."""
     verdicts = rows.judged_verdicts(run)
-    shown = [row for row in main.frame.to_dict("records") if row["label"] in set(verdicts["label"])]
-    if not shown:
+    judged_rows = [row for row in main.frame.to_dict("records") if row["label"] in set(verdicts["label"])]
+    if not judged_rows:
         return empty("No panel judged this run.")
-    found = []
-    for row in shown:
-        own = verdicts[verdicts["label"] == row["label"]]
-        answer = own.groupby(["judge", "prompt_id", "trial_id", "turn"])["outcome"].mean()
+    records = []
+    for row in judged_rows:
+        row_verdicts = verdicts[verdicts["label"] == row["label"]]
+        answer = row_verdicts.groupby(["judge", "prompt_id", "trial_id", "turn"])["outcome"].mean()
         outcomes = answer.groupby(["judge", "prompt_id"]).mean().unstack("prompt_id")
         topics = rows.topics_by_prompt(run, outcomes.columns)
         complete = outcomes.notna().all()
-        found.append(
+        records.append(
             {
                 **{name: row[name] for name in ("label", *statistics.interval_names("win_rate"))},
                 **statistics.columns({"any_judge": pooled_interval(outcomes.to_numpy(dtype=float), topics)}),
                 "judges": len(outcomes),
                 "lowest": outcomes.loc[:, complete].mean(axis=1).min(),
                 "highest": outcomes.loc[:, complete].mean(axis=1).max(),
-                "noise": np.sqrt(noise(own)),
+                "noise": np.sqrt(noise(row_verdicts)),
                 "partial": int((~complete & outcomes.notna().any()).sum()),
                 "prompts": int(complete.sum()),
             }
         )
-    frame = pd.DataFrame(found)
+    frame = pd.DataFrame(records)
     few, repeated = frame["judges"].max() < FEWEST_JUDGES, frame["noise"].notna().any()
     notes = ["any judge: interval over other judges and prompts, both random (two-way analysis of variance)."]
     if few:
@@ -102,7 +102,7 @@ def panel(run: results.Run, main: Table) -> Table:
         )
     lacking = [
         f"{row['partial']} of {row['partial'] + row['prompts']} prompts of {row['label']}"
-        for row in found
+        for row in records
         if row["partial"]
     ]
     if lacking:
@@ -137,22 +137,22 @@ def agreement(run: results.Run) -> Table:
     sides = {"ab": keys["verdict_ab"].map(statistics.POINTS), "ba": 1 - keys["verdict_ba"].map(statistics.POINTS)}
     points = pd.concat(sides, names=["order"]).astype(float).unstack("judge")
     apart: dict[str, float] = defaultdict(float)
-    found = []
-    for one, other in combinations(judges, 2):
-        both = points[[one, other]].dropna()
-        same, counts = both[one] == both[other], len(both)
-        for prompt, gap in (both[one] - both[other]).abs().groupby("prompt_id").mean().items():
+    records = []
+    for first_judge, second_judge in combinations(judges, 2):
+        both = points[[first_judge, second_judge]].dropna()
+        same, counts = both[first_judge] == both[second_judge], len(both)
+        for prompt, gap in (both[first_judge] - both[second_judge]).abs().groupby("prompt_id").mean().items():
             apart[str(prompt)] += gap
-        found.append(
+        records.append(
             {
-                "judge": one,
-                "other": other,
+                "judge": first_judge,
+                "other": second_judge,
                 "verdicts": counts,
                 "agreement": float(same.mean()) if counts else np.nan,
                 "kappa": cohens_kappa(*both.to_numpy().T) if counts else np.nan,
             }
         )
-    frame = pd.DataFrame(found)
+    frame = pd.DataFrame(records)
     most = [prompt for prompt, gap in sorted(apart.items(), key=lambda item: (-item[1], item[0])) if gap][:SHOWN]
     return Table(
         frame=frame,
@@ -232,7 +232,7 @@ def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
         InputError: Labels are of trials or prompts that the run has no judged answer of.
     """
     answers = _answers_with_labels(run, labels)
-    shown, few, unjudged = [], [], 0
+    records, few, unjudged = [], [], 0
     for row in main.frame.to_dict("records"):
         answered = answers[answers["label"] == row["label"]]
         unjudged += int(answered[answered["outcome"].isna()]["strong"].count())
@@ -242,18 +242,18 @@ def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
         if labelled.empty:
             continue
         strong, judged = labelled.to_numpy(dtype=float).T
-        found = corrected_rate(strong, judged, by_prompt.drop(labelled.index).to_numpy(dtype=float))
-        if found is None:
+        estimate = corrected_rate(strong, judged, by_prompt.drop(labelled.index).to_numpy(dtype=float))
+        if estimate is None:
             few.append(f"{row['label']} ({len(labelled)})")
             continue
-        shown.append(
+        records.append(
             {
                 "label": row["label"],
                 "win_rate": row["win_rate"],
-                **statistics.columns({"corrected": found[0]}),
+                **statistics.columns({"corrected": estimate[0]}),
                 "labels_alone": strong.mean(),
                 "bias": (judged - strong).mean(),
-                "weight": found[1],
+                "weight": estimate[1],
                 "labelled": len(labelled),
                 "prompts": len(by_prompt),
             }
@@ -261,7 +261,7 @@ def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
     lacking = [f"Fewer than {FEWEST_LABELLED} labelled prompts: {', '.join(few)}."] if few else []
     if unjudged:
         lacking.append(f"{unjudged} labels count for nothing: the judge has no valid verdict on their answers.")
-    frame = pd.DataFrame(shown, columns=None if shown else ["label"])
+    frame = pd.DataFrame(records, columns=None if records else ["label"])
     return Table(
         frame=frame,
         caption=f"{rows.name_of(run)}: the win rate of {rows.judge_of(run)}, corrected by labels "

@@ -110,7 +110,7 @@ def votes_by_label(run: results.Run) -> dict[str, Votes]:
     answers = rows.judged_answers(run)
     by_panel = answers["trial_id"].isin(rows.judged_verdicts(run)["trial_id"])
     answers = answers[answers["trial_id"].isin(rows.judged_trials(run)["trial_id"]) & ~by_panel]
-    return {str(label): Votes.of(own) for label, own in answers.groupby("label")}
+    return {str(label): Votes.of(group) for label, group in answers.groupby("label")}
 
 
 def of_panel(run: results.Run, row: Mapping[Any, Any]) -> list[tuple[dict[Any, Any], Votes]]:
@@ -120,13 +120,13 @@ def of_panel(run: results.Run, row: Mapping[Any, Any]) -> list[tuple[dict[Any, A
     verdicts = verdicts[verdicts["label"] == row["label"]]
     texts = ["answer", "answer_tokens", "baseline_answer", "baseline_tokens"]
     verdicts = verdicts.merge(run.answers[[*answer, *texts]], on=answer)
-    found = []
-    for judge, own in verdicts.groupby("judge"):
-        wide = own.pivot_table(index="seed", columns="prompt_id", values="outcome", dropna=False)
+    judge_rows = []
+    for judge, judge_verdicts in verdicts.groupby("judge"):
+        wide = judge_verdicts.pivot_table(index="seed", columns="prompt_id", values="outcome", dropna=False)
         rate = statistics.row_interval(wide.to_numpy(dtype=float), rows.topics_by_prompt(run, wide.columns))
         columns = statistics.columns({"win_rate": rate})
-        found.append(({**row, **columns, "judge": str(judge)}, Votes.of(own)))
-    return found
+        judge_rows.append(({**row, **columns, "judge": str(judge)}, Votes.of(judge_verdicts)))
+    return judge_rows
 
 
 def judging(run: results.Run, main: Table, difficulties: Difficulties | None = None) -> Table:
@@ -139,21 +139,27 @@ def judging(run: results.Run, main: Table, difficulties: Difficulties | None = N
     """
     judge = rows.judge_of(run)
     votes = votes_by_label(run)
-    if judge.partition(":")[0] == EXACT and difficulties is None and not any(own.invalid for own in votes.values()):
+    if (
+        judge.partition(":")[0] == EXACT
+        and difficulties is None
+        and not any(row_votes.invalid for row_votes in votes.values())
+    ):
         votes = {}
-    shown: list[tuple[dict[Any, Any], Votes]] = []
+    judged_rows: list[tuple[dict[Any, Any], Votes]] = []
     for row in main.frame.to_dict("records"):
-        shown += [(row, votes[row["label"]])] if row["label"] in votes else of_panel(run, row)
-    if not shown:
+        judged_rows += [(row, votes[row["label"]])] if row["label"] in votes else of_panel(run, row)
+    if not judged_rows:
         return empty("Of the judging there is nothing to say.")
-    frame = pd.DataFrame([_row(str(row["label"]), row, own) for row, own in shown])
+    frame = pd.DataFrame([_row(str(row["label"]), row, row_votes) for row, row_votes in judged_rows])
     if difficulties is not None:
         prompts = pd.Index(rows.judged_answers(run)["prompt_id"].unique())
         topics = rows.topics_by_prompt(run, prompts)
         of_prompts = None if topics is None else pd.Series(topics, index=prompts)
         rates = [
-            None if own.answers is None else controlled.alpaca_eval_rate(own.answers, difficulties, of_prompts)
-            for _, own in shown
+            None
+            if row_votes.answers is None
+            else controlled.alpaca_eval_rate(row_votes.answers, difficulties, of_prompts)
+            for _, row_votes in judged_rows
         ]
         frame = frame.join(pd.DataFrame([statistics.columns({"alpaca_eval": rate}) for rate in rates]))
     whose = "of each judge by itself" if "judge" in frame else "as in the main table"
@@ -181,7 +187,7 @@ def judging(run: results.Run, main: Table, difficulties: Difficulties | None = N
 
 
 def _notes(frame: pd.DataFrame, difficulties: Difficulties | None) -> list[str]:
-    known, rates = frame["win_rate_low"].notna(), ("length_controlled", "style_controlled")
+    has_interval, rates = frame["win_rate_low"].notna(), ("length_controlled", "style_controlled")
     far = f"; below {FEWEST_EQUAL:.0%} LC is extrapolated (*), and its interval does not say how far"
     notes = [
         "W_AH: Arena-Hard's score, in which A>>B counts as 3 votes, A>B as 1 and a tie as one vote of 0.5.",
@@ -201,7 +207,7 @@ def _notes(frame: pd.DataFrame, difficulties: Difficulties | None) -> list[str]:
         "SC: rate at equal style, by Arena-Hard's features of length, headers, lists and bold texts; from "
         f"{controlled.FEWEST} prompts a coefficient on. Arena-Hard's own number fits all models at once."
     )
-    if any((known & frame[rate].notna() & frame[f"{rate}_low"].isna()).any() for rate in rates):
+    if any((has_interval & frame[rate].notna() & frame[f"{rate}_low"].isna()).any() for rate in rates):
         notes.append("LC and SC have no ends where all outcomes are the same.")
     if (frame["win_rate"].notna() & frame["length_controlled"].isna()).any():
         notes.append("No LC: length alone tells wins from losses, or equal length is too far from all answers.")
@@ -209,65 +215,71 @@ def _notes(frame: pd.DataFrame, difficulties: Difficulties | None) -> list[str]:
         "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both orders.",
         "missing: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
     ]
-    return notes + [f"Without ends: {statistics.TOO_FEW}."] * bool((frame["win_rate"].notna() & ~known).any())
+    return notes + [f"Without ends: {statistics.TOO_FEW}."] * bool((frame["win_rate"].notna() & ~has_interval).any())
 
 
 def _took(run: results.Run) -> list[str]:
     """What the judge took in the whole run, and why verdicts are missing: sentences from the trials' own files."""
     files = [run.path / "trials" / str(trial_id) / results.JUDGING for trial_id in run.trials["trial_id"]]
     # Whoever copies a run may leave them out.
-    told = [_read(file) for file in files if file.exists()]
+    records = [_read(file) for file in files if file.exists()]
     reasons: Counter[str] = Counter()
-    for one in told:
-        reasons.update(one["missing"])
-        reasons["no valid verdict, however often it was asked for"] += one["invalid"]
+    for record in records:
+        reasons.update(record["missing"])
+        reasons["no valid verdict, however often it was asked for"] += record["invalid"]
     why = [f"{count} since {reason}" for reason, count in sorted((+reasons).items())]
     judged = len(rows.judged_trials(run))
-    whose = "all trials" if len(told) >= judged else f"{len(told)} of {judged} trials, whose {results.JUDGING} is there"
-    said = [f"Missing verdicts of {whose}: {'; '.join(why)}."] if why else []
+    whose = (
+        "all trials"
+        if len(records) >= judged
+        else f"{len(records)} of {judged} trials, whose {results.JUDGING} is there"
+    )
+    sentences = [f"Missing verdicts of {whose}: {'; '.join(why)}."] if why else []
     for name, words in ASIDE.items():
-        if count := sum(one.get(name, 0) for one in told):
-            said.append(f"Of {whose} {count} {words}.")
+        if count := sum(record.get(name, 0) for record in records):
+            sentences.append(f"Of {whose} {count} {words}.")
     # Each trial tells of the run so far.
-    last = max(told, key=lambda one: one["requests"], default=None)
+    last = max(records, key=lambda record: record["requests"], default=None)
     if last and last["requests"]:
         cost = "" if last["cost"] is None else f", cost {last['cost']:.2f}"
         tokens = last["input_tokens"] + last["output_tokens"]
-        said.append(f"The judge took {last['requests']:,} requests and {tokens:,} tokens in this run so far{cost}.")
-    return said
+        sentences.append(
+            f"The judge took {last['requests']:,} requests and {tokens:,} tokens in this run so far{cost}."
+        )
+    return sentences
 
 
 def _read(file: Path) -> dict[str, Any]:
     """What a trial's judge took. Raises InputError where that cannot be read."""
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-        numbers = [said[name] for name in ("invalid", "requests", "input_tokens", "output_tokens")]
-        if not all(isinstance(one, int) for one in [*numbers, *said["missing"].values()]):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        numbers = [record[name] for name in ("invalid", "requests", "input_tokens", "output_tokens")]
+        if not all(isinstance(count, int) for count in [*numbers, *record["missing"].values()]):
             raise ValueError("it is not what a trial writes")
-        return {"cost": None, **said}
+        return {"cost": None, **record}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} cannot be read: {error}. Copy it again, or delete it to report without it.") from None
 
 
 def _rate_cells(frame: pd.DataFrame, name: str) -> tuple[str, ...]:
     far = frame[EXTRAPOLATED] & (name in ("length_controlled", "alpaca_eval"))
-    shown = interval_cells(frame, name, 1, scale=100)
-    return tuple(f"{cell}{'*' * starred}" for cell, starred in zip(shown, far, strict=True))
+    intervals = interval_cells(frame, name, 1, scale=100)
+    return tuple(f"{cell}{'*' * starred}" for cell, starred in zip(intervals, far, strict=True))
 
 
 def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]:
     low, high = votes.bounds()
     equal = votes.equal_lengths()
-    found = {"arena_hard": votes.arena_hard(), "length_controlled": votes.length_controlled(), "style_controlled": None}
+    rates = {"arena_hard": votes.arena_hard(), "length_controlled": votes.length_controlled(), "style_controlled": None}
     if votes.answers is not None:
         style = controlled.features(votes.answers)
-        found["style_controlled"] = controlled.rate_at_equal_style(votes.outcomes, style, votes.prompts)
+        rates["style_controlled"] = controlled.rate_at_equal_style(votes.outcomes, style, votes.prompts)
     return {
         "label": label,
         **({"judge": main["judge"]} if "judge" in main else {}),
         **{name: main[name] for name in statistics.interval_names("win_rate")},
-        **statistics.columns(found),
-        EXTRAPOLATED: found["length_controlled"] is not None and equal < FEWEST_EQUAL,
+        **statistics.columns(rates),
+        EXTRAPOLATED: rates["length_controlled"] is not None and equal < FEWEST_EQUAL,
         "equal_lengths": equal,
         "more_tokens": float(np.nanmean(votes.more_tokens)) if (~np.isnan(votes.more_tokens)).any() else np.nan,
         "order_consistency": votes.consistency(),

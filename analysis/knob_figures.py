@@ -64,7 +64,7 @@ def slices(searched: Searched, columns: list[int]) -> "Figure":
         shape = {"nrows": rows, "ncols": wide, "sharex": "col", "sharey": "row", "squeeze": False}
         figure, panels = new_figure(min(WIDTH, 1.5 * wide + 0.7), 1.7 * rows + 0.5, **shape)
         for row, goal in enumerate(searched.names):
-            values = searched.shown(row)
+            values = searched.goal_values(row)
             for panel, column in zip(panels[row], columns, strict=True):
                 x = searched.places[:, column]
                 # The axes hold every point, and a file of thousands is half as large where none has a clip of its own.
@@ -141,33 +141,33 @@ def _knob_axis(axes: "Axes", knob: Knob) -> None:
     axes.xaxis.set_tick_params(labelsize=7)
 
 
-def sensitivity(found: Cells, ablation: Table) -> "Figure":
+def sensitivity(design_cells: Cells, ablation: Table) -> "Figure":
     """Rate and S over the value of each knob that a design varies: a column per knob, a line per center.
 
     Rates with the intervals of the table; S with its interval, else its lowest and highest seed. The
     center's own value is a diamond; a hollow point is not separable from it: the interval of the difference covers 0.
     """
-    measured, centers = ablation.by("label"), found.design.centers
-    knobs = list(dict.fromkeys(knob for center in centers for knob in found.design.reference(center).levels))
+    measured, centers = ablation.by("label"), design_cells.design.centers
+    knobs = list(dict.fromkeys(knob for center in centers for knob in design_cells.design.reference(center).levels))
     colours = dict(zip(centers, itertools.cycle((BLUE, VERMILLION, GREEN, PURPLE, ORANGE)), strict=False))
     with style():
         shape = {"nrows": 2, "ncols": max(1, len(knobs)), "sharex": "col", "sharey": "row", "squeeze": False}
         figure, panels = new_figure(min(WIDTH, max(4.2, 2.4 * len(knobs) + 0.8)), 4.4, **shape)
         for knob, (upper, lower) in zip(knobs, panels.T, strict=False):
-            lines = {center: knob_cells(found.design, center, knob) for center in centers}
+            lines = {center: knob_cells(design_cells.design, center, knob) for center in centers}
             values = sorted({value for line in lines.values() for value, _ in line}, key=_rank)
             # Evenly: most are spaced by factors, and 0 and words have no logarithm.
             place = {value: float(index) for index, value in enumerate(values)}
             for center, line in lines.items():
                 rows = [(place[value], measured[label]) for value, label in line]
-                _knob_line(upper, rows, found.rate, 100, colour=colours[center], label=center)
+                _knob_line(upper, rows, design_cells.rate, 100, colour=colours[center], label=center)
                 _knob_line(lower, rows, "stability", 1, colour=colours[center], label=center)
             turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(knobs) > 3 else {}
             lower.set_xticks(list(place.values()), [plain(str(value)) for value in values], fontsize=8, **turned)
             lower.set_xlabel(plain(knob.rpartition(".")[2]))
             for panel in (upper, lower):
                 panel.grid()
-        panels[0, 0].set_ylabel(f"{METRICS[found.rate]}, %")
+        panels[0, 0].set_ylabel(f"{METRICS[design_cells.rate]}, %")
         panels[1, 0].set_ylabel("stability S")
         if len(colours) > 1:
             figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
@@ -187,12 +187,12 @@ def _knob_line(
         low, high = row[f"{name}_low"], row[f"{name}_high"]
         if name == "stability" and pd.isna(low):
             low, high = row["stability_min"], row["stability_max"]
-        own = row["verdict"] == REFERENCE
-        hollow = not own and not (row[f"{difference}_low"] > 0 or row[f"{difference}_high"] < 0)
+        is_center = row["verdict"] == REFERENCE
+        hollow = not is_center and not (row[f"{difference}_low"] > 0 or row[f"{difference}_high"] < 0)
         axes.errorbar(
             x, scale * row[name], yerr=[[scale * max(0, row[name] - low)], [scale * max(0, high - row[name])]],
-            fmt="D" if own else "o", color=colour, markerfacecolor="white" if hollow else colour, capsize=2,
-            markersize=6 if own else 5, linewidth=1, zorder=4,
+            fmt="D" if is_center else "o", color=colour, markerfacecolor="white" if hollow else colour, capsize=2,
+            markersize=6 if is_center else 5, linewidth=1, zorder=4,
         )  # fmt: skip
 
 
@@ -204,13 +204,13 @@ def knob_cells(design: Design, center: str, knob: str) -> list[tuple[Level, str]
     reference = design.reference(center)
     if knob not in reference.levels:
         return []
-    own = [
+    level_cells = [
         (cell.levels[knob], cell.label)
         for cell in design.around(center)
         if not cell.control
         and (cell is reference or cell.levels.get(knob, reference.levels[knob]) != reference.levels[knob])
     ]
-    return sorted(own, key=lambda item: _rank(item[0]))
+    return sorted(level_cells, key=lambda item: _rank(item[0]))
 
 
 def _rank(value: Level) -> tuple[bool, float, str]:

@@ -52,8 +52,8 @@ class Knob:
     def places(self, column: pd.Series) -> np.ndarray:
         """(trials,) where each trial stands: its value, or the place of its option; NaN where it has no such knob."""
         if self.scale == "choice":
-            known = {option: float(place) for place, option in enumerate(self.options)}
-            return np.array([np.nan if value is None else known[_written(value)] for value in read(column)])
+            option_places = {option: float(place) for place, option in enumerate(self.options)}
+            return np.array([np.nan if value is None else option_places[_written(value)] for value in read(column)])
         return np.array([np.nan if value is None else float(value) for value in read(column)])
 
     def unit(self, places: np.ndarray) -> np.ndarray:
@@ -91,17 +91,17 @@ class Searched:
         """Of a run that did not search it has no trials."""
         trials = run.trials[run.trials["phase"] == "search"].sort_values("trial_id", kind="stable")
         trials = trials.reset_index(drop=True)
-        named = {name: way for name, way in (run.manifest.get("goals") or {}).items() if name in trials.columns}
-        signs = [-1.0 if way == "minimize" else 1.0 for way in named.values()]
+        goal_ways = {name: way for name, way in (run.manifest.get("goals") or {}).items() if name in trials.columns}
+        signs = [-1.0 if way == "minimize" else 1.0 for way in goal_ways.values()]
         knobs = knobs_of(run, trials)
         places = [knob.places(trials[results.KNOB + knob.path]) for knob in knobs]
         return cls(
             trials=trials,
             knobs=knobs,
             places=np.column_stack(places) if places else np.empty((len(trials), 0)),
-            names=tuple(named),
-            ways=tuple(named.values()),
-            goals=trials[list(named)].to_numpy(dtype=float) * signs,
+            names=tuple(goal_ways),
+            ways=tuple(goal_ways.values()),
+            goals=trials[list(goal_ways)].to_numpy(dtype=float) * signs,
             constraints=constraints_of(run.manifest),
         )
 
@@ -127,7 +127,7 @@ class Searched:
         """(trials,) whether each is eligible and no other eligible trial beats it."""
         return pareto.on_front(np.where(self.eligible[:, None], self.goals, np.nan)) if self.names else self.complete
 
-    def shown(self, goal: int) -> np.ndarray:
+    def goal_values(self, goal: int) -> np.ndarray:
         """(trials,) a goal as figures show it: in its own direction and unit; NaN where a trial is not complete."""
         values = self.signs[goal] * self.goals[:, goal] * unit_of(self.names[goal])[1]
         return np.where(self.complete, values, np.nan)
@@ -227,10 +227,10 @@ def of_goal(
     trials = len(values)
     counts = np.concatenate([np.ones((trials, 1)), statistics.draws(trials, resamples=resamples)], axis=1)
     best = counts * is_best(values, counts, best_share(trials))
-    found = np.column_stack([divergence(knob, places[:, k], best, counts) for k, knob in enumerate(knobs)])
-    total = found.sum(axis=1, keepdims=True)
-    shares = np.divide(found, total, out=np.full_like(found, np.nan), where=total > 0)
-    return shares, 1 + (found[:, None, :] > found[:, :, None]).sum(axis=2)
+    divergences = np.column_stack([divergence(knob, places[:, k], best, counts) for k, knob in enumerate(knobs)])
+    total = divergences.sum(axis=1, keepdims=True)
+    shares = np.divide(divergences, total, out=np.full_like(divergences, np.nan), where=total > 0)
+    return shares, 1 + (divergences[:, None, :] > divergences[:, :, None]).sum(axis=2)
 
 
 def best_share(trials: int) -> float:
@@ -244,8 +244,8 @@ def is_best(values: np.ndarray, counts: np.ndarray, share: float) -> np.ndarray:
     values: (trials,). counts: (trials, draws) how often each draw has each trial.
     """
     order = np.argsort(-values, kind="stable")
-    wanted = np.ceil(share * counts.sum(axis=0) - 1e-9)
-    last = (counts[order].cumsum(axis=0) >= wanted).argmax(axis=0)
+    quota = np.ceil(share * counts.sum(axis=0) - 1e-9)
+    last = (counts[order].cumsum(axis=0) >= quota).argmax(axis=0)
     return values[:, None] >= values[order][last]
 
 
@@ -355,10 +355,10 @@ def importance(searched: Searched) -> Table:
 
 def _ends(resampled: np.ndarray) -> np.ndarray:
     """(knobs, 2) ends of 95 % percentile intervals. Where there is none in some resample, it is left out."""
-    known = ~np.isnan(resampled).any(axis=1)
-    if not known.any():
+    finite = ~np.isnan(resampled).any(axis=1)
+    if not finite.any():
         return np.full((resampled.shape[1], 2), np.nan)
-    return np.asarray(np.quantile(resampled[known], statistics.TAILS, axis=0, method="inverted_cdf").T)
+    return np.asarray(np.quantile(resampled[finite], statistics.TAILS, axis=0, method="inverted_cdf").T)
 
 
 def _columns(frame: pd.DataFrame, goal: str) -> tuple[Column, Column]:
