@@ -72,7 +72,7 @@ def methods(run: Run) -> list[str]:
     ]
 
 
-def asked(run: Run) -> Facts:
+def plan_facts(run: Run) -> Facts:
     """What the run was to do: arms, seeds, search, goals, judge, decoding."""
     manifest = run.manifest
     experiment = manifest.get("experiment") or {}
@@ -81,7 +81,7 @@ def asked(run: Run) -> Facts:
     budget = experiment.get("budget") or {}
     confirm = budget.get("confirm") or {}
     winners = f"; the best {confirm['best']} confirmed with {confirm.get('seeds')} seeds" if confirm.get("best") else ""
-    said = [
+    entries = [
         ("arms", ", ".join(arms) or "none"),
         ("seeds", ", ".join(str(seed) for seed in manifest.get("seeds") or []) or "none recorded"),
         ("search", f"{budget.get('trials')} trials over {', '.join(knobs)}{winners}" if knobs else "none"),
@@ -89,7 +89,7 @@ def asked(run: Run) -> Facts:
         ("judge", judge_of(run)),
         ("decoding", decoding_words(manifest)),
     ]
-    return [(key, one_line(value)) for key, value in said]
+    return [(key, one_line(value)) for key, value in entries]
 
 
 def facts(run: Run) -> Facts:
@@ -105,7 +105,7 @@ def facts(run: Run) -> Facts:
         for name, numbers in (data.get("truncated") or {}).items()
         if isinstance(numbers, dict)
     }
-    said: list[tuple[str, Any]] = [
+    entries: list[tuple[str, Any]] = [
         ("started", manifest.get("created")),
         ("finished", manifest.get("finished") or "not finished"),
         ("command", " ".join(redact(list(map(str, manifest.get("command") or []))))),
@@ -122,7 +122,7 @@ def facts(run: Run) -> Facts:
         ("fingerprint", manifest.get("fingerprint")),
         ("stability", manifest.get("stability_version")),
     ]  # fmt: skip
-    return [(key, one_line(str(value))) for key, value in said if value not in (None, "")]
+    return [(key, one_line(str(value))) for key, value in entries if value not in (None, "")]
 
 
 def _pairs(mapping: Mapping[str, Any] | None) -> str:
@@ -162,7 +162,7 @@ def methods_paragraph(findings: Findings) -> list[str]:
     """Say in a sentence each what was trained, on what, how it was searched, and how it was judged."""
     run, settings = findings.run, _settings(findings.run)
     experiment = run.manifest.get("experiment") or {}
-    known, plan = dict(facts(run)), dict(asked(run))
+    recorded, plan = dict(facts(run)), dict(plan_facts(run))
     objectives = sorted({str(name) for name in run.trials["objective"].dropna()})
     stopping = _words(experiment["early_stopping"]) or "none" if "early_stopping" in experiment else UNKNOWN
     limits = experiment.get("constraints") or []
@@ -181,8 +181,9 @@ def methods_paragraph(findings: Findings) -> list[str]:
         f"Early stopping: {stopping}.",
         _judging(run, plan["judge"]),
         f"Decoding: {plan['decoding']}.",
-        f"Software: slime_ray {known.get('slime_ray', UNKNOWN)}; {known.get('versions') or f'versions {UNKNOWN}'}.",
-        f"The experiment's hash is {known.get('fingerprint', UNKNOWN)}.",
+        f"Software: slime_ray {recorded.get('slime_ray', UNKNOWN)}; "
+        f"{recorded.get('versions') or f'versions {UNKNOWN}'}.",
+        f"The experiment's hash is {recorded.get('fingerprint', UNKNOWN)}.",
     ]
 
 
@@ -198,8 +199,8 @@ def _stage(title: str, settings: list[Flat], stage: str) -> str:
 
 def _of(title: str, settings: list[Flat], *paths: str, more: Sequence[str | None] = ()) -> str:
     """What these settings are, by their names; those that are null are left out."""
-    known = {path.partition(".")[2].replace("_", " "): _value(settings, path) for path in paths}
-    terms = [f"{name} {value}" for name, value in known.items() if value is not None]
+    values = {path.partition(".")[2].replace("_", " "): _value(settings, path) for path in paths}
+    terms = [f"{name} {value}" for name, value in values.items() if value is not None]
     return f"{title}: {', '.join([*(terms or [UNKNOWN]), *filter(None, more)])}."
 
 
@@ -214,7 +215,7 @@ def _search(run: Run, experiment: Mapping[str, Any], words: str) -> str:
     search = experiment.get("search") or {}
     if not search.get("dimensions"):
         return f"Search: {words if experiment else UNKNOWN}."
-    points = f", {len(known)} known points first" if (known := search.get("known_points")) else ""
+    points = f", {len(known_points)} known points first" if (known_points := search.get("known_points")) else ""
     return f"Search: {words}; sampler {_words(search.get('sampler')) or UNKNOWN}{points}."
 
 
@@ -254,10 +255,10 @@ def _space(run: Run) -> Table | None:
     ]
     if not rows:
         return None
-    frame, shown = pd.DataFrame(rows), ("entry", "knob", "range")[not league :]
+    frame, heads = pd.DataFrame(rows), ("entry", "knob", "range")[not league :]
     needed = dict.fromkeys(str(each) for space in spaces.values() for each in space.get("require") or [])
     notes = [f"Required: {'; '.join(needed)}."] if needed else []
-    columns = tuple(Column(name, tuple(frame[name]), numeric=False) for name in shown)
+    columns = tuple(Column(name, tuple(frame[name]), numeric=False) for name in heads)
     return Table(frame, f"{name_of(run)}: the search space, bounds inclusive.", notes, columns)
 
 
@@ -292,7 +293,7 @@ def _terms(items: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 def _settings(run: Run) -> list[Flat]:
     """The different settings that the trials had, by path; those of a trial that has none are left out."""
-    return [known for text in dict.fromkeys(run.trials["settings"].dropna()) if (known := flat(_read(text)))]
+    return [settings for text in dict.fromkeys(run.trials["settings"].dropna()) if (settings := flat(_read(text)))]
 
 
 def _read(text: Any) -> Any:

@@ -159,8 +159,8 @@ class Table:
     def html(self) -> str:
         """A <table> whose heads and first cells say what they head; every text escaped. The notes are the page's."""
         columns = self._printed()
-        shown = [column for column in columns if not column.group or column is _group(columns, column)[-1]]
-        kinds = [_kind(column) for column in shown]
+        visible = [column for column in columns if not column.group or column is _group(columns, column)[-1]]
+        kinds = [_kind(column) for column in visible]
 
         def line(scope: str, cells: list[str]) -> str:
             tags = [f'th scope="{scope}"' if scope == "col" or place == 0 else "td" for place in range(len(cells))]
@@ -176,8 +176,8 @@ class Table:
                 text = re.sub(r"^(\S+) ([\[(].+)$", r"\1 <span>\2</span>", text)
             return {"": "{}", "best": "<b>{}</b>", "second": "<u>{}</u>"}[column.mark(row)].format(text)
 
-        head = line("col", [_html_head(column) for column in shown])
-        body = (line("row", [cell(column, row) for column in shown]) for row in range(len(self.frame)))
+        head = line("col", [_html_head(column) for column in visible])
+        body = (line("row", [cell(column, row) for column in visible]) for row in range(len(self.frame)))
         caption = f"<table><caption><span>{html.escape(self.caption)}</span></caption>"
         return "\n".join([caption, f"<thead>{head}</thead>", "<tbody>", *body, "</tbody></table>"])
 
@@ -260,8 +260,8 @@ def measure(
 ) -> Column:
     """A column of numbers, with intervals and a head that says so where the frame has any."""
     has_ends = f"{name}_low" in frame and frame[f"{name}_low"].notna().any()
-    shown = (interval_cells if has_ends else numbers)(frame, name, digits, scale=scale, signed=signed)
-    return Column(f"{head} [95 %]" if has_ends else head, shown, keep=keep)
+    column_cells = (interval_cells if has_ends else numbers)(frame, name, digits, scale=scale, signed=signed)
+    return Column(f"{head} [95 %]" if has_ends else head, column_cells, keep=keep)
 
 
 def cells(frame: pd.DataFrame, say: Callable[[pd.Series], str]) -> tuple[str, ...]:
@@ -293,8 +293,8 @@ def _column_width(column: Column) -> int:
 
 def _total_width(columns: list[Column]) -> int:
     """What decides which columns are left out: a label of any length costs no more than one of _LONGEST_LABEL."""
-    label, *others = (_column_width(column) for column in columns)
-    return min(label, _LONGEST_LABEL) + sum(others) + 2 * len(others)
+    label, *widths = (_column_width(column) for column in columns)
+    return min(label, _LONGEST_LABEL) + sum(widths) + 2 * len(widths)
 
 
 def _text_row(cells: list[str], columns: list[Column]) -> str:
@@ -318,8 +318,8 @@ def _html_head(column: Column) -> str:
     return re.sub(r"(?<=\w)([._])(?=\w)", r"\1<wbr>", head.replace(" %", "&nbsp;%"))
 
 
-def _group(columns: Sequence[Column], one: Column) -> list[Column]:
-    return [column for column in columns if column.group == one.group]
+def _group(columns: Sequence[Column], member: Column) -> list[Column]:
+    return [column for column in columns if column.group == member.group]
 
 
 def _bars(group: list[Column], row: int) -> str:
@@ -327,12 +327,12 @@ def _bars(group: list[Column], row: int) -> str:
     heights = [column.bars[row] for column in group]
     if all(map(math.isnan, heights)):
         return ABSENT
-    said = html.escape("; ".join(f"{column.words or column.head} {column.cells[row]}" for column in group))
+    label = html.escape("; ".join(f"{column.words or column.head} {column.cells[row]}" for column in group))
     bars = "".join(
         f'<i style="--h:{0 if math.isnan(height) else height:.3g}">{html.escape(column.head[:1])}</i>'
         for column, height in zip(group, heights, strict=True)
     )
-    return f'<span class="bars" role="img" aria-label="{said}" title="{said}">{bars}</span>'
+    return f'<span class="bars" role="img" aria-label="{label}" title="{label}">{bars}</span>'
 
 
 def _markdown(text: str) -> str:
