@@ -138,19 +138,19 @@ class Material:
         return self.answers if isinstance(self.answers, float) else sum(self.answers) / len(self.answers)
 
 
-def find_material(settings: Settings, given: DataAssumptions) -> Material:
+def find_material(settings: Settings, assumptions: DataAssumptions) -> Material:
     """Count the data if it is here and nothing else was said of it. Raises InputError where not enough is known."""
     data = settings.data
-    local = data.task is not None or all(Path(one.source).is_absolute() for one in data.sources)
-    if local and given == DataAssumptions():
+    local = data.task is not None or all(Path(source.source).is_absolute() for source in data.sources)
+    if local and assumptions == DataAssumptions():
         try:
             return read_material(settings)
         except InputError as error:
             raise InputError(f"{error} A plan can do without the data: --pairs N --lengths P,C,R.") from None
-    lengths = given.lengths or KNOWN_LENGTHS.get(data.label.lower())
-    pairs = given.pairs or KNOWN_PAIRS.get((data.label.lower(), data.split))
+    lengths = assumptions.lengths or KNOWN_LENGTHS.get(data.label.lower())
+    pairs = assumptions.pairs or KNOWN_PAIRS.get((data.label.lower(), data.split))
     if lengths is None or (pairs is None and data.pairs is None):
-        complaints = (missing_file(one.source) for one in data.sources)
+        complaints = (missing_file(source.source) for source in data.sources)
         missing = next((complaint for complaint in complaints if complaint is not None), None)
         lacking = "--lengths P,C,R" if lengths is None else "--pairs N, or data.pairs"
         raise InputError(
@@ -158,8 +158,8 @@ def find_material(settings: Settings, given: DataAssumptions) -> Material:
             f"{missing or ''}. {'Say' if missing is None else 'Correct it, or say'} how much it is with {lacking}."
         )
     provenance = "lengths of {:g}, {:g} and {:g} tokens".format(*lengths)
-    provenance += " as given" if given.lengths else ", about those of this data"
-    provenance += f"; {pairs:,} pairs {'as given' if given.pairs else 'as its card says'}" if pairs else ""
+    provenance += " as given" if assumptions.lengths else ", about those of this data"
+    provenance += f"; {pairs:,} pairs {'as given' if assumptions.pairs else 'as its card says'}" if pairs else ""
     provenance += "" if pairs else f"; data.pairs {data.pairs} of them"
     return assumed_material(settings, pairs, lengths, f"{data.label} was not read: {provenance}")
 
@@ -171,21 +171,21 @@ def assumed_material(
     sft, train, held_out = _split(settings.data, pairs)
     evaluation = settings.evaluation
     prompt, chosen, rejected = lengths
-    asked = {"selection": evaluation.selection_prompts, "report": evaluation.prompts}
-    if (wanted := sum(asked.values())) > held_out:
-        asked["selection"] = min(max(1, round(held_out * asked["selection"] / wanted)), held_out - 1)
-        asked["report"] = held_out - asked["selection"]
-    turns = dict(asked)
+    counts = {"selection": evaluation.selection_prompts, "report": evaluation.prompts}
+    if (total := sum(counts.values())) > held_out:
+        counts["selection"] = min(max(1, round(held_out * counts["selection"] / total)), held_out - 1)
+        counts["report"] = held_out - counts["selection"]
+    turns = dict(counts)
     files = [("report", load_questions)] if evaluation.questions else []
     files += [(RETENTION, load_retention)] if evaluation.retention else []
     for name, load in files:
         questions = load(settings)
-        asked[name], turns[name] = len(questions), sum(len(question.turns) for question in questions)
+        counts[name], turns[name] = len(questions), sum(len(question.turns) for question in questions)
     return Material(
         sft=_alike(sft if settings.sft else 0, prompt, chosen, 0.0),
         train=_alike(train, prompt, chosen, rejected),
         held_out=_alike(held_out, prompt, chosen, rejected),
-        prompts={name: PromptCounts(count, turns[name], prompt) for name, count in asked.items()},
+        prompts={name: PromptCounts(count, turns[name], prompt) for name, count in counts.items()},
         answers=float(chosen + rejected) / 2,
         provenance=provenance,
     )
@@ -252,9 +252,9 @@ def read_material(settings: Settings) -> Material:
     prompts = prompts_to_answer(settings, corpus.prompts, tokenizer)
     seconds = time.perf_counter() - clock
     _check_declared(settings, {"sft": sft_ids, "train": train_ids}, prompts)
-    asked = prompts["selection"]
-    every = all(part.counted for part in (sft, train, held_out))
-    how = "counted" if every else f"from the lengths of {MEASURED:,} examples of each part"
+    selection = prompts["selection"]
+    all_counted = all(part.counted for part in (sft, train, held_out))
+    how = "counted" if all_counted else f"from the lengths of {MEASURED:,} examples of each part"
     whose = settings.model.tokenizer or settings.model.source
     provenance = f"{data.label} was read with the tokenizer of {whose}: tokens are {how}"
     return Material(
@@ -273,7 +273,7 @@ def read_material(settings: Settings) -> Material:
         provenance=". ".join([provenance, *(line.removesuffix(".") for line in data_notes(corpus.read))]),
         seconds=seconds,
         sample=Sample(
-            sft_ids[:PROBED], train_ids[:PROBED], [list(ids) for ids in asked.token_ids], list(asked.messages)
+            sft_ids[:PROBED], train_ids[:PROBED], [list(ids) for ids in selection.token_ids], list(selection.messages)
         ),
     )
 
@@ -293,13 +293,13 @@ def _check_declared(settings: Settings, parts: Mapping[str, Sequence[Ids]], prom
             length = len(prompt) + max(len(chosen), len(rejected))
             limits.check_length(length, f"{name} row {number}", f"Set data.max_tokens to {limits.positions} or less.")
     answer = settings.evaluation.decoding.max_new_tokens
-    for name, asked in prompts.items():
-        for number, ids in enumerate(asked.token_ids):
+    for name, prompt_set in prompts.items():
+        for number, ids in enumerate(prompt_set.token_ids):
             limits.check_ids(max(ids, default=0), f"{name} prompt {number}")
             limits.check_answer(len(ids), answer, f"{name} prompt {number}")
 
 
-def made_up(material: Material, vocabulary: int, prompts: int) -> Sample:
+def random_sample(material: Material, vocabulary: int, prompts: int) -> Sample:
     """Random tokens as long as the material's examples on average, for a probe where the data is not here."""
     chance = random.Random(0)
 

@@ -50,7 +50,7 @@ class GpuPrices:
         words."""
         words = re.findall(r"[a-z0-9]+", name.lower())
         parts = {"".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
-        return self.gpus[max(named, key=len)] if (named := parts & self.gpus.keys()) else None
+        return self.gpus[max(matches, key=len)] if (matches := parts & self.gpus.keys()) else None
 
     def get(self, name: str, *, option: str) -> Gpu:
         """The same. Raises InputError, which names the option, where there is none."""
@@ -112,5 +112,5 @@ def _add_gpus(source: YamlSource, gpus: dict[str, Gpu]) -> None:
 
 def peak_flops(gpu: str | None, dtype: str) -> float | None:
     """Peak FLOP/s, by the shipped table, of a GPU by its driver's name; None for any other and for a CPU."""
-    known = load_prices().find(gpu) if gpu else None
-    return None if known is None else known.peak(dtype)
+    entry = load_prices().find(gpu) if gpu else None
+    return None if entry is None else entry.peak(dtype)

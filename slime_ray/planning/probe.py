@@ -163,9 +163,9 @@ def _updates(
             dropout=settings.model.dropout,
         )
         trainer.train()
-        made = len(ends) - WARM
-        seconds = (ends[-1] - ends[WARM - 1]) / made
-        return seconds, (tokens[-1] - tokens[WARM - 1]) / made, max(0.0, ends[0] - started - seconds)
+        updates = len(ends) - WARM
+        seconds = (ends[-1] - ends[WARM - 1]) / updates
+        return seconds, (tokens[-1] - tokens[WARM - 1]) / updates, max(0.0, ends[0] - started - seconds)
 
     most, many, setup = train(per_update)
     least, few, _ = train(max(1, per_update // 2))
@@ -192,9 +192,9 @@ def _decoding(policy: Policy, tokenizer: Any, settings: Settings, sample: Sample
         clock = now()
         # A stop token that no vocabulary has: every answer is as long as may be.
         drawn = generate_answers(policy, tokenizer, prompts, decoding=short, stop_tokens=[2**31 - 1], seed=0)
-        taken = now() - clock
+        seconds = now() - clock
         answers[:] = [answer.text for answer in drawn]
-        return taken
+        return seconds
 
     def step(batch: int) -> float:
         """What the first step reads, the prompts, is not of the others' kind."""

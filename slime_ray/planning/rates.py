@@ -191,7 +191,9 @@ def _request(settings: Settings) -> Range:
     endpoints = settings.evaluation.judge.endpoints
     if not endpoints:
         return ZERO
-    asked = sum(judge.requests_an_answer for judge in endpoints)
+    requests = sum(judge.requests_an_answer for judge in endpoints)
     return Range.of(
-        lambda end: sum(judge.requests_an_answer * REQUEST.at(end) / judge.concurrency for judge in endpoints) / asked
+        lambda end: (
+            sum(judge.requests_an_answer * REQUEST.at(end) / judge.concurrency for judge in endpoints) / requests
+        )
     )

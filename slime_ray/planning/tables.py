@@ -9,8 +9,8 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
     def set_line(cells: Sequence[str]) -> str:
-        first, *others = zip(cells, widths, strict=True)
-        return "  ".join([f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others)])
+        first, *rest = zip(cells, widths, strict=True)
+        return "  ".join([f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in rest)])
 
     set_lines = [set_line(line).rstrip() for line in lines]
     return "\n".join([set_lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *set_lines[1:]]).rstrip()

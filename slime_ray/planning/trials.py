@@ -65,14 +65,14 @@ def _points(experiment: Experiment, part: SearchPart) -> tuple[Settings, ...]:
     search, around = part.search, (experiment.settings_with(part.set),)
     if not any(_is_dear(name) for name in search.dimensions):
         return around
-    found, chance = [], random.Random(0)
+    sample, chance = [], random.Random(0)
     for _ in range(POINTS):
         try:
             point = search.at(chance.random() for _ in search.dimensions)
-            found.append(experiment.settings_with(part.values(point)))
+            sample.append(experiment.settings_with(part.values(point)))
         except ValidationError:
             continue
-    return tuple(found) or around
+    return tuple(sample) or around
 
 
 def _is_dear(name: str) -> bool:
@@ -89,8 +89,8 @@ def extremes(experiment: Experiment) -> list[Settings]:
         for name, scenario, end in part.search.ends()
         if _is_dear(name)
     ]
-    every = [*all_settings(experiment), *map(experiment.settings_with, ends)]
-    return list({fingerprint(settings): settings for settings in every}.values())
+    candidates = [*all_settings(experiment), *map(experiment.settings_with, ends)]
+    return list({fingerprint(settings): settings for settings in candidates}.values())
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,11 @@ def shortened(rule: EarlyStopping | None, *, trials: int, evaluations: int) -> S
     if marks[0] == 1:
         return WHOLE
     updates, finished = _simulated(marks, rule.reduction, trials)
-    ideal, left, ends = marks[0], 1.0, [*marks[1:], 1.0]
+    ideal, share, ends = marks[0], 1.0, [*marks[1:], 1.0]
     for mark, end in zip(marks, ends, strict=True):
-        left = left / rule.reduction if mark < 1 else left
-        ideal += left * (end - mark)
-    return Shortened(Range(min(ideal, updates), updates, 1.0), Range(min(left, finished), finished, 1.0))
+        share = share / rule.reduction if mark < 1 else share
+        ideal += share * (end - mark)
+    return Shortened(Range(min(ideal, updates), updates, 1.0), Range(min(share, finished), finished, 1.0))
 
 
 def _simulated(marks: list[float], reduction: int, trials: int) -> tuple[float, float]:
@@ -146,12 +146,12 @@ def _simulated(marks: list[float], reduction: int, trials: int) -> tuple[float, 
         for _ in range(trials):
             quality = chance.random()
             at = 1.0
-            for mark, others in zip(marks, reached, strict=True):
+            for mark, qualities in zip(marks, reached, strict=True):
                 if mark > at:
                     break
-                insort(others, quality)
-                better = len(others) - bisect_right(others, quality)
-                if len(others) >= reduction and better >= max(1, len(others) // reduction):
+                insort(qualities, quality)
+                better = len(qualities) - bisect_right(qualities, quality)
+                if len(qualities) >= reduction and better >= max(1, len(qualities) // reduction):
                     at = min(at, mark)
             updates += at
             finished += at == 1.0
