@@ -103,7 +103,7 @@ def recorded_trial(experiment: Experiment, name: str, phase: Any, seed: int, val
     )
 
 
-def wanted(experiment: Experiment) -> Iterator[Trial]:
+def trials_to_record(experiment: Experiment) -> Iterator[Trial]:
     """Everything that is recorded, the most needed first, so that a recording that is cut short is of use."""
     assert experiment.search is not None
     points = cover(experiment.search, POINTS)
@@ -118,18 +118,18 @@ def wanted(experiment: Experiment) -> Iterator[Trial]:
 
 def train(trial: Trial, folder: Path, say: Say) -> None:
     """Train a trial that `folder` does not hold yet. Raises RunError where it fails; one that diverges is a result."""
-    own = folder / "run" / "trials" / trial.trial_id
-    if results.finished_trial(own) is not None:
+    trial_folder = folder / "run" / "trials" / trial.trial_id
+    if results.finished_trial(trial_folder) is not None:
         return
     row = run_trial(trial, run=folder / "run", storage=RunStore(folder), report=say_nothing)
     if row["status"] == "failed":
-        raise RunError(f"{trial.trial_id} failed: {row['reason']}. Delete {own} and record again.")
+        raise RunError(f"{trial.trial_id} failed: {row['reason']}. Delete {trial_folder} and record again.")
     say(f"{trial.trial_id} {row['status']}: win rate {row['win_rate']}, stability {row['stability']}")
 
 
 def record(folder: Path, say: Say) -> None:
     """Train what `folder` does not hold yet of all that is wanted."""
-    for trial in wanted(experiment_in(folder)):
+    for trial in trials_to_record(experiment_in(folder)):
         train(trial, folder, say)
 
 
@@ -165,8 +165,8 @@ SCHEMA = pa.schema(
 def _entry(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     steps = evaluations(pq.read_table(folder / "curves.parquet").to_pylist())
     lists = {f"told.{name}": [values.get(name) for values in steps.values()] for name in METRICS}
-    kept = {name: row[name] for name in SCHEMA.names if name in row}
-    return kept | {"settings": row["overrides"], "steps": list(steps)} | lists
+    columns = {name: row[name] for name in SCHEMA.names if name in row}
+    return columns | {"settings": row["overrides"], "steps": list(steps)} | lists
 
 
 def load_table(table: Path = TABLE) -> list[Recorded]:

@@ -122,9 +122,9 @@ def _part(name: str, *, product: bool) -> str | None:
             part = FILES[ending]
             return part if not product else "head, products" if part.startswith("head") else "products of layers"
         if "/transformers/models/" in code.co_filename:
-            found = [part for key, part in PARTS.items() if code.co_name == key or owner.endswith(key)]
-            if found and not product:
-                return found[0]
+            parts = [part for key, part in PARTS.items() if code.co_name == key or owner.endswith(key)]
+            if parts and not product:
+                return parts[0]
         frame = frame.f_back
     return "products of layers" if product else "all else"
 

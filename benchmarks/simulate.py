@@ -92,15 +92,15 @@ class Forgetful(FixedPoints):
 class WithinTokens(FixedPoints):
     """Hands out a searcher's points while a whole trial fits in what is left of so many tokens.
 
-    each: tokens of a whole trial.
+    trial_tokens: of a whole trial.
     """
 
-    def __init__(self, searcher: FixedPoints, tokens: float, *, each: int):
-        self.searcher, self.left, self.each, self.running = searcher, tokens, each, 0
+    def __init__(self, searcher: FixedPoints, tokens: float, *, trial_tokens: int):
+        self.searcher, self.tokens_left, self.trial_tokens, self.running = searcher, tokens, trial_tokens, 0
 
     def suggest(self, trial_id: str) -> Mapping[str, Any] | None:
         """The searcher's next point, if it can be paid for."""
-        if self.each * (self.running + 1) > self.left:
+        if self.trial_tokens * (self.running + 1) > self.tokens_left:
             return None
         point = self.searcher.suggest(trial_id)
         self.running += point is not None
@@ -109,7 +109,7 @@ class WithinTokens(FixedPoints):
     def complete(self, trial_id: str, row: Mapping[str, Any]) -> None:
         """Leave to others what was not trained."""
         self.running -= 1
-        self.left -= row["tokens"]
+        self.tokens_left -= row["tokens"]
         self.searcher.complete(trial_id, row)
 
 

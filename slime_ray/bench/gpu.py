@@ -79,8 +79,8 @@ class GpuReport:
 
 def measure_gpu(*, minutes: float, device: str, say: Say) -> GpuReport:
     """Run all parts within the minutes. Raises InputError for a device that cannot be had."""
-    found = find_device(device)
-    sizes = FULL if found.type == "cuda" else CUT
+    torch_device = find_device(device)
+    sizes = FULL if torch_device.type == "cuda" else CUT
     clock = time.perf_counter()
     parts = [
         ("engine", "checks"), ("attention", "kernels"), *(("step", name) for name in RECIPES),
@@ -89,17 +89,17 @@ def measure_gpu(*, minutes: float, device: str, say: Say) -> GpuReport:
     ]  # fmt: skip
     rows: list[GpuRow] = []
     for part, case in parts:
-        left = 60 * minutes - (time.perf_counter() - clock)
-        if left < LEAST_SECONDS:
+        seconds_left = 60 * minutes - (time.perf_counter() - clock)
+        if seconds_left < LEAST_SECONDS:
             rows.append(GpuRow(part, case, failure="no time left"))
             continue
-        say(f"{part}, {case}: {left:.0f} s left")
-        rows += run_part(part, case, sizes, seconds=min(left, sizes.seconds))
+        say(f"{part}, {case}: {seconds_left:.0f} s left")
+        rows += run_part(part, case, sizes, seconds=min(seconds_left, sizes.seconds))
     _add_ratios(rows)
     return GpuReport(
         date=now(),
-        machine=describe_machine(found),
-        on_gpu=found.type == "cuda",
+        machine=describe_machine(torch_device),
+        on_gpu=torch_device.type == "cuda",
         minutes=minutes,
         sizes=sizes,
         seconds=time.perf_counter() - clock,
@@ -127,5 +127,5 @@ def _add_ratios(rows: Sequence[GpuRow]) -> None:
     speeds = {row.case: row.figures["pairs/s"] for row in rows if row.part == "step" and row.figures}
     for row in rows:
         if row.part == "step" and row.figures:
-            others = [name for name in ("authors", "padded", "chunked", "unshared") if name != row.case]
-            row.figures.update({f"x {name}": speeds[row.case] / speeds[name] for name in others if name in speeds})
+            baselines = [name for name in ("authors", "padded", "chunked", "unshared") if name != row.case]
+            row.figures.update({f"x {name}": speeds[row.case] / speeds[name] for name in baselines if name in speeds})

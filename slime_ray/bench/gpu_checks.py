@@ -35,21 +35,21 @@ def head(device: torch.device) -> Figures:
     linear = nn.Linear(256, 5000, bias=False, device=device)
     hidden = torch.randn(300, 256, device=device, requires_grad=True)
     targets = torch.randint(5000, (300,), device=device)
-    wanted = [hidden, linear.weight]
+    leaves = [hidden, linear.weight]
     exact = linear(hidden).log_softmax(1).gather(1, targets[:, None]).squeeze(1)
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        found = Head(linear, None, 5000, 2**19, fused=True).logps(hidden, targets)
-    gradients = [torch.autograd.grad(logps.sum(), wanted) for logps in (found, exact)]
-    off = max(_off(mine, theirs) for mine, theirs in zip(*gradients, strict=True))
-    return {"log-probabilities off by": _off(found, exact), "gradients off by": off}
+        tiled = Head(linear, None, 5000, 2**19, fused=True).logps(hidden, targets)
+    gradients = [torch.autograd.grad(logps.sum(), leaves) for logps in (tiled, exact)]
+    off = max(_off(gradient, reference) for gradient, reference in zip(*gradients, strict=True))
+    return {"log-probabilities off by": _off(tiled, exact), "gradients off by": off}
 
 
 def segments(device: torch.device) -> Figures:
     """The allocator took the setting that trials give it: 100 %."""
     _needs_gpu(device)
-    held = torch.zeros(2**20, device=device)
-    known = [segment["is_expandable"] for segment in torch.cuda.memory_snapshot()]
-    return {"% expandable": 100 * sum(known) / len(known), "MiB": held.nbytes / 2**20}
+    block = torch.zeros(2**20, device=device)
+    expandable = [segment["is_expandable"] for segment in torch.cuda.memory_snapshot()]
+    return {"% expandable": 100 * sum(expandable) / len(expandable), "MiB": block.nbytes / 2**20}
 
 
 def halving(device: torch.device) -> Figures:
@@ -75,8 +75,8 @@ def bits(device: torch.device) -> Figures:
     weights = torch.randn(1, 4 * 680, 8, 256, device=device).bfloat16()
 
     def differing() -> float:
-        one, other = ([x.clone() for x in attend("varlen", None, inputs, weights, pairs)[0]] for _ in range(2))
-        return 100 * max(float((a != b).double().mean()) for a, b in zip(one, other, strict=True))
+        first, second = ([x.clone() for x in attend("varlen", None, inputs, weights, pairs)[0]] for _ in range(2))
+        return 100 * max(float((a != b).double().mean()) for a, b in zip(first, second, strict=True))
 
     figures = {"% differ": differing()}
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -101,16 +101,16 @@ def continuous(device: torch.device) -> Figures:
     prompts = [torch.randint(2, 512, (length,)).tolist() for length in (3, 9, 17, 40)]
     greedy = GenerationConfig(do_sample=False, max_new_tokens=12, pad_token_id=0, eos_token_id=[1], use_cache=True)
 
-    def alone(prompt: list[int]) -> list[int]:
+    def generate_one(prompt: list[int]) -> list[int]:
         ids = torch.tensor([prompt], device=device)
-        found: list[int] = policy.generate(
+        answer: list[int] = policy.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy
         )[0, len(prompt) :].tolist()
-        return found
+        return answer
 
     with torch.no_grad():
-        found = continuous_batching(policy, prompts, greedy, seed=0)
-        equal = [ids == alone(prompt) for ids, prompt in zip(found, prompts, strict=True)]
+        answers = continuous_batching(policy, prompts, greedy, seed=0)
+        equal = [ids == generate_one(prompt) for ids, prompt in zip(answers, prompts, strict=True)]
     return {"% equal": 100 * sum(equal) / len(equal)}
 
 
@@ -123,20 +123,20 @@ def attend(
 
     layout = RowLayout(segments, Spans.of(segments).to(weights.device), kernel)
     leaves = [x.detach().requires_grad_() for x in inputs]
-    found: list[Any] = []
+    tensors: list[Any] = []
 
     options: Any = {"scaling": leaves[0].shape[-1] ** -0.5, "sliding_window": window, "row_layout": layout}
 
     def run() -> None:
         query, key, value = leaves
         out, _ = row_attention(None, query, key, value, None, **options)
-        found[:] = [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
+        tensors[:] = [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
 
-    return found, [timed(run, weights.device) for _ in range(3)][-1]
+    return tensors, [timed(run, weights.device) for _ in range(3)][-1]
 
 
-def _off(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return float(((found - exact).norm() / exact.norm()).detach())
+def _off(values: torch.Tensor, exact: torch.Tensor) -> float:
+    return float(((values - exact).norm() / exact.norm()).detach())
 
 
 def _needs_gpu(device: torch.device) -> None:

@@ -64,11 +64,11 @@ def attention(case: str, sizes: GpuSizes) -> list[GpuRow]:
             if kernel == "auto":
                 continue
             try:
-                found, seconds = attend(kernel, window, [x.bfloat16() for x in inputs], weights.bfloat16(), segments)
+                outputs, seconds = attend(kernel, window, [x.bfloat16() for x in inputs], weights.bfloat16(), segments)
             except (RuntimeError, TypeError) as error:
                 rows.append(GpuRow("attention", name, failure=reason(error)))
                 continue
-            off = [float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
+            off = [float((a - b).norm() / b.norm()) for a, b in zip(outputs, exact, strict=True)]
             figures = {"ms": 1e3 * seconds, "output off by": off[0], "gradients off by": max(off[1:])}
             rows.append(GpuRow("attention", name, figures))
     return rows
@@ -107,7 +107,7 @@ def memory(case: str, sizes: GpuSizes) -> list[GpuRow]:
     for head in ("frozen", "trained"):
         name = "packed" if head == "trained" else "packed-frozen-head"
         stepper = Stepper(name, _case(sizes))
-        pairs = [BenchPair(*((1,) * length for length in each)) for each in fill_row(sizes.row, PAIR)]
+        pairs = [BenchPair(*((1,) * length for length in lengths)) for lengths in fill_row(sizes.row, PAIR)]
         tensors = stepper.collate(pairs, None)
         stepper.run(tensors)
         measured = weigh(stepper, tensors, stepper.case.device)

@@ -107,7 +107,7 @@ def read_lengths(path: Path) -> list[Lengths]:
 
     Each of the three is a text or a list of chat messages. Raises InputError with file and line for anything else.
     """
-    found = []
+    lengths = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -122,10 +122,10 @@ def read_lengths(path: Path) -> list[Lengths]:
             raise InputError(f"{place}: not JSON ({error}). Give one JSON object a line.") from None
         if not isinstance(record, dict):
             raise InputError(f"{place}: not a JSON object. Give one with prompt, chosen and rejected.")
-        found.append(Lengths(*(_pieces(record, key, place) for key in Lengths._fields)))
-    if not found:
+        lengths.append(Lengths(*(_pieces(record, key, place) for key in Lengths._fields)))
+    if not lengths:
         raise InputError(f"--lengths {path}: holds no pairs. Give one JSON object a line.")
-    return found
+    return lengths
 
 
 def _pieces(record: dict[str, Any], key: str, place: str) -> int:
@@ -175,10 +175,10 @@ def draw_workload(
     for step in range(steps):
         first = (step * shares + state.randrange(shares)) * pairs
         buckets.append([_with_tokens(each, vocabulary, state) for each in lengths[first : first + pairs]])
-    every = [pair for bucket in buckets for pair in bucket]
-    state.shuffle(every)
+    all_pairs = [pair for bucket in buckets for pair in bucket]
+    state.shuffle(all_pairs)
     state.shuffle(buckets)
-    drawn = tuple(tuple(every[start : start + pairs]) for start in range(0, len(every), pairs))
+    drawn = tuple(tuple(all_pairs[start : start + pairs]) for start in range(0, len(all_pairs), pairs))
     return Workload(drawn=drawn, bucketed=drawn if sort_over == 1 else tuple(map(tuple, buckets)))
 
 

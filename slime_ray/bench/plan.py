@@ -158,13 +158,13 @@ def _command(arguments: list[str]) -> tuple[str, int]:
     # Files, since Ray's processes hold a pipe open after the command has ended.
     with (
         tempfile.TemporaryFile("w+") as printed,
-        tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(command, stdout=printed, stderr=said, env=environment) as process,
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=printed, stderr=errors, env=environment) as process,
     ):
         peak = _watch(process)
-        said.seek(0)
+        errors.seek(0)
         if process.returncode:
-            raise RunError(f"`{' '.join(arguments)}` failed: {said.read().strip()[-500:]}")
+            raise RunError(f"`{' '.join(arguments)}` failed: {errors.read().strip()[-500:]}")
         printed.seek(0)
         return printed.read(), peak
 

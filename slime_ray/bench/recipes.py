@@ -125,12 +125,12 @@ class Authors:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         predicting, next_ids = logits[:, :-1].contiguous(), micro.input_ids[:, 1:].contiguous()
         everything = functional.log_softmax(predicting, dim=-1)
-        taken = everything.gather(2, next_ids[:, :, None]).squeeze(2) * micro.completion[:, 1:]
+        token_logps = everything.gather(2, next_ids[:, :, None]).squeeze(2) * micro.completion[:, 1:]
         half = len(logits) // 2
         for rows in (slice(None, half), slice(half, None)):
             # A metric: the mean logit at completion tokens.
             logits[rows][micro.completion[rows].bool()].mean()
-        return taken
+        return token_logps
 
 
 def released_loss(logps: Tensor, completion: Tensor, objective: SlimeObjective) -> Tensor:

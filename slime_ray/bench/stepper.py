@@ -56,11 +56,11 @@ def report_on(options: Options, measure: Callable[[int, torch.device], AtVocabul
         )
 
 
-def ratio(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, float, float] | None:
-    """Compare like with like: median, least and most of theirs / ours. None where one of them was not measured."""
-    if not theirs or not ours:
+def ratio(baseline: Sequence[float], candidate: Sequence[float]) -> tuple[float, float, float] | None:
+    """Return median, least and most of baseline / candidate, step by step; None where one was not measured."""
+    if not baseline or not candidate:
         return None
-    ratios = [their / our for their, our in zip(theirs, ours, strict=True)]
+    ratios = [baseline_seconds / seconds for baseline_seconds, seconds in zip(baseline, candidate, strict=True)]
     return median(ratios), min(ratios), max(ratios)
 
 

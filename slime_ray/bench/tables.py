@@ -105,10 +105,10 @@ def plan_table(report: "PlanReport") -> str:
         for run in report.runs
     ]
     errors = [
-        (name, _percent(statistics.median(found)), f"{_percent(min(found))} to {_percent(max(found))}",
-         f"{sum(abs(error) <= 0.25 for error in found)} of {len(found)}")
+        (name, _percent(statistics.median(gaps)), f"{_percent(min(gaps))} to {_percent(max(gaps))}",
+         f"{sum(abs(error) <= 0.25 for error in gaps)} of {len(gaps)}")
         for name in FIGURES
-        for found in ([run.planned[name] / run.ran[name] - 1 for run in report.runs],)
+        for gaps in ([run.planned[name] / run.ran[name] - 1 for run in report.runs],)
     ]  # fmt: skip
     return "\n\n".join(
         [
