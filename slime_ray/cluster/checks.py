@@ -47,24 +47,24 @@ class ClusterChecks:
         """`sentence` follows the key's path, as in `: why` or ` is what`."""
         return InputError(f"{self.source.place(at)}: {dotted(at)}{sentence}.")
 
-    def value(self, *at: str | int, of: type | tuple[type, ...], default: Any = None, wanted: str = "") -> Any:
-        """The value at a path, of a type. Without `wanted` it may be missing; else that says what to give."""
+    def value(self, *at: str | int, of: type | tuple[type, ...], default: Any = None, description: str = "") -> Any:
+        """The value at a path, of a type. Without `description` it may be missing; else that says what to give."""
         value: Any = self.data
         for depth, key in enumerate(at):
             kind: type = list if isinstance(key, int) else dict
             if not isinstance(value, kind):
-                raise self.error(at[:depth], f" is {shown(value)} and has to be a {KINDS[kind]}")
+                raise self.error(at[:depth], f" is {describe(value)} and has to be a {KINDS[kind]}")
             items: Any = dict(enumerate(value)) if isinstance(value, list) else value
             value = items.get(key)
             if value is None:
                 break
         kinds = of if isinstance(of, tuple) else (of,)
         if value is None:
-            if wanted:
-                raise self.error(at, f" is missing. Give {wanted}{self._misspelt(at)}")
+            if description:
+                raise self.error(at, f" is missing. Give {description}{self._misspelt(at)}")
             return default
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise self.error(at, f" is {shown(value)} and has to be a {KINDS[kinds[0]]}")
+            raise self.error(at, f" is {describe(value)} and has to be a {KINDS[kinds[0]]}")
         return value
 
     def _misspelt(self, at: KeyPath) -> str:
@@ -76,14 +76,17 @@ class ClusterChecks:
     def placeholders(self) -> Iterator[str]:
         """A line for what the user still has to write; the file passes with it."""
         text = self.source.path.read_text(encoding="utf-8").splitlines()
-        found = [str(n) for n, line in enumerate(text, 1) if PLACEHOLDER in re.split(r"(?:^|\s)#", line)[0]]
-        if found:
-            yield f"to be written before it is used: {PLACEHOLDER} in line{'s' * (len(found) > 1)} {', '.join(found)}"
+        line_numbers = [str(n) for n, line in enumerate(text, 1) if PLACEHOLDER in re.split(r"(?:^|\s)#", line)[0]]
+        if line_numbers:
+            yield (
+                f"to be written before it is used: {PLACEHOLDER} in line{'s' * (len(line_numbers) > 1)} "
+                f"{', '.join(line_numbers)}"
+            )
 
     def limits(self, at: KeyPath, least_key: str, most_key: str) -> tuple[int, int]:
         """How many nodes there are at least and at most, both of which the file has to say."""
-        least = self.value(*at, least_key, of=int, wanted="how many nodes there are at least; 0 is common")
-        most = self.value(*at, most_key, of=int, wanted="how many nodes there are at most")
+        least = self.value(*at, least_key, of=int, description="how many nodes there are at least; 0 is common")
+        most = self.value(*at, most_key, of=int, description="how many nodes there are at most")
         if not 0 <= least <= most:
             raise self.error((*at, most_key), f" is {most} and {least_key} is {least}. Give 0 <= least <= most")
         return least, most
@@ -133,10 +136,10 @@ class ClusterChecks:
         if official and tag and not (ray_version and python):
             raise self.error(at, f" is {image}, which does not say which Ray and Python it has. Take {example}")
         has = {"Ray": ray_version and ray_version[1], "Python": python and f"{python[1]}.{python[2]}"}
-        for what, own in (("Ray", RAY), ("Python", here)):
-            if has[what] and has[what] != own:
+        for what, local_version in (("Ray", RAY), ("Python", here)):
+            if has[what] and has[what] != local_version:
                 raise self.error(
-                    at, f" is {image} with {what} {has[what]}, but here is {what} {own}. Make them the same"
+                    at, f" is {image} with {what} {has[what]}, but here is {what} {local_version}. Make them the same"
                 )
         if ray_version and python:
             return f"image {image}: Ray {ray_version[1]} and Python {here}, as here"
@@ -148,7 +151,7 @@ def dotted(at: KeyPath) -> str:
     return ".".join(map(str, at))
 
 
-def shown(value: Any) -> str:
+def describe(value: Any) -> str:
     """A value as an error may show it."""
     return KINDS[type(value)] if isinstance(value, (dict, list)) else repr(value)
 
