@@ -49,14 +49,16 @@ class Planner:
                 self.materials[key] = find_material(settings, assumptions)
 
     def probed_sample(self) -> Sample:
-        """Of the data, or of random tokens where it was not read."""
+        """Return a sample of the data, or random tokens where the data was not read."""
         settings = self.experiment.settings
         material = self.materials[material_key(settings)]
         batch = settings.evaluation.decoding.batch_on(gpu=self.experiment.resources.gpu_per_worker > 0)
         return material.sample or random_sample(material, footprint(settings.model).sizes.vocabulary, batch)
 
     def plan(self, cluster: Cluster, measured: MeasuredRates | None = None) -> Plan:
-        """The plan on a cluster. What does not fit is in its refusals.
+        """Plan the experiment on a cluster.
+
+        What does not fit is in the plan's refusals.
 
         measured: what a probe found; without it times follow from the formula, on GPUs of the table alone.
         """
@@ -64,7 +66,7 @@ class Planner:
 
 
 def material_key(settings: Settings) -> str:
-    """Changes with whatever changes how much data a trial reads."""
+    """Return a key that changes with whatever changes how much data a trial reads."""
     evaluation, model = settings.evaluation, settings.model
     prompts: list[object] = [evaluation.prompts, evaluation.selection_prompts, evaluation.questions]
     prompts += [evaluation.retention.prompts] if evaluation.retention else []
@@ -126,7 +128,10 @@ class _Estimate:
         return Amounts(settings, material, model, workers=workers, gpu=self.uses_gpu)
 
     def _works(self, group: Group) -> list[TrialWork]:
-        """Trials of a search are many and alike, so each kind is made once."""
+        """Return the work of each trial of a group.
+
+        Trials of a search are many and alike, so each kind is computed once.
+        """
         amounts = [self.amounts(settings) for settings in group.settings]
         work = lru_cache(maxsize=None)(lambda number, seed: amounts[number].trial(group.prompts, seed=seed))
         return [work(index % len(amounts), seed) for index, seed in enumerate(group.seeds)]
@@ -149,7 +154,7 @@ class _Estimate:
         )
 
     def _trials(self, group: Group, rates: Rates) -> list[Range]:
-        """Seconds of each trial."""
+        """Return the seconds of each trial."""
         short, before = self._short(group), rates["load"] + rates["setup"]
         if self.resources.workers > 1:
             before += rates["process"]
@@ -195,7 +200,7 @@ class _Estimate:
         )
 
     def _requests(self) -> Range:
-        """Requests to a language model."""
+        """Return the number of requests to a language model."""
         first, requests_per_answer = self.base.evaluation.judge_first, requests_an_answer(self.base)
         requests, rated = ZERO, dict[str, float]()
         for group in self.groups:
@@ -215,8 +220,11 @@ class _Estimate:
         return requests + sum(rated.values())
 
     def _disk(self) -> Disk:
-        """What the run may take. A trial in training holds its last checkpoint and writes the next one, each its
-        trained weights with two moments; where the best are kept, these, too, each time."""
+        """Return the bytes that the run may take on disk.
+
+        A trial in training holds its last checkpoint and writes the next one, each its trained weights with two
+        moments. Where the best weights are kept, they are in each, too.
+        """
         amounts, budget = self.amounts(self.base), self.experiment.budget
         material, model, trials = amounts.material, amounts.model, sum(group.trials for group in self.groups)
         searched = sum(group.trials for group in self.groups if group.phase == "search")
@@ -246,7 +254,10 @@ class _Estimate:
         )
 
     def _row_budget(self, settings: Settings) -> int:
-        """Tokens of a row as a trial chooses them; one pair's where the GPU is too small for all."""
+        """Return the tokens of a row as a trial chooses them.
+
+        Where the GPU is too small for any row, those of one pair.
+        """
         limit = self._memory_limit()
         if not self.uses_gpu or limit is None:
             return settings.data.row_budget(gpu=self.uses_gpu)
@@ -258,7 +269,10 @@ class _Estimate:
         return self.resources.strategy == "fsdp2" and self.resources.workers > 1
 
     def _memory(self, row_budget: int | None = None) -> Memory:
-        """The highest peak of all trials and of the SFT stage. row_budget: of all; None for each one's own."""
+        """Return the highest peak of memory of all trials and of the SFT stage.
+
+        row_budget: tokens of a row, of all trials; None for each one's own.
+        """
         peaks = []
         for settings in extremes(self.experiment):
             material, data, sft = self.amounts(settings).material, settings.data, settings.sft
@@ -286,13 +300,13 @@ class _Estimate:
         return max(peaks, key=lambda memory: memory.peak)
 
     def _row_that_fits(self, limit: float) -> int | None:
-        """Tokens of a micro-batch that would fit; None where none would."""
+        """Return the tokens of a micro-batch that would fit; None where none would."""
         rows = range(STEP, self._row_budget(self.base), STEP)
         fits = bisect_right(rows, limit, key=lambda row: self._memory(row).peak)
         return rows[fits - 1] if fits else None
 
     def _memory_limit(self) -> float | None:
-        """Bytes that one worker may take."""
+        """Return the bytes that one worker may take."""
         if not self.uses_gpu:
             return self.cluster.memory
         return self.gpu.memory_gib * GIB * min(1.0, self.resources.gpu_per_worker) if self.gpu else None
@@ -323,7 +337,7 @@ def _mean(lengths: Sequence[Lengths]) -> Lengths:
 
 
 def schedule(jobs: Sequence[Range], slots: int) -> Range:
-    """Seconds until the last is done when each starts as soon as one of the slots is free."""
+    """Return the seconds until the last job ends, each starting as soon as a slot is free."""
 
     def last(end: End) -> float:
         free = [0.0] * min(slots, max(1, len(jobs)))

@@ -48,7 +48,7 @@ class DataAssumptions:
 
 
 def parse_lengths(text: str) -> tuple[float, float, float]:
-    """Three mean lengths, such as 180,250,250. Raises InputError."""
+    """Parse three mean lengths, such as 180,250,250. Raises InputError."""
     try:
         prompt, chosen, rejected = (float(part) for part in text.split(","))
     except ValueError:
@@ -121,7 +121,10 @@ class Material:
     sample: Sample | None = None
 
     def longest(self, answers: int) -> float:
-        """Tokens of the longest of so many answers, if they are as long as the data's completions."""
+        """Return the tokens of the longest of so many answers.
+
+        Answers are taken to be as long as the data's completions.
+        """
         quantile = 1 - 1 / (answers + 1)
         if isinstance(self.answers, float):
             return self.answers * math.exp(NormalDist(-(SPREAD**2) / 2, SPREAD).inv_cdf(quantile))
@@ -139,7 +142,10 @@ class Material:
 
 
 def find_material(settings: Settings, assumptions: DataAssumptions) -> Material:
-    """Count the data if it is here and nothing else was said of it. Raises InputError where not enough is known."""
+    """Count the data where it is on this machine and nothing else is assumed of it.
+
+    Raises InputError where not enough is known.
+    """
     data = settings.data
     local = data.task is not None or all(Path(source.source).is_absolute() for source in data.sources)
     if local and assumptions == DataAssumptions():
@@ -167,7 +173,10 @@ def find_material(settings: Settings, assumptions: DataAssumptions) -> Material:
 def assumed_material(
     settings: Settings, pairs: int | None, lengths: tuple[float, float, float], provenance: str
 ) -> Material:
-    """Material of known size, every example as long as the mean. pairs: None is just enough for data.pairs."""
+    """Assume material of known size, every example as long as the mean.
+
+    pairs: None is just enough for data.pairs.
+    """
     sft, train, held_out = _split(settings.data, pairs)
     evaluation = settings.evaluation
     prompt, chosen, rejected = lengths
@@ -192,7 +201,7 @@ def assumed_material(
 
 
 def _split(data: Data, pairs: int | None) -> tuple[int, int, int]:
-    """Examples for SFT, pairs to train on and pairs held out of a data set of so many, as `split_pairs` divides it."""
+    """Return how many examples `split_pairs` gives SFT, training and held-out pairs."""
     if pairs is None:
         train = data.pairs or 0
         sft = round(train * data.sft_fraction / (1 - data.sft_fraction)) if data.sft_fraction < 1 else 0
@@ -219,7 +228,9 @@ def _alike(count: int, prompt: float, chosen: float, rejected: float) -> DataPar
 
 
 def read_material(settings: Settings) -> Material:
-    """Read, split and tokenize the data as the first stage does, all of it or enough to know the lengths.
+    """Read, split and tokenize the data, all of it or enough to know the lengths.
+
+    The first stage does the same.
 
     Raises InputError for data or a tokenizer that cannot be used.
     """
@@ -279,7 +290,10 @@ def read_material(settings: Settings) -> Material:
 
 
 def _check_declared(settings: Settings, parts: Mapping[str, Sequence[Ids]], prompts: Mapping[str, Any]) -> None:
-    """Raise InputError for ids and positions that the model's configuration does not have, where it is at hand."""
+    """Raise InputError for ids and positions that the model's configuration lacks.
+
+    A configuration that is not on this machine is not checked.
+    """
     from slime_ray.model.limits import declared_limits
     from slime_ray.model.loading import load_config
 
@@ -300,7 +314,10 @@ def _check_declared(settings: Settings, parts: Mapping[str, Sequence[Ids]], prom
 
 
 def random_sample(material: Material, vocabulary: int, prompts: int) -> Sample:
-    """Random tokens as long as the material's examples on average, for a probe where the data is not here."""
+    """Draw random tokens, as long as the material's examples on average.
+
+    They are for a probe where the data is not on this machine.
+    """
     chance = random.Random(0)
 
     def some(part: DataPart, count: int) -> list[Ids]:

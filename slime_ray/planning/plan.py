@@ -134,13 +134,13 @@ class Plan:
             raise InputError("\n".join(self.refusals))
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the plan as JSON has it."""
         values = asdict(self)
         values["prices"] = {"date": self.prices.date, "place": self.prices.place}
         return values | {"trials": self.trials, "tokens": asdict(self.tokens), "peak_bytes": self.peak}
 
     def text(self) -> str:
-        """To be read."""
+        """Return the plan as text."""
         notes = [f"- {note}" for note in self.assumptions] + [f"- Warning: {warning}" for warning in self.warnings]
         return "\n\n".join(filter(None, (self._table(), self._figures(), "\n".join(notes))))
 
@@ -212,7 +212,7 @@ class Plan:
 
 
 def refusals(plan: Plan, experiment: Experiment) -> tuple[str, ...]:
-    """What does not fit, each as a sentence with the way out."""
+    """Say what does not fit, each as a sentence with the way out."""
     sentences = []
     if plan.cluster.never:
         sentences.append(f"{plan.cluster.never} To plan for another cluster give --gpus N --gpu NAME, or RAY_ADDRESS.")
@@ -243,7 +243,7 @@ def _too_little_memory(plan: Plan, limit: float) -> str:
 
 
 def warnings(plan: Plan, experiment: Experiment) -> tuple[str, ...]:
-    """What fits and will yet not go as the experiment says, as sentences."""
+    """Say what fits and will yet not go as the experiment says."""
     sentences = [plan.judging.budget] if plan.judging.budget else []
     budget, hours = experiment.budget, plan.gpu_hours
     bill = hours.expected * budget.price_per_gpu_hour if hours and budget.price_per_gpu_hour else 0.0
@@ -276,7 +276,7 @@ def _tokens(row: PlanRow) -> str:
 
 
 def _time(value: Range | None) -> str:
-    """With its range, in the unit that suits what is expected."""
+    """Write a time with its range, in the unit that suits the expected value."""
     if value is None:
         return ""
     units = (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0))

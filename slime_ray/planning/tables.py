@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first is set left, the others right."""
+    """Lay out columns as wide as their widest cell, the first to the left, the rest right."""
     lines = [list(titles), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 

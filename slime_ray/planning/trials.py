@@ -42,7 +42,10 @@ class Group:
 
 
 def groups_of(experiment: Experiment) -> list[Group]:
-    """Arms, search, and confirmations, of which there are at most so many: winners that equal an arm are left out."""
+    """Group the trials: arms, search, and confirmations.
+
+    There are at most so many confirmations: winners that equal an arm are left out.
+    """
     groups = [
         Group(f"arm {arm.label}", "arm", (experiment.settings_with(arm.set),), tuple(experiment.seeds))
         for arm in experiment.arms
@@ -55,13 +58,16 @@ def groups_of(experiment: Experiment) -> list[Group]:
 
 
 def confirmation_seeds(experiment: Experiment, part: SearchPart) -> tuple[int, ...]:
-    """The table's seeds, and further ones above them where these are too few."""
+    """Return the table's seeds, and further ones above them where these are too few."""
     first = max(experiment.seeds) + 1
     return (*experiment.seeds, *range(first, first + part.seeds))[: part.seeds]
 
 
 def _points(experiment: Experiment, part: SearchPart) -> tuple[Settings, ...]:
-    """Settings whose cost stands for that of a search's trials: those around it, or points all over the space."""
+    """Return settings whose cost stands for that of a search's trials.
+
+    They are those around it, or points all over the space.
+    """
     search, around = part.search, (experiment.settings_with(part.set),)
     if not any(_is_dear(name) for name in search.dimensions):
         return around
@@ -76,13 +82,19 @@ def _points(experiment: Experiment, part: SearchPart) -> tuple[Settings, ...]:
 
 
 def _is_dear(name: str) -> bool:
-    """Whether a trial's cost depends on the dimension of this name; it may on which objective it is."""
+    """Tell whether a trial's cost depends on a dimension.
+
+    An objective's name changes the cost, too.
+    """
     path = path_of(name)
     return path.endswith(".name") or not path.startswith(COSTLESS)
 
 
 def extremes(experiment: Experiment) -> list[Settings]:
-    """Settings at the ends of every searched knob that changes the cost, of arms and of entries: for peak memory."""
+    """Return settings at the ends of every searched knob that changes the cost.
+
+    Arms and entries are among them. They are for peak memory.
+    """
     ends = [
         part.values({**scenario, path_of(name): end})
         for part in experiment.searches
@@ -106,7 +118,7 @@ WHOLE = Shortened(Range.exactly(1.0), Range.exactly(1.0))
 
 
 def shortened(rule: EarlyStopping | None, *, trials: int, evaluations: int) -> Shortened:
-    """What successive halving leaves of so many trials that report so often.
+    """Return what successive halving leaves of so many trials that report so often.
 
     low: every rung passes one in `reduction`. expected: asynchronously, over random orders of trials that are as good
     at every rung as at the first; those that reach a rung first always pass it. high: none is stopped, as where each
@@ -134,7 +146,9 @@ def shortened(rule: EarlyStopping | None, *, trials: int, evaluations: int) -> S
 
 
 def _simulated(marks: list[float], reduction: int, trials: int) -> tuple[float, float]:
-    """Mean share of updates, and of trials that were not stopped, of asynchronous halving, see `on_ray.stopping`.
+    """Simulate asynchronous halving: mean share of updates, and of trials not stopped.
+
+    See `on_ray.stopping`.
 
     marks: where in a trial each rung is heard of.
     """

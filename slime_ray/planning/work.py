@@ -28,7 +28,7 @@ SHOWN = Range(0.7, 1.0, 1.5)
 
 
 def joined(works: Iterable[Work]) -> Work:
-    """All of the works together."""
+    """Add up works."""
     total: dict[str, float | Range] = {}
     for work in works:
         for unit, amount in work.items():
@@ -73,7 +73,7 @@ class Amounts:
         return 0 if sentinel.action == "none" else min(sentinel.prompts, self.material.prompts["selection"].count)
 
     def trial(self, prompts: Literal["selection", "report"], *, seed: int) -> TrialWork:
-        """A trial that is trained to its end, answers the prompts of a set and is judged on them."""
+        """Return the work of a trial: training to its end, answers to a prompt set, verdicts."""
         settings, material = self.settings, self.material
         schedule, evaluation = settings.training, settings.evaluation
         training = self._training(material.train, schedule, schedule.pairs_per_update, seed, settings.model)
@@ -103,14 +103,17 @@ class Amounts:
         return TrialWork(training, course, last, (judged * requests_per_answer, prompt_set.turns * requests_per_answer))
 
     def _verdicts(self, answers: int) -> Work:
-        """Verdicts in both orders, by a language model or here."""
+        """Return the work of verdicts in both orders, by a language model or here."""
         judge = self.settings.evaluation.judge
         scored = len(judge.members) - len(judge.endpoints) - (judge.name == "none")
         requests = {"request": answers * requests_an_answer(self.settings)} if judge.endpoints else {}
         return requests | ({"verdict": 2 * answers * scored} if scored else {})
 
     def _training(self, part: DataPart, schedule: Schedule, per_update: int, seed: int, model: Model) -> TrainingWork:
-        """The updates of one run over a part of the data; token for token where all lengths are known."""
+        """Return the updates of one run over a part of the data.
+
+        They are counted token for token where all lengths are known.
+        """
         from slime_ray.data.order import examples_by_update, updates_of
 
         updates = updates_of(schedule, part.count, per_update)
@@ -131,17 +134,20 @@ class Amounts:
         )
 
     def reading(self, part: DataPart, count: int) -> Work:
-        """A forward pass over the first `count` examples."""
+        """Return the work of a forward pass over the first `count` examples."""
         flops = count * part.scale * _forward_flops(self.model.sizes, part.lengths) if count else 0.0
         return {"read_token": count * self._mean_row(part), "flop": flops}
 
     def answering(self, prompts: PromptCounts) -> Work:
-        """Answers to a set of prompts; later turns come after the answers to the earlier ones."""
+        """Return the work of answering a set of prompts.
+
+        Later turns come after the answers to the earlier ones.
+        """
         later = self.decoding(prompts.turns - prompts.count, 2 * prompts.tokens + self.material.answer)
         return joined([self.decoding(prompts.count, prompts.tokens), later])
 
     def decoding(self, answers: int, prompt_tokens: float) -> Work:
-        """Batches of answers: whole ones, and what is left."""
+        """Return the work of drawing answers in batches: whole ones, and a last smaller one."""
         size = self.batch
         whole, rest = divmod(answers, size)
         parts: list[Work] = []
@@ -156,7 +162,10 @@ class Amounts:
         return joined(parts)
 
     def _steps(self, batch: int) -> Range:
-        """Steps of a batch: about the longest of so many of the data's completions; its limit at most."""
+        """Return the steps of a batch, about the tokens of its longest answer.
+
+        Answers are as long as the data's completions, and have at most the limit of new tokens.
+        """
         limit = self.settings.evaluation.decoding.max_new_tokens
         longest = min(limit, self.material.longest(batch) + 1)
         return Range(0.8 * longest, longest, limit)
@@ -174,7 +183,7 @@ class Amounts:
         return part.tokens + (part.prompt if paired and not self.model.packed else 0.0)
 
     def stages(self) -> dict[str, Work]:
-        """The work of the shared stages but the first, in the order in which they are made."""
+        """Return the work of the shared stages but the first, in the order of their run."""
         held_out = self.material.held_out
         answers = joined(self.answering(prompts) for prompts in self.material.prompts.values())
         sft: dict[str, float] = {"load": 1, "save": 1, "saved_byte": self.model.merged}
@@ -195,25 +204,30 @@ class Amounts:
         return self._training(self.material.sft, sft, sft.examples_per_update, sft.seed, self.settings.sft_model)
 
     def reference(self) -> Work:
-        """The log-probabilities of the training pairs under the SFT checkpoint, for objectives that need them."""
+        """Return the work of the training pairs' log-probabilities under the SFT checkpoint.
+
+        Objectives with a reference need them.
+        """
         train = self.material.train
         return joined([{"load": 1}, self.reading(train, train.count)])
 
 
 @lru_cache(maxsize=64)
 def _step_flops(sizes: Sizes, lengths: tuple[Lengths, ...], head_trained: bool) -> float:
-    """FLOPs of a training step, for each example on average."""
+    """Return the FLOPs of a training step, for each example on average."""
     return step_flops(sizes, Layout.of_packed(lengths), head_trained=head_trained) / len(lengths)
 
 
 @lru_cache(maxsize=64)
 def _forward_flops(sizes: Sizes, lengths: tuple[Lengths, ...]) -> float:
-    """FLOPs of a forward pass, for each example on average."""
+    """Return the FLOPs of a forward pass, for each example on average."""
     return forward_flops(sizes, Layout.of_packed(lengths)) / len(lengths)
 
 
 def requests_an_answer(settings: Settings, *, pairwise: bool | None = None) -> float:
-    """What language models are asked of each of a trial's answers: both orders of a comparison, or one rating.
+    """Return how many requests to language models each of a trial's answers takes.
+
+    A comparison takes both orders, a rating one request.
 
     pairwise: of those judges alone that compare, or that rate. Of a judge with repeats it is the mean over prompts.
     """
@@ -222,7 +236,10 @@ def requests_an_answer(settings: Settings, *, pairwise: bool | None = None) -> f
 
 
 def plan_judging(settings: Settings, requests: Range, material: Material) -> Judging:
-    """What so many requests cost. A judge's own tokenizer is taken for the data's."""
+    """Plan the cost of so many requests.
+
+    The data's tokenizer stands for a judge's own.
+    """
     endpoints = settings.evaluation.judge.endpoints
     parts = [
         _judging_of(judge, requests * (judge.requests_an_answer / requests_an_answer(settings)), material)
@@ -242,7 +259,7 @@ def plan_judging(settings: Settings, requests: Range, material: Material) -> Jud
 
 
 def _judging_of(judge: Llm, requests: Range, material: Material) -> Judging:
-    """What so many requests to one judge cost."""
+    """Return the cost of so many requests to one judge."""
     prompt_tokens = (len(judge.template.system) + len(judge.template.user)) / CHARACTERS
     prompt_tokens += material.prompts["report"].tokens + material.answer * (2 if judge.template.pairwise else 1)
     most = float(judge.max_tokens)
