@@ -57,7 +57,10 @@ class PageReport:
 
 
 def measure_report(*, trials: int, answer: int, rounds: int, say: Say) -> PageReport:
-    """Make up a run of so many trials whose answers have so many characters, and report it. At least 24 trials."""
+    """Make up a run of so many trials with answers of so many characters, and report it.
+
+    It has at least 24 trials.
+    """
     seconds, command = [], []
     with tempfile.TemporaryDirectory(prefix="slime-ray-bench-") as folder:
         run = Path(folder) / "run"
@@ -88,7 +91,7 @@ def measure_report(*, trials: int, answer: int, rounds: int, say: Say) -> PageRe
 
 
 def _time_command(run: Path, out: Path) -> float:
-    """Seconds that `slime-ray report` takes. Raises InputError where it fails."""
+    """Time `slime-ray report`. Raises InputError where it fails."""
     clock = time.perf_counter()
     line = [sys.executable, "-m", "slime_ray", "report", str(run), "--out", str(out)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
@@ -122,7 +125,10 @@ def page_table(report: PageReport) -> str:
 
 
 def make_run(run: Path, *, trials: int, answer: int) -> None:
-    """A run of 8 arms and 2 confirmed winners with 2 seeds each and a search, with all curves, pairs and answers."""
+    """Write a run of 8 arms, 2 confirmed winners with 2 seeds each, and a search.
+
+    It has all curves, pairs and answers.
+    """
     rng = np.random.default_rng(0)
     words = ["Tens:", "Ones:", "The", "total", "is", "10", "+", "30", "=", "40.", "That", "it."]
     text = " ".join(rng.choice(words, size=answer))[:answer]

@@ -137,7 +137,7 @@ def measure_search(*, recorded_table: Path, folder: Path, seeds: int, trials: in
 
 
 def true_cells(recorded: Sequence[Recorded]) -> list[GridCell]:
-    """The cells, best first, each the mean of its trials on the report prompts."""
+    """Return the cells, best first, each the mean of its trials on the report prompts."""
     rows: list[Mapping[str, Any]] = []
     for label in sorted({trial.row["label"] for trial in recorded if trial.row["phase"] == "arm"}):
         cell_trials = [trial for trial in recorded if trial.row["label"] == label and trial.row["phase"] == "arm"]
@@ -150,7 +150,7 @@ def true_cells(recorded: Sequence[Recorded]) -> list[GridCell]:
 
 
 def _grid(recorded: Sequence[Recorded], seed: int) -> dict[str, Recorded]:
-    """The grid as one search would train it, by cell."""
+    """Return the grid as one search would train it, by cell."""
     return {
         trial.row["label"]: trial
         for trial in recorded
@@ -169,7 +169,9 @@ def search_grid(
     workers: int,
     seeds: int,
 ) -> GridResult:
-    """Search the grid `seeds` times, by EVERY or CHOSEN. grid: the recorded trials by training seed and cell.
+    """Search the grid `seeds` times, by EVERY or CHOSEN.
+
+    grid: the recorded trials by training seed and cell.
 
     space: of the cells.
     """
@@ -234,7 +236,7 @@ class Nearest:
         return self.recorded[int(distances.argmin())]
 
     def _place(self, point: Mapping[str, Any]) -> np.ndarray:
-        """(knobs,) from 0 at the low end to 1 at the high one."""
+        """Return the (knobs,) shares of the ranges: 0 at the low end, 1 at the high one."""
         places = []
         for path, dimension in self.dimensions.items():
             low, high = dimension.bounds
@@ -253,7 +255,7 @@ def volume(
     trials: int,
     seeds: Sequence[int],
 ) -> Volume:
-    """The searcher of a sweep against random search, one trial after another, over the seeds."""
+    """Compare a sweep's searcher with random search, one trial after another."""
     assert experiment.search is not None
 
     def play(searcher: FixedPoints, early: EarlyStopping) -> list[Played]:
@@ -276,13 +278,13 @@ def volume(
 
 
 def _affordable(played: Sequence[Played], tokens: int) -> list[Played]:
-    """The first trials that took no more than so many tokens."""
+    """Return the first trials that took no more than so many tokens."""
     spent = np.cumsum([trial.tokens for trial in played])
     return list(played[: int((spent <= tokens).sum())])
 
 
 def hypervolume(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Area that the completed trials dominate, of win rate and stability from 0 to 1; at most 1."""
+    """Return the area that completed trials dominate, of win rate and stability; at most 1."""
     points = [[row["win_rate"], row["stability"]] for row in rows if row["status"] == "completed"]
     return float(hypervolumes(np.array(points))[-1]) if points else 0.0
 

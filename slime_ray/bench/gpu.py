@@ -46,7 +46,7 @@ class GpuRow:
     failure: str | None = None
 
     def text(self) -> str:
-        """What was measured, or why it was not."""
+        """Say what was measured, or why it was not."""
         if self.failure:
             return f"no figure: {self.failure}"
         return ", ".join(f"{name} {value:,.4g}" for name, value in self.figures.items())
@@ -65,7 +65,7 @@ class GpuReport:
     rows: tuple[GpuRow, ...]
 
     def text(self) -> str:
-        """The one table."""
+        """Render the report as one table."""
         machine = self.machine
         where = machine.gpu or f"{machine.processor}, {machine.cores} cores: NOT MEASURED ON A GPU, sizes are cut"
         head = (
@@ -108,7 +108,7 @@ def measure_gpu(*, minutes: float, device: str, say: Say) -> GpuReport:
 
 
 def run_part(part: str, case: str, sizes: GpuSizes, *, seconds: float) -> list[GpuRow]:
-    """One part's rows, from a process of its own."""
+    """Run one part in a process of its own; return its rows."""
     # Memory is asked for as trials ask for it.
     allocator = os.environ.get("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     environment = {"TORCH_LOGS": "recompiles", "PYTORCH_ALLOC_CONF": allocator}

@@ -17,7 +17,10 @@ Figures = dict[str, float]
 
 
 def engine(case: str, sizes: GpuSizes) -> list[GpuRow]:
-    """All checks. One that fails, or needs a GPU that is not here, is a row with its reason."""
+    """Run all checks.
+
+    A check that fails, or needs a GPU that is not here, is a row with its reason.
+    """
     device, rows = find_device(sizes.device), []
     for name, check in CHECKS.items():
         torch.manual_seed(0)
@@ -29,7 +32,10 @@ def engine(case: str, sizes: GpuSizes) -> list[GpuRow]:
 
 
 def head(device: torch.device) -> Figures:
-    """Tiles in bfloat16, compiled on a GPU, beside all logits in float32: some thousandths."""
+    """Compare tiles in bfloat16 with all logits in float32: some thousandths.
+
+    On a GPU the tiles are compiled.
+    """
     from slime_ray.model.head import Head
 
     linear = nn.Linear(256, 5000, bias=False, device=device)
@@ -45,7 +51,7 @@ def head(device: torch.device) -> Figures:
 
 
 def segments(device: torch.device) -> Figures:
-    """The allocator took the setting that trials give it: 100 %."""
+    """Check that the allocator took the setting that trials give it: 100 %."""
     _needs_gpu(device)
     block = torch.zeros(2**20, device=device)
     expandable = [segment["is_expandable"] for segment in torch.cuda.memory_snapshot()]
@@ -53,7 +59,7 @@ def segments(device: torch.device) -> Figures:
 
 
 def halving(device: torch.device) -> Figures:
-    """Memory that runs out of 768 MiB, at 1 MiB a token, and is given back: 512 tokens, 0 MiB."""
+    """Run out of 768 MiB at 1 MiB a token, and give it back: 512 tokens, 0 MiB."""
     from slime_ray.model.memory import in_rows_that_fit
 
     _needs_gpu(device)
@@ -68,7 +74,7 @@ def halving(device: torch.device) -> Figures:
 
 
 def bits(device: torch.device) -> Figures:
-    """Gradients of variable-length attention that differ when it runs twice, and if torch is asked for none: 0."""
+    """Compare the gradients of two runs of variable-length attention: 0 where deterministic."""
     _needs_gpu(device)
     pairs = [Segment(180, 250, 250)] * 4
     inputs = [torch.randn(1, count, 4 * 680, 256, device=device).bfloat16() for count in (8, 4, 4)]
@@ -87,7 +93,7 @@ def bits(device: torch.device) -> Figures:
 
 
 def continuous(device: torch.device) -> Figures:
-    """Greedy answers by continuous batching that are those of `generate`: 100 %."""
+    """Compare greedy answers by continuous batching with those of `generate`: 100 %."""
     from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
     from slime_ray.evaluation.continuous import continuous_batching
@@ -117,7 +123,7 @@ def continuous(device: torch.device) -> Figures:
 def attend(
     kernel: Any, window: int | None, inputs: list[Any], weights: Any, segments: list[Segment]
 ) -> tuple[list[Any], float]:
-    """Output and gradients of a kernel, and seconds of a pass forward and backward, the last of three."""
+    """Run a kernel forward and backward; return outputs, gradients and the last time of three."""
     from slime_ray.data.packing import Spans
     from slime_ray.model.attention import RowLayout, row_attention
 

@@ -116,7 +116,7 @@ class _Run:
         return [] if self.failure else [sum(round_seconds) for round_seconds in self.seconds]
 
     def layouts(self) -> list[Layout]:
-        """What a round's forward passes compute."""
+        """Return what a round's forward passes compute."""
         return [layout for pairs in self.pairs for layout in self.stepper.layouts(pairs, self.micro)]
 
     def prepare(self) -> None:
