@@ -24,7 +24,7 @@ class LauncherFile(ClusterChecks):
     """A file for `ray up`."""
 
     def lines(self) -> Iterator[str]:
-        """What the file says, in lines for a person; it is checked on the way."""
+        """Check the file; yield what it says, in lines for a person."""
         self._schema()
         # The machines of a local provider are listed in the file, and neither come nor go.
         if self.data["provider"]["type"] != "local":
@@ -33,7 +33,7 @@ class LauncherFile(ClusterChecks):
         yield self._token()
 
     def _schema(self) -> None:
-        """The JSON schema that Ray ships, and two names that it does not compare."""
+        """Check the JSON schema that Ray ships, and two names that it does not compare."""
         schema = json.loads(Path(str(distribution("ray").locate_file(SCHEMA))).read_text(encoding="utf-8"))
         complaints = list(Draft7Validator(schema).iter_errors(self.data))
         # A misspelt key is what most often makes the other complaints.
@@ -101,7 +101,10 @@ class LauncherFile(ClusterChecks):
         yield from dict.fromkeys(self.image(at, image) for at, image in images.items())
 
     def _token(self) -> str:
-        """Whoever reaches the ports that `ray start` opens may run code, unless every node asks for the token."""
+        """Check that every node asks for the token.
+
+        Else whoever reaches the ports that `ray start` opens may run code.
+        """
         for number, line in enumerate(self.source.path.read_text(encoding="utf-8").splitlines(), 1):
             if WRITTEN_TOKEN.search(line):
                 raise InputError(
@@ -137,7 +140,10 @@ def _map(value: Any) -> Mapping[str, Any]:
 
 
 def _on_spot(config: Mapping[str, Any]) -> bool:
-    """Whether a provider's node_config asks for spot or preemptible nodes, on AWS, Google Cloud or Azure."""
+    """Tell whether a provider's node_config asks for spot or preemptible nodes.
+
+    The providers are AWS, Google Cloud and Azure.
+    """
     scheduling = config.get("scheduling")
     # Older Ray samples for Google Cloud write a list.
     parts = [_map(part) for part in (scheduling if isinstance(scheduling, list) else [scheduling])]

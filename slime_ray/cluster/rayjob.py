@@ -28,7 +28,7 @@ class RayJobFile(ClusterChecks):
     """A file with one RayJob."""
 
     def lines(self) -> Iterator[str]:
-        """What the file says, in lines for a person; it is checked on the way."""
+        """Check the file; yield what it says, in lines for a person."""
         kind = self.value("kind", of=str, description="RayJob")
         if kind != "RayJob":
             raise self.error(("kind",), f" is {kind}. What can be checked is a RayJob, or a file for `ray up`")
@@ -45,7 +45,7 @@ class RayJobFile(ClusterChecks):
         yield f"keys beyond these are KubeRay's: kubectl apply --dry-run=server -f {self.source.path.name}"
 
     def _life(self) -> str:
-        """What ends the job and its costs, and what a retry does."""
+        """Check what ends the job and its costs, and what a retry does."""
         if not self.value("spec", "shutdownAfterJobFinishes", of=bool, default=False):
             raise self.error(("spec", "shutdownAfterJobFinishes"), " is not true, so nodes outlive the sweep. Set it")
         stays = self._least("ttlSecondsAfterFinished", 0, "how many seconds the cluster stays when the sweep has ended")
@@ -93,7 +93,10 @@ class RayJobFile(ClusterChecks):
         return priority
 
     def resources(self, group: KeyPath) -> dict[str, float]:
-        """What a node offers to Ray: what `rayStartParams` say, and else the limits of the Ray container."""
+        """Return what a node offers to Ray.
+
+        `rayStartParams` say it, and else the limits of the Ray container.
+        """
         container: KeyPath = (*group, "template", "spec", "containers", 0, "resources")
         offer: dict[str, float] = {}
         for part in ("requests", "limits"):
@@ -114,7 +117,7 @@ class RayJobFile(ClusterChecks):
         return offer
 
     def _amount(self, at: KeyPath) -> float:
-        """A number, or one of Kubernetes' quantities, such as 500m."""
+        """Read a number, or one of Kubernetes' quantities, such as 500m."""
         text = str(self.value(*at, of=(str, int, float), default=0))
         try:
             return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
@@ -126,7 +129,7 @@ class RayJobFile(ClusterChecks):
         return any(str(labels.get(label)).lower() == spot.lower() for label, spot in SPOT_LABELS.items())
 
     def _pods(self, groups: list[KeyPath]) -> Iterator[str]:
-        """Images, memory for /dev/shm, and a claim that every pod mounts."""
+        """Check images, memory for /dev/shm, and a claim that every pod mounts."""
         images: dict[str, None] = {}
         shared: set[str] | None = None
         for group in groups:
