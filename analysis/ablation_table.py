@@ -47,7 +47,10 @@ class Cells:
 
     @classmethod
     def of(cls, run: results.Run, design: Design) -> "Cells":
-        """Rates are win rates unless the design is about accuracy, or nothing was judged."""
+        """Collect the outcomes of a run's cells.
+
+        Rates are win rates unless the design is about accuracy, or nothing was judged.
+        """
         trials = run.trials[run.trials["phase"] == "arm"]
         rate, rates, topics = rows.rates_by_label(run, accuracy=design.metric == "preference_accuracy")
         lost = trials[~trials["status"].isin(rows.MEASURED)]
@@ -69,13 +72,13 @@ class Cells:
         return self.design.metric if self.design.metric in (self.rate, "stability") else None
 
     def outcomes(self, metric: str) -> dict[str, Outcomes]:
-        """The outcomes by `stability`, or by the rate."""
+        """Return the outcomes by `stability`, or by the rate."""
         return self.stability if metric == "stability" else self.rates
 
     def difference(self, cell: Cell, metric: str) -> np.ndarray | None:
-        """Outcomes of a cell minus those of its reference, (seeds, items) or (seeds,), on what both have.
+        """Return a cell's outcomes minus its reference's, (seeds, items) or (seeds,).
 
-        None where they have nothing in common.
+        They are of the seeds and items that both have. None where they have nothing in common.
         """
         outcomes = self.outcomes(metric)
         if cell.label not in outcomes or cell.reference not in outcomes:
@@ -83,13 +86,16 @@ class Cells:
         return rows.difference(outcomes[cell.label], outcomes[cell.reference])
 
     def topics_of(self, labels: Iterable[str], metric: str) -> np.ndarray | None:
-        """The topics of the prompts that these cells share; None where the metric has none."""
+        """Return the topics of the prompts that these cells share; None where there are none."""
         if metric == "stability" or not self.rates.keys() >= set(labels):
             return None
         return rows.shared_topics([self.rates[label] for label in labels], self.topics)
 
     def claims(self, cells: Sequence[Cell]) -> dict[str, Claim]:
-        """What may be claimed by the design's metric of cells beside their references, corrected together, by label."""
+        """Test cells against their references by the design's metric, corrected together.
+
+        The claims are by label.
+        """
         metric = self.metric
         if metric is None:
             return {}
@@ -99,7 +105,7 @@ class Cells:
         )
 
     def missing(self, cells: Iterable[Cell], metric: str) -> list[str]:
-        """A phrase for every cell that lacks a planned seed: which, and why."""
+        """Say for every cell that lacks a planned seed which it lacks, and why."""
         outcomes, phrases = self.outcomes(metric), []
         for cell in cells:
             have = outcomes[cell.label][0] if cell.label in outcomes else []
@@ -114,10 +120,10 @@ class Cells:
 
 
 def ablation(design_cells: Cells, main: Table) -> Table:
-    """A row per cell, its center's reference first. In `frame` rates and differences are shares (0..1).
+    """Return a row per cell, its center's reference first.
 
-    `p` and `verdict` are of the design's metric, corrected over all comparisons of the table; `p_<test>` are the
-    corrected p-values of effects.TESTS one by one.
+    In `frame` rates and differences are shares (0..1). `p` and `verdict` are of the design's metric, corrected over all
+    comparisons of the table; `p_<test>` are the corrected p-values of effects.TESTS one by one.
     """
     design = design_cells.design
     claims = design_cells.claims([cell for cell in design.cells if cell.label != cell.reference])
@@ -190,9 +196,10 @@ def _row(
 
 
 def _activity(run: results.Run) -> dict[str, dict[str, float]]:
-    """By label: the share of held-out pairs past the hard margin and each term's share of the gradient, at the end.
+    """Return what the objective's terms do at the end of training, by label.
 
-    Means over seeds of what the curves say at their last step.
+    That is the share of held-out pairs past the hard margin, and each term's share of the gradient. Means over seeds of
+    what the curves say at their last step.
     """
     curves = run.curves[(run.curves["source"] == "held_out") & (run.curves["phase"] == "arm")]
     curves = curves[(curves["metric"] == PAST) | curves["metric"].str.startswith(SHARE)]
@@ -247,7 +254,7 @@ def _columns(design_cells: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
 
 
 def p_words(p: float) -> str:
-    """A p-value as a cell says it."""
+    """Write a p-value as a cell says it."""
     return "<0.001" if p < 0.001 else number(p, 3)
 
 
@@ -299,7 +306,7 @@ def _notes(design_cells: Cells, frame: pd.DataFrame) -> list[str]:
 
 
 def _on_tests(design_cells: Cells, frame: pd.DataFrame) -> list[str]:
-    """What the words of the verdicts mean."""
+    """Explain the words of the verdicts."""
     tests = "the paired t over seeds stays"
     if design_cells.metric != "stability":
         flips = f"{effects.FLIPS:,} sign flips over prompts"

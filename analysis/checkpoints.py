@@ -27,7 +27,10 @@ Draw = np.ndarray
 
 
 def draw(row: Outcomes, reference: Outcomes | None = None) -> Draw:
-    """Return what one checkpoint says of a row, or of a row minus another on the seeds that both have."""
+    """Return what one checkpoint says of a row, or of a row minus another.
+
+    The difference is on the seeds that both have.
+    """
     if reference is None:
         return np.asarray(row[1].mean(axis=0))
     _, (first, second) = on_common_seeds([row, reference])
@@ -35,12 +38,12 @@ def draw(row: Outcomes, reference: Outcomes | None = None) -> Draw:
 
 
 def over(draws: Sequence[Draw], topics: np.ndarray | None = None, *, least: float = -1.0) -> Interval | None:
-    """Return the mean over checkpoints with Student's interval, over checkpoints and, of the same items, over these.
+    """Return the mean over checkpoints with Student's interval.
 
-    Seeds are no unit here: those of one checkpoint say nothing of another's. With one checkpoint there are no ends,
-    and None is returned where none has a value. draws: of each checkpoint, with the same items in the same order.
-    topics: (items,) where these come in topics. least: what a value is at least, since Student's ends know of no
-    bounds: 0 of rates and of S, -1 of their differences.
+    The interval is over checkpoints and, of the same items, over these. Seeds are no unit here: those of one checkpoint
+    say nothing of another's. With one checkpoint there are no ends, and None is returned where none has a value. draws:
+    of each checkpoint, with the same items in the same order. topics: (items,) where these come in topics. least: what
+    a value is at least, since Student's ends know of no bounds: 0 of rates and of S, -1 of their differences.
     """
     finite = [sample for sample in draws if np.isfinite(sample).any()]
     if not finite:
@@ -64,14 +67,17 @@ def _within(interval: Interval, least: float) -> Interval:
 
 
 def _units(values: np.ndarray, topics: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """(checkpoints, items) values of the items that all have, and the same with each topic as one unit."""
+    """Return the (checkpoints, items) values that all have, and those with topics as units."""
     shared = np.isfinite(values).all(axis=0)
     values, topics = values[:, shared], None if topics is None else topics[shared]
     return values, statistics.by_topic(values, topics)
 
 
 def settling_words(draws: Sequence[Draw], topics: np.ndarray | None = None) -> str:
-    """Say how many checkpoints would settle a difference in four of five tries; empty where too little is known."""
+    """Say how many checkpoints would settle a difference in four of five tries.
+
+    Empty where too little is known.
+    """
     finite = [sample for sample in draws if np.isfinite(sample).any()]
     values = np.stack(finite) if finite else np.empty(0)
     units = values if values.ndim == 1 else _units(values, topics)[1]
@@ -84,7 +90,7 @@ def settling_words(draws: Sequence[Draw], topics: np.ndarray | None = None) -> s
 
 
 def agreement(draws: Sequence[Draw], signs: Sequence[float]) -> dict[str, int]:
-    """Return from how many checkpoints a difference has the sign of its mean, and from how many significantly so.
+    """Count the checkpoints whose difference has the sign of its mean, and significantly so.
 
     signs: Of each checkpoint's significant difference, 0 where it has none.
     """
@@ -98,7 +104,10 @@ def agreement(draws: Sequence[Draw], signs: Sequence[float]) -> dict[str, int]:
 
 
 def designs(results: Cells) -> Table | None:
-    """A row per cell, or per component of a factorial, over the checkpoints; None of a design from one alone."""
+    """Return a row per cell, or per component of a factorial, over the checkpoints.
+
+    None of a design from one checkpoint alone.
+    """
     seeds, metric = results.design.sft_seeds, results.metric or results.rate
     if not seeds:
         return None
@@ -148,7 +157,7 @@ Effects = Iterator[tuple[str, str, list[Draw], list[float]]]
 
 
 def _cells(results: Cells) -> Effects:
-    """The cells but the references, each minus its reference."""
+    """Return the cells but the references, each minus its reference."""
     compared = [cell for cell in results.design.cells if cell.label != cell.reference]
     outcomes, claims = results.outcomes(results.metric or results.rate), results.claims(compared)
     for center, variant in dict.fromkeys((cell.home, cell.variant) for cell in compared):
@@ -162,7 +171,7 @@ def _cells(results: Cells) -> Effects:
 
 
 def _effects(results: Cells) -> Effects:
-    """The main effects of a factorial's components."""
+    """Return the main effects of a factorial's components."""
     metric = results.metric or results.rate
     outcomes, table = results.outcomes(metric), factorial_table.factorial_effects(results).frame
     column = "stability_effect" if metric == "stability" else "effect"
@@ -184,7 +193,10 @@ def _effects(results: Cells) -> Effects:
 
 
 def sentences(table: Table) -> Sentences:
-    """What a design leaves open over checkpoints, and what holds: an interval that leaves 0 out, from all of them."""
+    """Say what a design leaves open over checkpoints, and what holds from all of them.
+
+    A difference holds where its interval leaves 0 out.
+    """
     open_, settled = [], []
     several = table.frame["center"].nunique() > 1
     for row in table.frame.to_dict("records"):
@@ -203,9 +215,10 @@ def sentences(table: Table) -> Sentences:
 
 
 def of_runs(runs: Sequence[Run], mains: Sequence[Table], differing: Sequence[str]) -> Table | None:
-    """One row per entry over several leagues; None where the runs are not all leagues of the same entries.
+    """Return one row per entry over several leagues.
 
-    mains: their main tables. differing: what is not the same in these runs, as the caption says it.
+    None where the runs are not all leagues of the same entries. mains: their main tables. differing: what is not the
+    same in these runs, as the caption says it.
     """
     leagues_by_run = [Standings.by_checkpoint(run, main) for run, main in zip(runs, mains, strict=True)]
     leagues = [league for leagues_of_run in leagues_by_run for league in leagues_of_run]
@@ -217,7 +230,10 @@ def of_runs(runs: Sequence[Run], mains: Sequence[Table], differing: Sequence[str
 
 
 def leagues_over(leagues: Sequence[Standings], remark: str = "") -> Table:
-    """One row per method over the leagues of several SFT checkpoints. remark: ends the caption."""
+    """Return one row per method over the leagues of several SFT checkpoints.
+
+    remark: ends the caption.
+    """
     runs = list({league.run.path: league.run for league in leagues}.values())
     won = [_winners(league) for league in leagues]
     rates = pd.DataFrame(
@@ -272,12 +288,15 @@ def leagues_over(leagues: Sequence[Standings], remark: str = "") -> Table:
 
 
 def _winners(league: Standings) -> dict[str, Outcomes | None]:
-    """The confirmed outcomes of each method's winner."""
+    """Return the confirmed outcomes of each method's winner."""
     return {member.entry.method: league.confirmed.get(label) for label, member in league.members.items()}
 
 
 def _same_items(leagues: Sequence[Standings]) -> tuple[np.ndarray | None] | None:
-    """The topics of the items that all leagues are measured on; None where they are not known to be the same."""
+    """Return the topics of the items that all leagues are measured on.
+
+    None where the items are not known to be the same.
+    """
     first = leagues[0]
     hashes = [(league.run.manifest.get("hashes") or {}).get("prompts_report") for league in leagues]
     alike = len(set(hashes)) == 1 and hashes[0] is not None and first.rate == "win_rate"
@@ -322,7 +341,10 @@ def _row(
 
 
 def _mean_by_start(draws: Sequence[Draw | None], starts: Sequence[Any], *, items: bool) -> list[Draw]:
-    """The draws of leagues as one of each SFT checkpoint, the mean of its leagues. items: keep them apart."""
+    """Average the draws of the leagues from one SFT checkpoint.
+
+    items: keep them apart.
+    """
     draws_by_start: dict[Any, list[Draw]] = {}
     for drawn, start in zip(draws, starts if draws else (), strict=True):
         if drawn is not None and np.isfinite(drawn).any():
@@ -331,7 +353,7 @@ def _mean_by_start(draws: Sequence[Draw | None], starts: Sequence[Any], *, items
 
 
 def _weights(league: Standings) -> Any:
-    """The hash of the SFT checkpoint that a league starts from."""
+    """Return the hash of the SFT checkpoint that a league starts from."""
     hashes = league.run.manifest.get("hashes") or {}
     weights = None if league.sft_seed is None else hashes.get(weights_at(league.sft_seed))
     recorded = weights or hashes.get("sft_weights") or hashes.get("sft_checkpoint")
@@ -339,7 +361,10 @@ def _weights(league: Standings) -> Any:
 
 
 def stacked(leagues: Sequence[Standings], tables: Sequence[Table]) -> Table | None:
-    """One table of every checkpoint's league in one, with a column for the checkpoint; None without any."""
+    """Stack the tables of the checkpoints' leagues, with a column for the checkpoint.
+
+    None without any table.
+    """
     parts = [(league.sft_seed, table) for league, table in zip(leagues, tables, strict=True)]
     if len(parts) < 2:
         return parts[0][1] if parts else None
@@ -366,7 +391,7 @@ def stacked(leagues: Sequence[Standings], tables: Sequence[Table]) -> Table | No
 
 
 def league_sentences(leagues: Sequence[Standings], table: Table) -> Sentences:
-    """What leagues from several checkpoints leave open, and what holds from all of them."""
+    """Say what leagues from several checkpoints leave open, and what holds from all of them."""
     frame = table.frame.dropna(subset=["rate"])
     open_ = [f"How {entry} does: it was confirmed from no checkpoint." for entry in table.frame["entry"][len(frame) :]]
     if frame.empty:

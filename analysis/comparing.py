@@ -66,7 +66,7 @@ class ManifestDifference:
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[ManifestDifference]:
-    """Every entry in which two manifests differ, in the order of KINDS and then of their paths."""
+    """Return every entry in which two manifests differ, by KINDS and then by path."""
     left, right = dict(_entries(first)), dict(_entries(second))
     paths = sorted(left.keys() | right.keys(), key=lambda path: (list(KINDS).index(path.partition(".")[0]), path))
     entries = [
@@ -78,7 +78,10 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Man
 
 
 def _entries(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every leaf under KINDS with its dotted path. Nothing and null are the same: a later version adds entries."""
+    """Yield every leaf under KINDS with its dotted path.
+
+    Nothing and null are the same: a later version adds entries.
+    """
 
     def walk(value: Any, path: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping):
@@ -96,7 +99,10 @@ def _entries(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def why_not_comparable(runs: Sequence[Run]) -> list[str]:
-    """Why win rates or stabilities of these runs mean different things: a sentence for each reason."""
+    """Say why win rates or stabilities of these runs mean different things.
+
+    There is a sentence for each reason.
+    """
     hashes = [run.manifest.get("hashes") or {} for run in runs]
     starts = [each.get("sft_checkpoint") or "" for each in hashes]
     conditions: dict[str, list[str]] = {
@@ -115,10 +121,11 @@ def why_not_comparable(runs: Sequence[Run]) -> list[str]:
 
 
 def compare(runs: Sequence[Run]) -> Table:
-    """The rows of several runs in one table, by win rate; of leagues with the same entries these, over checkpoints.
+    """Return the rows of several runs in one table, by win rate.
 
-    Where judge, baseline, prompts, decoding or the version of stability are not the same, the caption says so; rows
-    of different judges are refused. Raises InputError for that, for fewer than two runs, and for a run given twice.
+    Of leagues with the same entries, these are the rows, over checkpoints. Where judge, baseline, prompts, decoding or
+    the version of stability are not the same, the caption says so; rows of different judges are refused. Raises
+    InputError for that, for fewer than two runs, and for a run given twice.
     """
     names = [run.path.resolve() for run in runs]
     if len(set(names)) < len(names) or len(names) < 2:
@@ -166,7 +173,10 @@ def compare(runs: Sequence[Run]) -> Table:
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
-    """Settings in which runs differ, and for what else their numbers would not compare; not for the SFT checkpoint."""
+    """Name the settings in which runs differ, and why else numbers would not compare.
+
+    Other SFT checkpoints are no such reason.
+    """
     changes = [change for run in runs[1:] for change in differences(runs[0].manifest, run.manifest)]
     settings = dict.fromkeys(change.path for change in changes if change.kind == "settings")
     same = len({baseline_of(run) for run in runs}) == 1
@@ -213,7 +223,7 @@ class Verification:
         return ABSENT not in entries.get("hashes.sft_weights", (ABSENT,)) and "hashes.sft_checkpoint" not in entries
 
     def text(self) -> str:
-        """For a terminal: what differs, the rows, and the answer."""
+        """Render for a terminal: what differs, the rows, and the answer."""
         lines = [f"{len(self.differences)} entries of the manifests differ." if self.differences else "Same manifests."]
         for kind, group in groupby(self.differences, key=lambda difference: difference.kind):
             lines += ["", f"{kind}:"]
@@ -229,7 +239,7 @@ class Verification:
         return "\n".join([*lines, "Every answer is the same." if self.identical else verdict])
 
     def json(self) -> str:
-        """The same for a script."""
+        """Render the same for a script."""
         record = {
             "agree": self.agree,
             "identical": self.identical,
@@ -328,7 +338,7 @@ def _row(
 
 
 def _stabilities_agree(first: Mapping[Any, Any], second: Mapping[Any, Any], confidence: float) -> bool:
-    """Whether two S differ by no more than their half-widths, added in quadrature."""
+    """Tell whether two S differ by no more than their half-widths, added in quadrature."""
     gap = abs(first["stability"] - second["stability"])
     if not np.isfinite(gap) or gap == 0:
         return True
@@ -344,7 +354,10 @@ def _stabilities_agree(first: Mapping[Any, Any], second: Mapping[Any, Any], conf
 
 
 def _same_answers(label: str, first: Run, second: Run) -> float:
-    """Share of a row's answers that are the same in both runs, of those to common seeds, prompts and turns."""
+    """Return the share of a row's answers that are the same in both runs.
+
+    They are answers to common prompts and turns, with common seeds.
+    """
     keys = ["seed", "prompt_id", "turn"]
     answers = (judged_answers(run) for run in (first, second))
     first_answers, second_answers = (

@@ -30,12 +30,15 @@ MARGINS = {"soft_margin", "hard_margin"}
 
 
 def cells_of(components: Sequence[str]) -> list[Present]:
-    """All 2^k cells: without any component first, with all of them last."""
+    """Return all 2^k cells: without any component first, with all of them last."""
     return [frozenset(some) for size in range(len(components) + 1) for some in combinations(components, size)]
 
 
 def by_components(design: Design, center: str) -> dict[Present, Cell]:
-    """The cells around a center by the components that they have, without controls; two of the same are refused."""
+    """Return the cells around a center by their components, without controls.
+
+    Two of the same components are refused.
+    """
     components = design.reference(center).levels
     cells_by_components: dict[Present, Cell] = {}
     for cell in design.around(center):
@@ -51,11 +54,12 @@ def by_components(design: Design, center: str) -> dict[Present, Cell]:
 
 
 def effect_weights(components: Sequence[str]) -> dict[tuple[str, ...], np.ndarray]:
-    """(cells,) weights of every main effect and interaction, in the order of `cells_of`, main effects first.
+    """Return (cells,) weights of every main effect and interaction, main effects first.
 
-    The standard contrasts: the product of a cell's signs (1 present, -1 absent) over the effect's components, over
-    2^(k-1). A main effect is the mean of the cells with the component minus the mean of those without; an interaction
-    of two is half the difference between the effect of one with the other present and with it absent, and so on.
+    They are in the order of `cells_of`. The standard contrasts: the product of a cell's signs (1 present, -1 absent)
+    over the effect's components, over 2^(k-1). A main effect is the mean of the cells with the component minus the mean
+    of those without; an interaction of two is half the difference between the effect of one with the other present and
+    with it absent, and so on.
     """
     cells = cells_of(components)
     return {
@@ -66,10 +70,11 @@ def effect_weights(components: Sequence[str]) -> dict[tuple[str, ...], np.ndarra
 
 
 def shapley_weights(components: Sequence[str]) -> dict[str, np.ndarray]:
-    """(cells,) weights of each component's Shapley value, in the order of `cells_of`; they add up to `total_weights`.
+    """Return (cells,) weights of each component's Shapley value.
 
-    The mean, over all orders in which components may be added, of what the component adds when its turn comes
-    (Shapley 1953): with |S| of k components there before, |S|! (k - |S| - 1)! of the k! orders.
+    They are in the order of `cells_of`, and add up to `total_weights`. The mean, over all orders in which components
+    may be added, of what the component adds when its turn comes (Shapley 1953): with |S| of k components there before,
+    |S|! (k - |S| - 1)! of the k! orders.
     """
     k, cells = len(components), cells_of(components)
     share = [factorial(size) * factorial(k - size - 1) / factorial(k) for size in range(k)]
@@ -80,19 +85,22 @@ def shapley_weights(components: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def total_weights(components: Sequence[str]) -> np.ndarray:
-    """(cells,) weights of the total effect: all components minus none."""
+    """Return (cells,) weights of the total effect: all components minus none."""
     weights = np.zeros(2 ** len(components))
     weights[-1], weights[0] = 1.0, -1.0
     return weights
 
 
 def contrast(weights: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
-    """(seeds, prompts) or (seeds,) values of an effect from the outcomes of all cells, (cells, ...)."""
+    """Return (seeds, prompts) or (seeds,) values of an effect.
+
+    outcomes: (cells, ...) of all cells.
+    """
     return np.tensordot(weights, outcomes, axes=1)
 
 
 def scale(weights: np.ndarray) -> float:
-    """How many times an effect with these weights has to be to scatter as the difference of two cells does.
+    """Return the factor that lets an effect scatter as the difference of two cells does.
 
     What was not seen is given room by that measure, and a mean of many cells needs less of it.
     """
@@ -100,7 +108,7 @@ def scale(weights: np.ndarray) -> float:
 
 
 def factorial_effects(design_cells: Cells) -> Table:
-    """For each center a row per component, per interaction, and one for all components together.
+    """Return for each center a row per component, per interaction, and one for the total.
 
     In `frame` effects are in the outcomes' unit: shares for rates. `shapley` is of the rate, `stability_shapley` of S.
     A center of which a cell is missing is not summed: its rows have no numbers.
@@ -143,7 +151,7 @@ class _Grid:
 
     @classmethod
     def of(cls, design_cells: Cells, center: str) -> "_Grid":
-        """Controls are no part of it."""
+        """Collect the outcomes around a center. Controls are no part of them."""
         components, cells_by_components = (
             tuple(design_cells.design.reference(center).levels),
             by_components(design_cells.design, center),
@@ -161,7 +169,7 @@ class _Grid:
         return cls(components, values, missing, design_cells.topics_of(labels, design_cells.rate))
 
     def main(self, metric: str | None) -> dict[str, np.ndarray | None]:
-        """What the test of each component's main effect is made of, per seed and item: the effect on its scale."""
+        """Return each component's main effect per seed and item, on the scale of its test."""
         weights = effect_weights(self.components)
         return {name: self._contrast(weights[(name,)] * scale(weights[(name,)]), metric) for name in self.components}
 
@@ -178,7 +186,10 @@ class _Grid:
         return statistics.Interval(interval.value / times, interval.low / times, interval.high / times)
 
     def rows(self, center: str, design_cells: Cells, claims: dict[str, Claim]) -> list[dict[str, Any]]:
-        """Components, interactions, and all components together, whose effect is the sum of the Shapley values."""
+        """Return rows of components, interactions and the total.
+
+        The effect of the total is the sum of the Shapley values.
+        """
         shapley = shapley_weights(self.components)
         contrasts = [
             *effect_weights(self.components).items(),
@@ -261,7 +272,10 @@ def _notes(design_cells: Cells, frame: pd.DataFrame, missing: list[str]) -> list
 
 
 def sentences(design_cells: Cells, table: Table) -> Sentences:
-    """Say what the table leaves open, and what it shows, of the main effects in the design's metric."""
+    """Say what the table leaves open, and what it shows, of the main effects.
+
+    They are in the design's metric.
+    """
     main = replace(table, frame=table.frame[table.frame["kind"] == "main"])
     claim = "matters: its main effect is"
     return ablation_table.sentences(

@@ -53,7 +53,7 @@ _OFFSETS = [(7, 5), (7, -11), (-7, 5), (-7, -11), (10, -3), (-10, -3), (0, 12), 
 
 
 def new_figure(width: float, height: float, **options: Any) -> "tuple[Figure, Any]":
-    """A figure of so many inches with its axes; options of `Figure.subplots`."""
+    """Open a figure of so many inches with its axes; options of `Figure.subplots`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
@@ -61,14 +61,14 @@ def new_figure(width: float, height: float, **options: Any) -> "tuple[Figure, An
 
 
 def lay_out(figure: "Figure") -> None:
-    """Work out where everything in the figure stands, once, without drawing it."""
+    """Lay out the whole figure once, without drawing it."""
     if (layout := figure.get_layout_engine()) is not None:
         layout.execute(figure)
         figure.set_layout_engine(None)
 
 
 def style() -> Any:
-    """A context in which everything is drawn in STYLE."""
+    """Return a context in which everything is drawn in STYLE."""
     import matplotlib
 
     mpl: Any = matplotlib  # its keys are typed as literals
@@ -78,7 +78,10 @@ def style() -> Any:
 
 
 def render(figure: "Figure", *kinds: str) -> dict[str, bytes]:
-    """Return the figure as svg, pdf and png, or as these kinds alone: the same bytes every time, without dates."""
+    """Render the figure as svg, pdf and png, or as these kinds alone.
+
+    The bytes are the same every time, without dates.
+    """
     without_dates = {
         "svg": {"Date": None, "Creator": None},
         "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -97,17 +100,17 @@ def render(figure: "Figure", *kinds: str) -> dict[str, bytes]:
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib draws as it is; a pair of dollars would start a formula."""
+    """Escape text for matplotlib: a pair of dollars would start a formula."""
     return one_line(text).replace("$", r"\$")
 
 
 def say(axes: "Axes", words: str) -> None:
-    """Words in the middle of axes that have nothing to show."""
+    """Write text in the middle of axes that have nothing to show."""
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=GREY)
 
 
 def pareto(run: Run, *, table: Table | None = None) -> "Figure":
-    """Win rate (or, where nothing was judged, held-out preference accuracy) against stability.
+    """Draw the win rate against stability; the held-out accuracy where nothing was judged.
 
     Filled: rows of the main table on the report prompts, with the interval of the win rate and the range of S over
     seeds. Hollow: search trials on the selection prompts, and their front. table: win_rate_stability(run), if at hand.
@@ -192,9 +195,10 @@ def _search_points(axes: "Axes", search: pd.DataFrame, eligible: pd.DataFrame, c
 
 
 def front_corners(search: pd.DataFrame, column: str) -> np.ndarray:
-    """Return the corners of the line below which a finished trial beats all that lies there, left to right.
+    """Return the corners of the front's line, left to right.
 
-    (corners, 2) stability and `column`, from the left edge to the bottom. search: trials that keep their constraints.
+    Whatever lies below the line is beaten by a finished trial. (corners, 2) stability and `column`, from the left edge
+    to the bottom. search: trials that keep their constraints.
     """
     points = search.loc[search["status"] == FINISHED, ["stability", column]].to_numpy(dtype=float)
     best = points[on_front(points)]
@@ -203,7 +207,7 @@ def front_corners(search: pd.DataFrame, column: str) -> np.ndarray:
 
 
 def limits(values: list[float], *, judged: bool) -> tuple[float, float]:
-    """Ends of an axis in % that shows these values, and with a judge 50."""
+    """Return the ends of an axis in % that shows these values, and with a judge 50."""
     values = [*values, 50.0] if judged else values or [0.0, 100.0]
     low, high = min(values), max(values)
     margin = max(5.0, 0.12 * (high - low))
@@ -216,7 +220,10 @@ _OFFSETS += [(x * k, y * k) for k in (2, 3, 4) for x, y in _OFFSETS]
 def _label(
     figure: "Figure", axes: "Axes", points: list[dict[Any, Any]], search: pd.DataFrame, column: str, *, judged: bool
 ) -> None:
-    """Write each label at the nearest place where it covers neither markers, nor bars, nor another label."""
+    """Write each label at the nearest free place.
+
+    It covers neither markers, nor bars, nor another label.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
@@ -260,9 +267,10 @@ def _label(
 
 
 def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
-    """Held-out chosen and rejected log-probabilities over training: a panel per row of the table, seeds as a band.
+    """Draw held-out chosen and rejected log-probabilities over training.
 
-    Where no winner was confirmed, the best search trial has a panel too.
+    There is a panel per row of the table, with seeds as a band. Where no winner was confirmed, the best search trial
+    has a panel too.
     """
     looks = {"chosen_logp": (BLUE, "-"), "rejected_logp": (VERMILLION, "--")}
     curves = run.curves[(run.curves["source"] == "held_out") & run.curves["metric"].isin(looks)]
@@ -305,9 +313,10 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
 
 
 def stability_parts(run: Run, *, table: Table | None = None) -> "Figure":
-    """What each row lost its stability to: 1 - S cut by the parts' shares of the summed (x/h)^2, mean over seeds.
+    """Draw what each row lost its stability to.
 
-    What a bar leaves free is S. A seed that failed or diverged has lost everything to that.
+    1 - S is cut by the parts' shares of the summed (x/h)^2, mean over seeds. What a bar leaves free is S. A seed that
+    failed or diverged has lost everything to that.
     """
     colours = (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, "#bbbbbb")
     hatches = ("", "///", "", "...", "", "xxx", "\\\\\\")
@@ -339,7 +348,10 @@ def stability_parts(run: Run, *, table: Table | None = None) -> "Figure":
 
 
 def _labels(run: Run, table: Table | None) -> list[str]:
-    """The rows of the main table in its order; without any, the search trials, the best first."""
+    """Return the rows of the main table in its order.
+
+    Without any they are the search trials, the best first.
+    """
     frame = (table or tables.win_rate_stability(run)).frame
     if len(frame):
         return frame["label"].tolist()

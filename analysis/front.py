@@ -32,10 +32,11 @@ DRAWN_ANEW = 1_000
 
 
 def knees(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the knees of fronts, -1 where no trial lies beyond the line; who is on them; distances beyond the line.
+    """Return the knees of fronts, who is on them, and distances beyond the line.
 
-    points: (..., trials, 2); NaN is on no front. The knees are (...,), the others (..., trials); distances are shares
-    of the front's range, NaN off the front. Of equally far trials the knee has more of the first goal.
+    A knee is -1 where no trial lies beyond the line. points: (..., trials, 2); NaN is on no front. The knees are
+    (...,), the others (..., trials); distances are shares of the front's range, NaN off the front. Of equally far
+    trials the knee has more of the first goal.
     """
     on_front = pareto.on_front(points)
     of_front = on_front[..., None]
@@ -66,7 +67,7 @@ class ResampledFront:
 
 
 def draw_rates(outcomes: np.ndarray, *, resamples: int = RESAMPLES) -> np.ndarray:
-    """(resamples, trials) means over prompts, the prompts drawn anew, the same for all trials.
+    """Return (resamples, trials) means over resampled prompts, the same for all trials.
 
     outcomes: (trials, prompts), NaN where a trial has none.
     """
@@ -77,7 +78,7 @@ def draw_rates(outcomes: np.ndarray, *, resamples: int = RESAMPLES) -> np.ndarra
 
 
 def resample(points: np.ndarray, drawn: Mapping[int, np.ndarray]) -> ResampledFront:
-    """The knee over resamples.
+    """Resample the knee.
 
     points: (trials, 2). drawn: by column of these, (resamples, trials) values of that goal; a goal that is not there
     stays as measured.
@@ -100,12 +101,18 @@ def resample(points: np.ndarray, drawn: Mapping[int, np.ndarray]) -> ResampledFr
 
 
 def knee_ends(drawn: ResampledFront) -> np.ndarray:
-    """(2, 2) the lower and the upper end of where the knee lies, by goal: 95 % of the resamples that have one."""
+    """Return (2, 2) the lower and the upper end of where the knee lies, by goal.
+
+    They hold 95 % of the resamples that have a knee.
+    """
     return np.asarray(np.quantile(drawn.points, statistics.TAILS, axis=0))
 
 
 def outcomes_of(searched: Searched, answers: pd.DataFrame) -> np.ndarray | None:
-    """(trials, prompts) mean outcome of each search trial's answers to each prompt; None where there are none."""
+    """Return (trials, prompts) mean outcome of each search trial's answers.
+
+    None where there are no answers.
+    """
     trial_answers = answers[answers["trial_id"].isin(searched.trials["trial_id"]) & answers["outcome"].notna()]
     if trial_answers.empty:
         return None
@@ -114,7 +121,10 @@ def outcomes_of(searched: Searched, answers: pd.DataFrame) -> np.ndarray | None:
 
 
 def front(searched: Searched, run: Run) -> Table:
-    """The front from one end to the other, with its knee and how often each trial is that. For two goals."""
+    """Return the front of two goals from one end to the other, with its knee.
+
+    It says how often each trial is the knee.
+    """
     if len(searched.names) != 2 or not searched.eligible.any():
         return empty("There is no front of two goals.", "trial_id")
     points = np.where(searched.eligible[:, None], searched.goals, np.nan)
@@ -178,7 +188,10 @@ def front(searched: Searched, run: Run) -> Table:
 
 
 def knob_notes(searched: Searched, trial_ids: Iterable[str]) -> list[str]:
-    """What each of these trials set of the knobs that were searched: `search-0003: beta=0.12 gamma=0.4`."""
+    """Say what each of these trials set: `search-0003: beta=0.12 gamma=0.4`.
+
+    It names the knobs that were searched.
+    """
     trials = searched.trials.set_index("trial_id")
     values = {name.removeprefix(KNOB): read(trials[name]) for name in map(str, trials) if name.startswith(KNOB)}
     names, notes = short_names(list(values)), []
@@ -192,7 +205,10 @@ def knob_notes(searched: Searched, trial_ids: Iterable[str]) -> list[str]:
 
 
 def _draw_stabilities(searched: Searched, run: Run) -> np.ndarray | None:
-    """(resamples, trials) S over pairs, prompts and updates drawn anew; None where a trial recorded too little."""
+    """Return (resamples, trials) S over resampled pairs, prompts and updates.
+
+    None where a trial recorded too little.
+    """
     drawn = stability.resampled(run, searched.trials[searched.complete], RESAMPLES)
     missing = np.full(RESAMPLES, np.nan)
     values = [drawn[name].stability if name in drawn else missing for name in searched.trials["trial_id"]]
@@ -240,7 +256,10 @@ class Spent:
 
     @classmethod
     def of(cls, searched: Searched) -> "Spent | None":
-        """None where no trial completed. Stopped and lost trials have cost their tokens and found nothing."""
+        """Collect the search by its first trials; None where no trial completed.
+
+        Stopped and lost trials have cost their tokens and found nothing.
+        """
         complete = searched.complete
         if not complete.any():
             return None
@@ -260,7 +279,10 @@ class Spent:
 
 
 def hypervolumes(points: np.ndarray) -> np.ndarray:
-    """(trials,) the area that the first 1, 2, ... trials dominate above (0, 0). points: (trials, 2), more is better."""
+    """Return (trials,) the area that the first 1, 2, ... trials dominate above (0, 0).
+
+    points: (trials, 2), more is better.
+    """
     points = np.maximum(points, 0.0)
     edges = np.unique(points[:, 0])
     widths = np.diff(edges, prepend=0.0)
@@ -271,10 +293,11 @@ def hypervolumes(points: np.ndarray) -> np.ndarray:
 
 
 def expected_best(values: np.ndarray) -> np.ndarray:
-    """(..., trials) expected best of k = 1, 2, ... of the trials, drawn without replacement; more is better.
+    """Return (..., trials) expected best of k = 1, 2, ... trials; more is better.
 
-    The unbiased estimate of what Dodge et al. (2019) define: the i-th smallest of n is the best of k with probability
-    C(i-1, k-1) / C(n, k). Drawing with replacement, as they do, comes out too low (Tang et al. 2020).
+    The trials are drawn without replacement. The unbiased estimate of what Dodge et al. (2019) define: the i-th
+    smallest of n is the best of k with probability C(i-1, k-1) / C(n, k). Drawing with replacement, as they do, comes
+    out too low (Tang et al. 2020).
     """
     trials = values.shape[-1]
     smaller = np.arange(1, trials + 1)
@@ -285,7 +308,7 @@ def expected_best(values: np.ndarray) -> np.ndarray:
 
 
 def budget_curve(searched: Searched, spent: Spent) -> Table:
-    """What the first trials found, for 1, 2, 4, ... trials and all of them."""
+    """Return what the first trials found, for 1, 2, 4, ... trials and all of them."""
     count = len(searched.trials)
     rows = sorted({*(2**power for power in range(count.bit_length())), count})
     at = np.array(rows) - 1

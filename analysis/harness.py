@@ -32,14 +32,19 @@ Samples = dict[Any, tuple[dict[str, Any], dict[Metric, float]]]
 
 
 def are_samples(path: Path) -> bool:
-    """Whether this is a file of samples, or a folder, no run's, with any in it or in a folder of it."""
+    """Tell whether this is a file of samples, or a folder with any in or below it.
+
+    The folder of a run is none.
+    """
     if path.is_dir():
         return not (path / "manifest.json").exists() and any(_files(path))
     return path.is_file() and path.suffix == ".jsonl"
 
 
 def compare_samples(paths: Sequence[Path]) -> Table:
-    """Return the second model's values minus the first's, by task and metric, and as the mean over tasks.
+    """Return the second model's values minus the first's, by task and metric.
+
+    There is also the mean over tasks.
 
     Args:
         paths: Two files or folders of samples.
@@ -111,7 +116,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _read(path: Path) -> dict[str, Samples]:
-    """Samples by task."""
+    """Read samples by task."""
     files = [path] if path.is_file() else list(_files(path))
     if not files:
         raise InputError(f"{path} has no file samples_*.jsonl. Give what `lm_eval --log_samples` wrote.")
@@ -157,7 +162,10 @@ def _read_file(file: Path) -> Samples:
 
 
 def _value(value: Any) -> float:
-    """A document's value of a metric; NaN for one that is only of all documents together, such as a perplexity."""
+    """Return a document's value of a metric.
+
+    NaN for one that is only of all documents together, such as a perplexity.
+    """
     return float(value) if isinstance(value, (bool, int, float)) else math.nan
 
 
@@ -186,7 +194,10 @@ def _refuse_others(task: str, first: Samples, second: Samples, paths: Sequence[P
 def _row(
     task: str, metric: Metric, documents: int, left_out: int, means: Any, shares: bool, changes: Sequence[np.ndarray]
 ) -> dict[str, Any]:
-    """A row of the table. means: of the first and the second. changes: of the documents of each task in the row."""
+    """Build a row of the table.
+
+    means: of the first and the second. changes: of the documents of each task in the row.
+    """
     return {
         "task": task,
         "metric": metric[0],
@@ -201,9 +212,10 @@ def _row(
 
 
 def _mean_of_tasks(changes: Sequence[np.ndarray], *, shares: bool) -> statistics.Interval:
-    """The mean over tasks of the mean over documents, with Student's t interval; Satterthwaite's degrees of freedom.
+    """Return the mean over tasks of the mean over documents, with Student's t interval.
 
-    shares: whether values are from 0 to 1, so that documents that all agree leave room, as in `difference_interval`.
+    The degrees of freedom are Satterthwaite's. shares: whether values are from 0 to 1, so that documents that all agree
+    leave room, as in `difference_interval`.
     """
     value = float(np.mean([change.mean() for change in changes]))
     sizes = np.array([len(change) for change in changes])
@@ -220,7 +232,7 @@ def _mean_of_tasks(changes: Sequence[np.ndarray], *, shares: bool) -> statistics
 def _pooled(
     rows: Sequence[dict[str, Any]], changes: Mapping[tuple[str, Metric], np.ndarray]
 ) -> Iterator[dict[str, Any]]:
-    """The mean over tasks of every metric that several have."""
+    """Yield the mean over tasks of every metric that several have."""
     for metric in sorted({metric for _, metric in changes}):
         of_tasks = [change for (_, key), change in changes.items() if key == metric]
         metric_rows = [row for row in rows if (row["metric"], row["filter"]) == metric]

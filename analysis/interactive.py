@@ -51,7 +51,10 @@ Spans = list[list[int]]
 
 
 def examples(run: Run, main: Table) -> dict[str, Any] | None:
-    """Answers of the best row's first seed to the first prompts in the order of their ids: not chosen by content."""
+    """Return answers of the best row's first seed to the first prompts by id.
+
+    They are not chosen by content.
+    """
     for label in main.frame["label"] if len(main.frame) else run.trials["label"]:
         answers = of_label(run, run.answers, label)
         if answers.empty:
@@ -63,7 +66,10 @@ def examples(run: Run, main: Table) -> dict[str, Any] | None:
 
 
 def first_pairs(answers: pd.DataFrame, *, longest: int = LONGEST_ANSWER) -> dict[str, list[dict[str, Any]]]:
-    """By trial its first answers in the order of their prompts' ids, each at most so many characters long."""
+    """Return each trial's first answers in the order of their prompts' ids.
+
+    Each has at most so many characters.
+    """
     first = answers.sort_values("prompt_id", kind="stable").groupby("trial_id", sort=False).head(EXAMPLES)
     pairs: dict[str, list[dict[str, Any]]] = {}
     for row in first[["trial_id", *SHOWN]].to_dict("records"):
@@ -104,7 +110,7 @@ def _cut(text: Any, longest: int) -> str:
 
 
 def front_data(findings: Findings) -> dict[str, Any] | None:
-    """Everything that the front shows; None where there is no point to draw."""
+    """Return everything that the front shows; None where there is no point to draw."""
     run, judged = findings.run, is_judged(findings.run)
     column = "win_rate" if judged else "preference_accuracy"
     search = run.trials[run.trials["phase"] == "search"].dropna(subset=["stability", column])
@@ -192,7 +198,7 @@ def _head(column: str) -> str:
 
 
 def _knobs(settings: Any) -> Facts:
-    """What a trial set over the base, by path."""
+    """Return what a trial set over the base, by path."""
     overrides = json.loads(settings) if isinstance(settings, str) else {}
     return [[path, short(value)] for path, value in flat(overrides).items()]
 
@@ -200,7 +206,10 @@ def _knobs(settings: Any) -> Facts:
 def _details(
     run: Run, points: list[dict[str, Any]], texts: dict[str, int], steps: dict[tuple[int, ...], int]
 ) -> dict[str, Any]:
-    """Curves and answers of each point's trials, by the point's id. texts, steps: by what is shared its place."""
+    """Return curves and answers of each point's trials, by the point's id.
+
+    texts, steps: the place of each shared text or list of steps.
+    """
     charted = pd.MultiIndex.from_frame(run.curves[["source", "metric"]]).isin(list(CURVES))
     lines = _lines(run.curves[charted].sort_values("step", kind="stable"), shared=steps)
     seeds = dict(zip(run.trials["trial_id"], run.trials["seed"].astype(int), strict=True))
@@ -224,9 +233,10 @@ def _details(
 
 
 def _lines(curves: pd.DataFrame, *, shared: dict[tuple[int, ...], int]) -> dict[str, list[dict[str, Any]]]:
-    """The lines of each trial: panel, name, seed, steps, values, and of how many updates a value is the mean.
+    """Return the lines of each trial.
 
-    curves: by step, of the measures of CURVES alone. shared: by its steps the place that a line has for them.
+    A line has panel, name, seed, steps, values, and of how many updates a value is the mean. curves: by step, of the
+    measures of CURVES alone. shared: by its steps the place that a line has for them.
     """
     curves = curves[np.isfinite(curves["value"])]
     all_steps, all_values, seeds = (curves[name].to_numpy() for name in ("step", "value", "seed"))
@@ -253,12 +263,12 @@ def _lines(curves: pd.DataFrame, *, shared: dict[tuple[int, ...], int]) -> dict[
 
 
 def _short(value: float) -> float | None:
-    """Four digits are more than a page shows."""
+    """Round to four digits: more than that a page does not show."""
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
 def differing(first: str, second: str) -> tuple[Spans, Spans]:
-    """The stretches of words in each text that the other has not in that place."""
+    """Find the stretches of words in each text that the other has not in that place."""
     words = [list(re.finditer(r"\w+|[^\w\s]", text)) for text in (first, second)]
     first_words, second_words = ([word[0] for word in text] for text in words)
     counts = Counter(first_words), Counter(second_words)
@@ -280,7 +290,7 @@ def differing(first: str, second: str) -> tuple[Spans, Spans]:
 
 
 def pieces(text: str, spans: Spans) -> list[tuple[bool, str]]:
-    """The text cut at its spans, in order; with each piece whether it is one of them."""
+    """Cut the text at its spans; mark each piece that is one of them."""
     ends = [0, *(end for span in spans for end in span), len(text)]
     cut = [(place % 2 == 1, text[ends[place] : ends[place + 1]]) for place in range(len(ends) - 1)]
     return [(marked, piece) for marked, piece in cut if piece]

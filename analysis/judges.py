@@ -42,14 +42,19 @@ KEYS = ("trial_id", "prompt_id")
 
 
 def cohens_kappa(first: np.ndarray, second: np.ndarray) -> float:
-    """Agreement beyond chance of two judges' points on the same verdicts (Cohen 1960); NaN where chance is certain."""
+    """Return the agreement beyond chance of two judges on the same verdicts (Cohen 1960).
+
+    NaN where chance is certain.
+    """
     shares = np.array([[np.mean((first == a) & (second == b)) for b in CLASSES] for a in CLASSES])
     chance = float(shares.sum(axis=1) @ shares.sum(axis=0))
     return float((np.trace(shares) - chance) / (1 - chance)) if chance < 1 else float("nan")
 
 
 def pooled_interval(outcomes: np.ndarray, topics: np.ndarray | None = None) -> statistics.Interval | None:
-    """The win rate with its interval over other judges and prompts; None of fewer than FEWEST_JUDGES judges.
+    """Return the win rate with its interval over other judges and prompts.
+
+    None of fewer than FEWEST_JUDGES judges.
 
     outcomes: (judges, prompts) means over seeds, turns and repeats. Prompts that a judge lacks are left out. topics:
     (prompts,) where prompts come in topics.
@@ -61,13 +66,19 @@ def pooled_interval(outcomes: np.ndarray, topics: np.ndarray | None = None) -> s
 
 
 def noise(verdicts: pd.DataFrame) -> float:
-    """The judges' own noise: the mean variance of an outcome between repeats; NaN without repeats."""
+    """Return the judges' noise: the mean variance of an outcome between repeats.
+
+    NaN without repeats.
+    """
     groups = verdicts.dropna(subset="outcome").groupby(["judge", "trial_id", "prompt_id", "turn"])["outcome"]
     return float(groups.var().groupby("judge").mean().mean())
 
 
 def panel(run: results.Run, main: Table) -> Table:
-    """A row for each row of the main table that a panel judged: the pooled win rate, in `frame` as a share."""
+    """Return the pooled win rate of each row of the main table that a panel judged.
+
+    In `frame` it is a share.
+    """
     verdicts = rows.judged_verdicts(run)
     judged_rows = [row for row in main.frame.to_dict("records") if row["label"] in set(verdicts["label"])]
     if not judged_rows:
@@ -126,7 +137,10 @@ def panel(run: results.Run, main: Table) -> Table:
 
 
 def agreement(run: results.Run) -> Table:
-    """A row for each two judges of a panel: how often their single verdicts name the same winner, beyond chance."""
+    """Return how often each two judges of a panel name the same winner, beyond chance.
+
+    Their single verdicts are compared.
+    """
     verdicts = rows.judged_verdicts(run)
     first = verdicts[verdicts["repeat"] == 1]
     judges = sorted(first["judge"].unique())
@@ -194,7 +208,9 @@ def corrected_rate(
 
 
 def read_labels(path: Path) -> pd.DataFrame:
-    """Read labels: a CSV or JSONL file with `trial_id`, `prompt_id` and `outcome` (1 win, 0.5 tie, 0 loss), and `turn`.
+    """Read labels: a CSV or JSONL file of outcomes (1 win, 0.5 tie, 0 loss).
+
+    Its columns are `trial_id`, `prompt_id`, `outcome` and `turn`.
 
     Raises:
         InputError: The file cannot be read, or a label is none.
@@ -218,7 +234,10 @@ def read_labels(path: Path) -> pd.DataFrame:
 
 
 def _object(line: str, number: int) -> dict[str, Any]:
-    """Read a line of JSON. A list or an object in it is no label's, and read as missing. Raises ValueError."""
+    """Read a line of JSON. Raises ValueError.
+
+    A list or an object in it is no label's, and read as missing.
+    """
     value = json.loads(line)
     if not isinstance(value, dict):
         raise ValueError(f"line {number} holds no object")
@@ -226,7 +245,7 @@ def _object(line: str, number: int) -> dict[str, Any]:
 
 
 def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
-    """A row for each row of the main table that has labels.
+    """Return a corrected win rate for each row of the main table that has labels.
 
     Raises:
         InputError: Labels are of trials or prompts that the run has no judged answer of.
@@ -284,7 +303,7 @@ def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
 
 
 def _answers_with_labels(run: results.Run, labels: pd.DataFrame) -> pd.DataFrame:
-    """Answers to report prompts with the judge's `outcome`, and the labels' as `strong`."""
+    """Return answers to report prompts: the judge's `outcome`, and the labels' as `strong`."""
     keys = [*KEYS, "turn"] if "turn" in labels else list(KEYS)
     # Of a prompt with several turns, or labelled by several people, the mean.
     judged = rows.judged_answers(run).groupby([*keys, "label"], as_index=False)["outcome"].mean()

@@ -54,7 +54,7 @@ class Votes:
 
     @classmethod
     def of(cls, answers: pd.DataFrame) -> "Votes":
-        """The votes in rows of answers.parquet."""
+        """Collect the votes in rows of answers.parquet."""
         first, second = answers["verdict_ab"], answers["verdict_ba"]
         votes = [verdicts.map(statistics.VOTES).fillna(0) for verdicts in (first, second)]
         return cls(
@@ -76,37 +76,44 @@ class Votes:
         return statistics.prompt_means(self.points.T)
 
     def bounds(self) -> tuple[float, float]:
-        """Win rates if every invalid verdict were a loss, and if every one were a win."""
+        """Return the win rates if every invalid verdict were a loss, and if it were a win."""
         outcomes = (np.nan_to_num(self.points, nan=missing).mean(axis=1) for missing in (0.0, 1.0))
         worst, best = (np.bincount(self.prompts, each) / np.bincount(self.prompts) for each in outcomes)
         return float(worst.mean()), float(best.mean())
 
     def arena_hard(self) -> statistics.Interval | None:
-        """W_AH with its interval over prompts: `A>>B` counts as 3 votes, `A>B` as 1, a tie as one vote of 0.5."""
+        """Return W_AH with its interval over prompts.
+
+        `A>>B` counts as 3 votes, `A>B` as 1, a tie as one vote of 0.5.
+        """
         won = np.bincount(self.prompts, (self.weights * np.nan_to_num(self.points)).sum(axis=1))
         cast = np.bincount(self.prompts, self.weights.sum(axis=1))
         return statistics.ratio_interval(won, cast)
 
     def length_controlled(self) -> statistics.Interval | None:
-        """LC with its interval over prompts."""
+        """Return LC with its interval over prompts."""
         return controlled.rate_at_equal_length(self.outcomes, self.more_tokens, self.prompts)
 
     def equal_lengths(self) -> float:
-        """Share of the answers whose length is within a quarter sd of the baseline's; NaN where none has a length."""
+        """Return the share of answers whose length is within a quarter sd of the baseline's.
+
+        NaN where none has a length.
+        """
         d = self.more_tokens[~(np.isnan(self.outcomes) | np.isnan(self.more_tokens))]
         return float((np.abs(d) <= d.std() / 4).mean()) if len(d) else np.nan
 
     def consistency(self) -> float | None:
-        """Share of the answers with two valid verdicts whose verdicts agree: the same winner, or a tie, in both orders.
+        """Return the share of answers whose two valid verdicts agree, in both orders.
 
-        How strongly a verdict prefers its winner does not count. None where no answer has two valid verdicts.
+        Verdicts agree on the same winner, or on a tie. How strongly a verdict prefers its winner does not count. None
+        where no answer has two valid verdicts.
         """
         both = self.points[~np.isnan(self.points).any(axis=1)]
         return float((both[:, 0] == both[:, 1]).mean()) if len(both) else None
 
 
 def votes_by_label(run: results.Run) -> dict[str, Votes]:
-    """The votes of every arm and confirmed winner of which one judge judged anything."""
+    """Return the votes of every arm and confirmed winner that one judge judged."""
     answers = rows.judged_answers(run)
     by_panel = answers["trial_id"].isin(rows.judged_verdicts(run)["trial_id"])
     answers = answers[answers["trial_id"].isin(rows.judged_trials(run)["trial_id"]) & ~by_panel]
@@ -114,7 +121,10 @@ def votes_by_label(run: results.Run) -> dict[str, Votes]:
 
 
 def of_panel(run: results.Run, row: Mapping[Any, Any]) -> list[tuple[dict[Any, Any], Votes]]:
-    """A row of the main table once for each judge of a panel, with that judge's win rate and votes."""
+    """Split a row of the main table by the judges of a panel.
+
+    Each row has that judge's win rate and votes.
+    """
     answer = ["trial_id", "prompt_id", "turn"]
     verdicts = rows.judged_verdicts(run)
     verdicts = verdicts[verdicts["label"] == row["label"]]
@@ -130,9 +140,10 @@ def of_panel(run: results.Run, row: Mapping[Any, Any]) -> list[tuple[dict[Any, A
 
 
 def judging(run: results.Run, main: Table, difficulties: Difficulties | None = None) -> Table:
-    """A row for each row of the main table that was judged; none where the exact judge gave all verdicts.
+    """Return a row for each row of the main table that was judged.
 
-    In `frame` all rates are shares (0..1). difficulties: of the prompts, for AlpacaEval's rate.
+    There is none where the exact judge gave all verdicts. In `frame` all rates are shares (0..1). difficulties: of the
+    prompts, for AlpacaEval's rate.
 
     Raises:
         InputError: The difficulties are of other prompts.
@@ -219,7 +230,10 @@ def _notes(frame: pd.DataFrame, difficulties: Difficulties | None) -> list[str]:
 
 
 def _took(run: results.Run) -> list[str]:
-    """What the judge took in the whole run, and why verdicts are missing: sentences from the trials' own files."""
+    """Say what the judge took in the whole run, and why verdicts are missing.
+
+    The sentences are from the trials' own files.
+    """
     files = [run.path / "trials" / str(trial_id) / results.JUDGING for trial_id in run.trials["trial_id"]]
     # Whoever copies a run may leave them out.
     records = [_read(file) for file in files if file.exists()]
@@ -250,7 +264,7 @@ def _took(run: results.Run) -> list[str]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """What a trial's judge took. Raises InputError where that cannot be read."""
+    """Read what a trial's judge took. Raises InputError where that cannot be read."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         numbers = [record[name] for name in ("invalid", "requests", "input_tokens", "output_tokens")]

@@ -28,7 +28,10 @@ KNOBS = 6
 
 
 def importance(searched: Searched, table: Table) -> "Figure | None":
-    """Share of the importance by knob, a panel per goal, with 95 % intervals. table: `knobs.importance`."""
+    """Draw the share of the importance by knob, a panel per goal, with 95 % intervals.
+
+    table: `knobs.importance`.
+    """
     frame = table.frame
     if frame.empty:
         return None
@@ -52,9 +55,10 @@ def importance(searched: Searched, table: Table) -> "Figure | None":
 
 
 def slices(searched: Searched, columns: list[int]) -> "Figure":
-    """Every completed trial: each knob (columns, places among those of the search) against each goal (rows).
+    """Draw every completed trial: each knob (columns) against each goal (rows).
 
-    Later trials are lighter, and those on a front of two goals are ringed.
+    columns: places among the knobs of the search. Later trials are lighter, and those on a front of two goals are
+    ringed.
     """
     columns = columns[:KNOBS]
     complete, ringed = searched.complete, searched.on_front & (len(searched.names) == 2)
@@ -84,7 +88,10 @@ def slices(searched: Searched, columns: list[int]) -> "Figure":
 
 
 def budget(searched: Searched, spent: Spent) -> "Figure":
-    """Hypervolume by trials and by training tokens; for each goal the best so far and the expected best of k trials."""
+    """Draw hypervolume by trials and by tokens, and for each goal the best of k trials.
+
+    The best is as it was so far, and as expected.
+    """
     from matplotlib.ticker import EngFormatter
 
     wide = 0 if spent.hypervolume is None else 2
@@ -122,7 +129,7 @@ def budget(searched: Searched, spent: Spent) -> "Figure":
 
 
 def _knob_axis(axes: "Axes", knob: Knob) -> None:
-    """A knob's scale, range, ticks and name below a panel."""
+    """Draw a knob's scale, range, ticks and name below a panel."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     if knob.scale == "log":
@@ -142,10 +149,11 @@ def _knob_axis(axes: "Axes", knob: Knob) -> None:
 
 
 def sensitivity(design_cells: Cells, ablation: Table) -> "Figure":
-    """Rate and S over the value of each knob that a design varies: a column per knob, a line per center.
+    """Draw rate and S over the value of each knob that a design varies.
 
-    Rates with the intervals of the table; S with its interval, else its lowest and highest seed. The
-    center's own value is a diamond; a hollow point is not separable from it: the interval of the difference covers 0.
+    There is a column per knob, and a line per center. Rates with the intervals of the table; S with its interval, else
+    its lowest and highest seed. The center's own value is a diamond; a hollow point is not separable from it: the
+    interval of the difference covers 0.
     """
     measured, centers = ablation.by("label"), design_cells.design.centers
     knobs = list(dict.fromkeys(knob for center in centers for knob in design_cells.design.reference(center).levels))
@@ -177,7 +185,7 @@ def sensitivity(design_cells: Cells, ablation: Table) -> "Figure":
 def _knob_line(
     axes: "Axes", rows: list[tuple[float, dict[Any, Any]]], name: str, scale: float, *, colour: str, label: str
 ) -> None:
-    """One center's line: `rows` by place on the axis."""
+    """Draw one center's line: `rows` by place on the axis."""
     rows = [(x, row) for x, row in rows if pd.notna(row[name])]
     axes.plot(
         [x for x, _ in rows], [scale * row[name] for _, row in rows], color=colour, linewidth=1.1, label=plain(label)
@@ -197,9 +205,10 @@ def _knob_line(
 
 
 def knob_cells(design: Design, center: str, knob: str) -> list[tuple[Level, str]]:
-    """Values of a knob around one center with the labels of their cells, in order; controls are no part of it.
+    """Return the values of a knob around a center with their cells' labels, in order.
 
-    A cell belongs to the knob that it has another value of than the center; the center belongs to all.
+    Controls are no part of it. A cell belongs to the knob that it has another value of than the center; the center
+    belongs to all.
     """
     reference = design.reference(center)
     if knob not in reference.levels:
@@ -214,6 +223,6 @@ def knob_cells(design: Design, center: str, knob: str) -> list[tuple[Level, str]
 
 
 def _rank(value: Level) -> tuple[bool, float, str]:
-    """Numbers by size, then words."""
+    """Rank numbers by size, then words."""
     is_number = isinstance(value, (int, float))
     return not is_number, float(value) if is_number else 0.0, str(value)

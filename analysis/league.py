@@ -53,7 +53,10 @@ class Standings:
 
     @classmethod
     def by_checkpoint(cls, run: results.Run, main: Table) -> "list[Standings]":
-        """Those of every SFT checkpoint, whose entries are compared among themselves; none where it is no league."""
+        """Return the standings from every SFT checkpoint; none where the run is no league.
+
+        Entries from one checkpoint are compared among themselves.
+        """
         league = League.of(run.manifest)
         if league is None:
             return []
@@ -80,11 +83,11 @@ class Standings:
         return members
 
     def interval(self, outcomes: Outcomes | None) -> statistics.Interval | None:
-        """A row's rate with its interval; None where it has no outcomes."""
+        """Return a row's rate with its interval; None where it has no outcomes."""
         return None if outcomes is None else statistics.row_interval(outcomes[1], self.topics)
 
     def of_entry(self, label: str, ending: str = "") -> Outcomes | None:
-        """The confirmed outcomes of an entry's winner, or of its defaults."""
+        """Return the confirmed outcomes of an entry's winner, or of its defaults."""
         winner = self.members[label].winner
         return None if winner is None else self.outcomes.get(winner + ending)
 
@@ -94,7 +97,10 @@ class Standings:
         return {label: outcomes for label in self.members if (outcomes := self.of_entry(label)) is not None}
 
     def searched(self, label: str) -> np.ndarray:
-        """(trials,) rates that an entry's search measured; of those that did not complete the worst. None where all."""
+        """Return (trials,) rates that an entry's search measured; none where all are unknown.
+
+        Trials that did not complete count as the worst.
+        """
         trials = self.members[label].trials
         values = trials[self.rate].where(trials["status"] == FINISHED).to_numpy(dtype=float)
         finite = np.isfinite(values)
@@ -123,7 +129,10 @@ class Standings:
         return rows.stabilities_by_label(self.run.trials[self.run.trials["phase"] == "confirm"])
 
     def steadier(self, entry: str, rival: str, ending: str = "") -> np.ndarray | None:
-        """(seeds,) stability of an entry's winner minus that of another's, or of its own defaults, by common seeds."""
+        """Return (seeds,) stability of an entry's winner minus a rival's, by common seeds.
+
+        The rival may be the entry's own defaults.
+        """
         first, second = (self.members[label].winner for label in (entry, rival))
         if first is None or second is None or not {first, second + ending} <= self.scores.keys():
             return None
@@ -153,10 +162,11 @@ class Standings:
 
 
 def ranks(claims: Mapping[Pair, Claim | None]) -> dict[str, tuple[float, float]]:
-    """Return the lowest and the highest rank of every entry at 95 %, by its comparisons with every other one.
+    """Return the lowest and the highest rank of every entry at 95 %.
 
-    Two with too few common seeds may stand either way; NaN of what has too few with every other. claims: of every pair
-    the first minus the second, more is better; None where they have nothing in common.
+    They follow from its comparisons with every other entry. Two with too few common seeds may stand either way; NaN of
+    what has too few with every other. claims: of every pair the first minus the second, more is better; None where they
+    have nothing in common.
     """
     ranks_by_label = {}
     for label in dict.fromkeys(name for pair in claims for name in pair):
@@ -176,7 +186,10 @@ def ranks(claims: Mapping[Pair, Claim | None]) -> dict[str, tuple[float, float]]
 
 
 def letters(order: list[str], apart: list[Pair]) -> dict[str, str]:
-    """Compact letters by name (Piepho 2004): two share one exactly where they are not told apart."""
+    """Return compact letters by name (Piepho 2004).
+
+    Two share a letter exactly where they are not told apart.
+    """
     groups = [frozenset(order)]
     for first, second in apart:
         split = [group - {gone} for group in groups if {first, second} <= group for gone in (first, second)]

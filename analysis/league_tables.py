@@ -26,7 +26,10 @@ COVERED, ESTIMATED = 5, 2
 
 
 def standings(standings: Standings) -> Table:
-    """A row per entry, the best first; what has no confirmed winner last, with its reason."""
+    """Return a row per entry, the best first.
+
+    What has no confirmed winner is last, with its reason.
+    """
     main_rows = standings.main.by("label")
     frame = pd.DataFrame([_standing(standings, member, main_rows) for member in standings.members.values()])
     frame = frame.sort_values([standings.rate, "entry"], ascending=[False, True], na_position="last", ignore_index=True)
@@ -101,7 +104,7 @@ def _note(member: Member, row: Mapping[str, Any]) -> str:
 
 
 def _main_note(row: Mapping[str, Any]) -> str:
-    """The note of a row of the main table, which says of all of them that they are confirmed."""
+    """Return a main table row's note, without what it says of all confirmed rows."""
     return str(row.get("note") or "").removeprefix("confirmed").lstrip("; ")
 
 
@@ -135,7 +138,7 @@ def _notes(standings: Standings, frame: pd.DataFrame) -> list[str]:
 
 
 def pairs(standings: Standings) -> Table:
-    """Every pair: the better one minus the other."""
+    """Return every pair: the better one minus the other."""
     records = []
     for (first, second), d in standings.differences.items():
         claim = standings.claims.get((first, second))
@@ -178,7 +181,10 @@ def pairs(standings: Standings) -> Table:
 
 
 def tuning(standings: Standings) -> Table:
-    """What more tuning trials buy: the expected best of k on the selection prompts, and the winner as confirmed."""
+    """Return what more tuning trials buy: the expected best of k, and the winner.
+
+    The best of k is on the selection prompts, the winner as confirmed.
+    """
     lead, trials = standings.rate, standings.league.trials
     budgets = [k for k in SHOWN if ESTIMATED * k <= trials]
     records = []
@@ -211,10 +217,11 @@ def tuning(standings: Standings) -> Table:
 
 
 def best_of(values: np.ndarray, k: int) -> Interval | None:
-    """Return the expected best of `k` of (trials,) values; None below ESTIMATED trials to each of k.
+    """Return the expected best of `k` of (trials,) values.
 
-    The ends are Student's by the jackknife, which cover 92 to 95 %; percentiles of resampled trials cover less, since
-    none holds a better trial than the best. NaN below COVERED trials to each of k, where they cover less.
+    None below ESTIMATED trials to each of k. The ends are Student's by the jackknife, which cover 92 to 95 %;
+    percentiles of resampled trials cover less, since none holds a better trial than the best. NaN below COVERED trials
+    to each of k, where they cover less.
     """
     count = len(values)
     if count < ESTIMATED * k:
@@ -227,7 +234,10 @@ def best_of(values: np.ndarray, k: int) -> Interval | None:
 
 
 def defaults(standings: Standings) -> Table:
-    """How far each winner's knobs lie from its objective's defaults, and what these give at its learning rate."""
+    """Compare each winner's knobs with its objective's defaults, and their results.
+
+    The defaults are run at the winner's learning rate.
+    """
     main_rows = standings.main.by("label")
     records = []
     for label, member in standings.members.items():
@@ -300,7 +310,10 @@ def _knob(path: str, default: Any, value: Any, *, on_log_scale: bool) -> str:
 
 
 def sentences(standings: Standings, table: Table) -> Sentences:
-    """What a league leaves open, and what it says: who is not separable, who is best, what more would change."""
+    """Say what a league leaves open, and what it shows.
+
+    It says who is not separable, who is best, and what more trials would change.
+    """
     frame = table.frame.dropna(subset=[standings.rate])
     open_: list[str] = []
     settled: list[str] = []
@@ -362,7 +375,7 @@ def sentences(standings: Standings, table: Table) -> Sentences:
 
 
 def more_tuning(standings: Standings) -> str:
-    """By how much the expected best still rises from a third of the trials to all of them."""
+    """Say how much the expected best rises from a third of the trials to all of them."""
     rises = []
     for label in standings.members:
         values = standings.searched(label)

@@ -44,9 +44,9 @@ Flat = dict[str, Any]
 
 
 def methods(run: Run) -> list[str]:
-    """Return a note for each estimator of the main table, after what of the data was not trained on as given.
+    """Return a note for each estimator of the main table.
 
-    What other tables are computed by stands below them.
+    Before them is what of the data was not trained on as given. What other tables are computed by stands below them.
     """
     limits = ", ".join(f"{PARTS[name]} {value:.2f}" for name, value in asdict(TOLERANCES).items())
     return [
@@ -73,7 +73,7 @@ def methods(run: Run) -> list[str]:
 
 
 def plan_facts(run: Run) -> Facts:
-    """What the run was to do: arms, seeds, search, goals, judge, decoding."""
+    """Return what the run was to do: arms, seeds, search, goals, judge, decoding."""
     manifest = run.manifest
     experiment = manifest.get("experiment") or {}
     arms = [str(arm.get("label", "")) for arm in experiment.get("arms") or [] if isinstance(arm, dict)]
@@ -93,7 +93,7 @@ def plan_facts(run: Run) -> Facts:
 
 
 def facts(run: Run) -> Facts:
-    """What the manifest says of when, with what and on what the run was made."""
+    """Return what the manifest says of when, with what and on what the run was made."""
     manifest, trials = run.manifest, run.trials
     data = manifest.get("data") or {}
     counts = {key: value for key, value in data.items() if isinstance(value, (int, float))}
@@ -130,7 +130,10 @@ def _pairs(mapping: Mapping[str, Any] | None) -> str:
 
 
 def paper(findings: Findings, tables: Sequence[tuple[ReportItem, Table]]) -> str:
-    """Write the part of a paper that the run supports, for LaTeX's input command. tables: all of the report."""
+    """Write the part of a paper that the run supports, for LaTeX's input command.
+
+    tables: all of the report.
+    """
     run, space, run_facts = findings.run, _space(findings.run), dict(facts(findings.run))
     # Without arms and confirmed winners the search trials are all there is.
     names = TABLES if len(findings.main.frame) else (*TABLES, "search_trials")
@@ -159,7 +162,7 @@ def paper(findings: Findings, tables: Sequence[tuple[ReportItem, Table]]) -> str
 
 
 def methods_paragraph(findings: Findings) -> list[str]:
-    """Say in a sentence each what was trained, on what, how it was searched, and how it was judged."""
+    """Say in a sentence each what was trained, on what, and how it was searched and judged."""
     run, settings = findings.run, _settings(findings.run)
     experiment = run.manifest.get("experiment") or {}
     recorded, plan = dict(facts(run)), dict(plan_facts(run))
@@ -188,7 +191,10 @@ def methods_paragraph(findings: Findings) -> list[str]:
 
 
 def _stage(title: str, settings: list[Flat], stage: str) -> str:
-    """One optimisation run. Where every trial has a number of updates, the epochs count for nothing."""
+    """Describe one optimisation run.
+
+    Where every trial has a number of updates, the epochs count for nothing.
+    """
     if settings and all(stage in each for each in settings):
         return f"{title}: none."  # It is null, and has no settings of its own.
     counted = all(each.get(f"{stage}.updates") is not None for each in settings)
@@ -198,14 +204,14 @@ def _stage(title: str, settings: list[Flat], stage: str) -> str:
 
 
 def _of(title: str, settings: list[Flat], *paths: str, more: Sequence[str | None] = ()) -> str:
-    """What these settings are, by their names; those that are null are left out."""
+    """Describe settings by their names; those that are null are left out."""
     values = {path.partition(".")[2].replace("_", " "): _value(settings, path) for path in paths}
     terms = [f"{name} {value}" for name, value in values.items() if value is not None]
     return f"{title}: {', '.join([*(terms or [UNKNOWN]), *filter(None, more)])}."
 
 
 def _search(run: Run, experiment: Mapping[str, Any], words: str) -> str:
-    """The budget and the sampler; of a league those that every entry has."""
+    """Describe the budget and the sampler; of a league those that every entry has."""
     if (league := League.of(run.manifest)) is not None:
         samplers = sorted({_words(entry.search.get("sampler")) for entry in league.entries} - {""})
         return (
@@ -228,7 +234,7 @@ def _judging(run: Run, judge: str) -> str:
 
 
 def _objectives(findings: Findings) -> Iterator[tuple[str, str]]:
-    """Each row of the main table with its objective, the knobs of that, and what else it sets."""
+    """Return each row of the main table with its objective, the knobs, and other settings."""
     for row in findings.main.frame.to_dict("records"):
         trial = of_label(findings.run, findings.run.trials, str(row["label"])).iloc[0]
         settings, set_ = (flat(_read(trial[column])) for column in ("settings", "overrides"))
@@ -244,7 +250,10 @@ def _objectives(findings: Findings) -> Iterator[tuple[str, str]]:
 
 
 def _space(run: Run) -> Table | None:
-    """What was searched: a row for each knob, of a league by entry. None where nothing was."""
+    """Return what was searched: a row for each knob, of a league by entry.
+
+    None where nothing was.
+    """
     league = League.of(run.manifest)
     search = (run.manifest.get("experiment") or {}).get("search") or {}
     spaces = {entry.label: entry.search for entry in league.entries} if league else {"": search}
@@ -263,7 +272,7 @@ def _space(run: Run) -> Table | None:
 
 
 def _all_settings(run: Run) -> Iterator[tuple[str, str]]:
-    """Every setting by its section, each as the trials have it."""
+    """Yield every setting by its section, each as the trials have it."""
     settings = _settings(run)
     paths = dict.fromkeys(path for each in settings for path in each if not path.startswith(OBJECTIVE))
     for section in dict.fromkeys(path.partition(".")[0] for path in paths):
@@ -275,13 +284,13 @@ def _all_settings(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _placed(name: str, table: Table, source: str) -> str:
-    """The table's environment, without its line on packages: they stand at the top."""
+    """Return the table's environment, without its line on packages, which is at the top."""
     latex = table.latex(f"tab:{name.replace('_', '-')}")
     return f"% numbers: {source}\n{latex.partition(chr(10))[2]}"
 
 
 def _listed(title: str, items: Iterable[str], environment: str = "description") -> list[str]:
-    """A paragraph with a list, which breaks over pages; nothing where it would be empty."""
+    """Return a paragraph with a list, which breaks over pages; nothing where it is empty."""
     begin, end = rf"\begin{{{environment}}}\footnotesize\raggedright", rf"\end{{{environment}}}"
     lines = list(items)
     return [rf"\paragraph{{{title}.}}", begin, *lines, end] if lines else []
@@ -292,7 +301,10 @@ def _terms(items: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def _settings(run: Run) -> list[Flat]:
-    """The different settings that the trials had, by path; those of a trial that has none are left out."""
+    """Return the different settings that the trials had, by path.
+
+    A trial without settings is left out.
+    """
     return [settings for text in dict.fromkeys(run.trials["settings"].dropna()) if (settings := flat(_read(text)))]
 
 
@@ -301,7 +313,7 @@ def _read(text: Any) -> Any:
 
 
 def _value(settings: list[Flat], path: str) -> str | None:
-    """A setting as the trials have it; None where it is null, or not there, in all of them."""
+    """Return a setting as the trials have it; None where it is null or missing in all."""
     values = [each.get(path) for each in settings]
     words = list(dict.fromkeys("null" if value is None else _words(value) for value in values))
     if len(words) < 2:
@@ -310,7 +322,10 @@ def _value(settings: list[Flat], path: str) -> str | None:
 
 
 def _words(value: Any) -> str:
-    """A value as a sentence has it, a drawn number with six digits, a file of one's own machine by its name alone."""
+    """Write a value as a sentence has it.
+
+    A drawn number has six digits, and a file of one's own machine its name alone.
+    """
     if value in ({}, []):
         return "none"
     if isinstance(value, float):

@@ -81,9 +81,10 @@ SLIME = {"slime", "slime-released"}
 
 
 def beside_the_paper(design_cells: Cells, ablation: Table) -> Table:
-    """The paper's table of this design with ours beside it. ablation: `ablation_table.ablation(found, ...)`.
+    """Return the paper's table of this design with ours next to it.
 
-    Empty where the paper has no such table. In `frame` the paper's numbers are as printed, ours are shares.
+    ablation: `ablation_table.ablation(design_cells, ...)`. Empty where the paper has no such table. In `frame` the
+    paper's numbers are as printed, ours are shares.
     """
     run, design = design_cells.run, design_cells.design
     of_slime = {*run.trials["objective"]} <= SLIME
@@ -129,7 +130,10 @@ def beside_the_paper(design_cells: Cells, ablation: Table) -> Table:
 
 
 def _row_of(cell: Cell) -> Any:
-    """Which row of the paper's tables a cell is: the exponent, the one component that it lacks, or a method."""
+    """Return which row of the paper's tables a cell is.
+
+    It is the exponent, the one component that it lacks, or a method.
+    """
     for path, value in cell.levels.items():
         if path.endswith("stabilizer_exponent"):
             return value

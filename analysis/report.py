@@ -44,7 +44,10 @@ COLOURS = {
 
 
 def build_page(findings: Findings, things: Sequence[tuple[ReportItem, Table | bytes]]) -> str:
-    """The page. things: its tables, and its figures as SVG, with their items and in the order of those."""
+    """Build the page.
+
+    things: its tables, and its figures as SVG, with their items and in the order of those.
+    """
     unsettled, settled = answer(findings.run, findings.main, of_design=findings.of_design())
     settled += map(unbroken, findings.on_search())
     environment = jinja2.Environment(
@@ -85,7 +88,7 @@ def _web(name: str) -> str:
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """What a browser may do with the page: run these very scripts, and load nothing from anywhere.
+    """Return what a browser may do with the page: run these scripts, and load nothing.
 
     Whatever an answer holds, a script in it is none of these.
     """
@@ -104,9 +107,10 @@ def _placed(item: ReportItem, thing: Table | bytes) -> dict[str, Any]:
 
 
 def _inline(svg: bytes, name: str) -> str:
-    """The drawing as part of a page: no XML head, metadata or namespaces, and ids that no other drawing has.
+    """Turn a drawing into a part of a page, with ids that no other drawing has.
 
-    Coordinates keep a hundredth of a point, and no space is left between tags: of a large search that is a third.
+    It has no XML head, metadata or namespaces. Coordinates keep a hundredth of a point, and no space is left between
+    tags: of a large search that is a third.
     """
     text = svg.decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -131,7 +135,7 @@ class ReportFiles:
     tables: Mapping[str, Table]
 
     def json(self) -> str:
-        """Where it was written and the unrounded numbers of its tables, for a script."""
+        """Write where the report is and the unrounded numbers of its tables, for a script."""
         numbers = {name: json.loads(table.json()) for name, table in self.tables.items()}
         return json.dumps({"report": str(self.html), "tables": numbers}, indent=1)
 
@@ -144,9 +148,9 @@ def write_report(
     difficulties: str | Path | None = None,
     paper: bool = False,
 ) -> ReportFiles:
-    """Write all tables, figures and `report.html` of a run to `out` (default: its folder `report`).
+    """Write all tables, figures and `report.html` of a run to `out`.
 
-    paper: `paper.tex` as well, a methods paragraph and an appendix.
+    The default of `out` is its folder `report`. paper: `paper.tex` as well, a methods paragraph and an appendix.
 
     Every file is made whole before the first is moved into place: what fails leaves an older report as it was. The same
     run gives the same bytes. Raises InputError where `run_path` is no run, where nothing has finished, where its judges
@@ -178,9 +182,9 @@ def write_report(
 
 
 def build_live_page(run_path: str | Path) -> str:
-    """The page of a run that goes on: of the drawings only the front, since the others take seconds.
+    """Build the page of a run that goes on, with the front as its only drawing.
 
-    Raises InputError where nothing has finished, or a file cannot be read.
+    The other drawings take seconds. Raises InputError where nothing has finished, or a file cannot be read.
     """
     findings = Findings(results.load(run_path))
     quick = [item for item in SECTIONS if not item.caption or item.name == "pareto"]
@@ -192,7 +196,7 @@ def build_live_page(run_path: str | Path) -> str:
 
 
 def _render_files(findings: Findings) -> tuple[dict[str, bytes], list[tuple[ReportItem, Table]]]:
-    """The content of every file by its name, and the tables."""
+    """Render the content of every file by its name; return it with the tables."""
     files: dict[str, bytes] = {}
     placed: list[tuple[ReportItem, Table | bytes]] = []
     for item, thing in made(findings):
@@ -210,7 +214,10 @@ def _render_files(findings: Findings) -> tuple[dict[str, bytes], list[tuple[Repo
 
 
 def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentences:
-    """What the run does not settle, and what it says. of_design: the same of its design, where it has one."""
+    """Say what the run does not settle, and what it shows.
+
+    of_design: the same of its design, where it has one.
+    """
     frame = main.frame
     open_: list[str] = []
     settled: list[str] = []
@@ -256,7 +263,7 @@ def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentenc
 
 
 def unbroken(sentence: str) -> str:
-    """No line break before a percent sign."""
+    """Keep a percent sign on the line of its number."""
     return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 

@@ -131,7 +131,7 @@ class Findings:
         return knobs.importance(self.searched)
 
     def on_search(self) -> list[str]:
-        """Constraints, the knee and the most important knobs, as far as they are clear."""
+        """Say what is clear of constraints, the knee and the most important knobs."""
         sentences = trial_tables.constraint_notes(self.searched)
         if self.front is not None and len(self.front.frame) and self.front.frame["knee"].any():
             row = self.front.frame[self.front.frame["knee"]].iloc[0]
@@ -147,7 +147,10 @@ class Findings:
         return sentences
 
     def of_design(self) -> Sentences:
-        """Of a league its entries, of a factorial design its declared main effects, of others the cells."""
+        """Say what the design leaves open and shows.
+
+        Of a league these are its entries, of a factorial design its main effects, of others the cells.
+        """
         if self.over_checkpoints is not None:
             over = self.over_checkpoints
             return checkpoints.league_sentences(self.leagues, over) if self.leagues else checkpoints.sentences(over)
@@ -270,7 +273,10 @@ SECTIONS: tuple[ReportItem, ...] = (
 
 
 def made(findings: Findings, items: Sequence[ReportItem] = SECTIONS) -> Iterator[tuple[ReportItem, "Table | Figure"]]:
-    """The tables and figures that this run has, in the order of the page. items: those that are made."""
+    """Yield the tables and figures that this run has, in the order of the page.
+
+    items: those that are made.
+    """
     for item in items:
         thing = item.make(findings)
         if isinstance(thing, Table) and thing.frame.empty and not item.without_rows:
@@ -284,14 +290,17 @@ def _of_league(findings: Findings, make: Callable[[Standings], Table]) -> Table 
 
 
 def _of_design(findings: Findings, make: Callable[[Cells, Table], ItemContent], *kinds: str) -> ItemContent:
-    """What is made of the cells of a design and their table; None where the run has no design of these kinds."""
+    """Make an item of the cells of a design and their table.
+
+    None where the run has no design of these kinds.
+    """
     if findings.cells is None or findings.ablation is None or (kinds and findings.cells.design.kind not in kinds):
         return None
     return make(findings.cells, findings.ablation)
 
 
 def _slices(findings: Findings) -> ItemContent:
-    """Where there are trials and knobs enough to see something; the most important knobs first."""
+    """Draw the slices where trials and knobs are enough; the most important knobs first."""
     paths = [knob.path for knob in findings.searched.knobs]
     if not paths or findings.searched.complete.sum() < 2:
         return None

@@ -46,10 +46,10 @@ class ResampledStability:
 
 
 def resampled(run: results.Run, trials: pd.DataFrame, resamples: int) -> dict[str, ResampledStability]:
-    """Stability and its parts by trial, over its pairs, prompts and steps; empty where a trial has none recorded.
+    """Resample stability and its parts by trial, over its pairs, prompts and steps.
 
-    Pairs, prompts and (in blocks) steps are drawn with replacement, independently of each other; the trials share the
-    draws of pairs and of prompts.
+    Empty where a trial has none recorded. Pairs, prompts and (in blocks) steps are drawn with replacement,
+    independently of each other; the trials share the draws of pairs and of prompts.
     """
     names = trials["trial_id"].tolist()
     pairs, answers, curves = (
@@ -75,10 +75,11 @@ def resampled(run: results.Run, trials: pd.DataFrame, resamples: int) -> dict[st
 def intervals(
     run: results.Run, trials: pd.DataFrame, *, resamples: int = statistics.RESAMPLES
 ) -> dict[str, statistics.Interval]:
-    """Return intervals of `stability` and of each part, over the pairs, prompts and steps of one row's trials.
+    """Return intervals of `stability` and of each part, of one row's trials.
 
-    S is computed in every resample and averaged over seeds as in the table: a trial that failed or diverged is 0 there.
-    Empty where a trial has no recorded pairs or answers, or nothing was measured.
+    They are over pairs, prompts and steps. S is computed in every resample and averaged over seeds as in the table: a
+    trial that failed or diverged is 0 there. Empty where a trial has no recorded pairs or answers, or nothing was
+    measured.
     """
     lost = trials["status"].isin(rows.LOST)
     scored = trials[~lost & trials["stability"].notna()]
@@ -111,12 +112,18 @@ def intervals(
 
 
 def _shift(signed: np.ndarray) -> np.ndarray:
-    """(resamples,) sizes of a signed shift, without what chance adds to its square in the sample and in a resample."""
+    """Return (resamples,) sizes of a signed shift.
+
+    What chance adds to its square, in the sample and in a resample, is taken off.
+    """
     return np.asarray(np.sqrt(np.maximum(signed**2 - 2 * signed.var(), 0.0)))
 
 
 def _unseen(part: int, resamples: int) -> np.ndarray:
-    """(resamples,) how many more items each resample has of what a share counts: none seen is not none there."""
+    """Return (resamples,) how many more items each resample has of what a share counts.
+
+    None seen is not none there.
+    """
     return np.random.default_rng([UNSEEN_DRAWS, part]).poisson(statistics.PRIOR, resamples)
 
 
@@ -125,7 +132,7 @@ ByTrial = dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
 
 
 def _of_pairs(pairs: pd.DataFrame, resamples: int) -> ByTrial:
-    """Parts U, C and H."""
+    """Resample parts U, C and H."""
     columns: dict[str, np.ndarray | pd.Series] = {
         "pairs": np.ones(len(pairs)),
         "lost": np.maximum(0.0, pairs["chosen_logp0"] - pairs["chosen_logp"]),
@@ -152,7 +159,7 @@ def _of_pairs(pairs: pd.DataFrame, resamples: int) -> ByTrial:
 
 
 def _of_prompts(answers: pd.DataFrame, resamples: int) -> ByTrial:
-    """Parts B and L."""
+    """Resample parts B and L."""
     new, old = (answers[name].clip(lower=1) for name in ("answer_tokens", "baseline_tokens"))
     columns: dict[str, np.ndarray | pd.Series] = {
         "answers": np.ones(len(answers)),
@@ -175,7 +182,10 @@ def _of_prompts(answers: pd.DataFrame, resamples: int) -> ByTrial:
 def _resampled_sums(
     columns: Mapping[str, np.ndarray | pd.Series], trials: pd.Series, items: pd.Series, *, seed: int, resamples: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Sums of each column over the resampled items, by trial; an item that a trial lacks counts nothing there."""
+    """Return sums of each column over the resampled items, by trial.
+
+    An item that a trial lacks counts nothing there.
+    """
     (of_trial, ids), (of_item, names) = pd.factorize(trials), pd.factorize(items, sort=True)
     cell, cells = of_trial * len(names) + of_item, len(ids) * len(names)
     values = np.stack([np.bincount(cell, column, cells) for column in columns.values()])
@@ -188,7 +198,7 @@ def _resampled_sums(
 
 
 def _spiking(curves: pd.DataFrame) -> dict[str, tuple[list[float], list[float]]]:
-    """By trial, the values of both metrics of SPIKING in the order of its updates."""
+    """Return the values of both metrics of SPIKING in the order of updates, by trial."""
     curves = curves[curves["source"] == "train"].sort_values("step", kind="stable")
     groups = dict(curves.groupby(["trial_id", "metric"]).indices)
     values, none = curves["value"].to_numpy(dtype=float), np.empty(0, dtype=int)
@@ -201,7 +211,7 @@ def _spiking(curves: pd.DataFrame) -> dict[str, tuple[list[float], list[float]]]
 
 
 def _spikes(losses: list[float], norms: list[float], place: int, resamples: int) -> tuple[np.ndarray, bool]:
-    """Part T of every resample, its steps drawn in blocks, and whether no step spiked.
+    """Resample part T in blocks of steps; say also whether no step spiked.
 
     `place` tells the trials of a row apart.
 
@@ -220,16 +230,19 @@ def _spikes(losses: list[float], norms: list[float], place: int, resamples: int)
 
 
 def damage_shares(trials: pd.DataFrame) -> dict[str, float]:
-    """Each part's share of what the trials of a row lost to all parts; not a number where they lost nothing."""
+    """Return each part's share of what the trials of a row lost to all parts.
+
+    NaN where they lost nothing.
+    """
     losses = loss_by_part(trials)
     total = sum(losses[name] for name in PARTS)
     return {name: losses[name] / total if total else float("nan") for name in PARTS}
 
 
 def loss_by_part(trials: pd.DataFrame) -> dict[str, float]:
-    """Mean over seeds of what each part took from 1, with S itself; not a number where nothing was measured.
+    """Return the mean over seeds of what each part took from 1, with S itself.
 
-    What a trial that failed or diverged lost is under `failed`.
+    NaN where nothing was measured. What a trial that failed or diverged lost is under `failed`.
     """
     nothing = dict.fromkeys([*rows.PARTS, "failed"], 0.0)
     seeds = []
@@ -255,7 +268,10 @@ DAMAGE = "parts of the damage"
 
 
 def part_columns(frame: pd.DataFrame, *, keep: int) -> list[Column]:
-    """A column of each part, called by its letter; on the page small bars of their shares of the damage."""
+    """Return a column of each part, called by its letter.
+
+    On the page it has small bars of the parts' shares of the damage.
+    """
     return [
         Column(
             letter,
@@ -270,7 +286,7 @@ def part_columns(frame: pd.DataFrame, *, keep: int) -> list[Column]:
 
 
 def stability_cell(row: pd.Series) -> str:
-    """S with its interval; where it has none, with its lowest and highest seed."""
+    """Write S with its interval; where it has none, with its lowest and highest seed."""
     low, high, mean = (number(row[name]) for name in ("stability_min", "stability_max", "stability"))
     if pd.notna(row["stability_low"]):
         return with_interval(row, "stability")
@@ -278,7 +294,10 @@ def stability_cell(row: pd.Series) -> str:
 
 
 def stability_parts(run: results.Run, main: Table) -> Table:
-    """A row for each row of the main table. In `frame`, `<part>_low` and `_high` are the ends of its interval."""
+    """Return the parts of stability for each row of the main table.
+
+    In `frame`, `<part>_low` and `_high` are the ends of its interval.
+    """
     if main.frame.empty:
         return empty("This run has no arms and no winner.")
     ends = statistics.interval_names("stability", *PARTS)

@@ -26,10 +26,10 @@ OVER = ("prompts", "seeds and prompts")
 
 
 def win_rate_stability(run: results.Run) -> Table:
-    """The main table: one row per arm and confirmed winner, over its seeds. Sorted by win rate.
+    """Return the main table: a row per arm and confirmed winner, sorted by win rate.
 
-    In `frame`, rates are shares (0..1), parts are means over the measured seeds (those that completed or were stopped),
-    and `stability` is the mean over all seeds with 0 for those that failed or diverged.
+    A row is over its seeds. In `frame`, rates are shares (0..1), parts are means over the measured seeds (those that
+    completed or were stopped), and `stability` is the mean over all seeds with 0 for those that failed or diverged.
     """
     trials = run.trials[run.trials["phase"].isin(["arm", "confirm"])]
     judged, judge = is_judged(run), judge_of(run)
@@ -71,10 +71,10 @@ def win_rate_stability(run: results.Run) -> Table:
 
 
 def _starts(groups: Mapping[str, pd.DataFrame]) -> dict[str, str]:
-    """What tells the SFT checkpoints of rows apart: another one has other weights and other answers.
+    """Return what tells the SFT checkpoints of rows apart.
 
-    Where a row's trials have recorded none, failed early or are of an earlier version, all settings that it can follow
-    from tell it.
+    Another checkpoint has other weights and other answers. Where a row's trials have recorded none, failed early or are
+    of an earlier version, all settings that it can follow from tell it.
     """
     keys = {label: _checkpoint_settings(trials["settings"].iloc[0]) for label, trials in groups.items()}
     recorded = {
@@ -87,7 +87,10 @@ def _starts(groups: Mapping[str, pd.DataFrame]) -> dict[str, str]:
 
 
 def _checkpoint_settings(settings: Any) -> str:
-    """The settings of a trial that its SFT checkpoint can follow from. Adapters trained on it are none of them."""
+    """Return the settings of a trial that its SFT checkpoint can follow from.
+
+    Adapters trained on it are none of them.
+    """
     if not isinstance(settings, str):
         return ""
     record = json.loads(settings)
@@ -99,7 +102,10 @@ def _checkpoint_settings(settings: Any) -> str:
 
 
 def by_start(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """The rows of the table from each SFT checkpoint, which alone can be compared: all where there is one."""
+    """Split the table by SFT checkpoint: only rows from one can be compared.
+
+    With one checkpoint all rows are together.
+    """
     return [group for _, group in frame.groupby(START, sort=False)] if START in frame else [frame]
 
 
@@ -165,9 +171,10 @@ def _row(
 
 
 def separable(first: Outcomes | None, second: Outcomes | None, topics: np.ndarray | None = None) -> bool:
-    """Whether the interval of the paired difference of two rows' win rates, on their common seeds, leaves 0 out.
+    """Tell whether two rows' win rates differ by the interval of their paired difference.
 
-    Rows without anything in common are not told apart; one without outcomes has no win rate to be confused with.
+    They do where it leaves 0 out, on their common seeds. Rows without anything in common are not told apart; one
+    without outcomes has no win rate to be confused with.
     """
     if first is None or second is None:
         return True
@@ -178,7 +185,10 @@ def separable(first: Outcomes | None, second: Outcomes | None, topics: np.ndarra
 def best_marks(
     rates: Mapping[str, float], outcomes: Mapping[str, Outcomes], topics: np.ndarray | None = None
 ) -> list[Mark]:
-    """Best: the highest rate and all not separable from it. Second: the highest of the rest. In the rates' order."""
+    """Mark the highest rate and all not separable from it as best, then the second.
+
+    Second is the highest of the rest. Marks are in the rates' order.
+    """
     order = sorted((label for label in rates if label in outcomes), key=lambda label: -rates[label])
     marks: dict[str, Mark] = {}
     for label in order:
@@ -190,7 +200,7 @@ def best_marks(
 
 
 def _marks(values: pd.Series) -> list[Mark]:
-    """The highest and the second highest value; no claim."""
+    """Mark the highest and the second highest value; no claim."""
     levels = sorted(values.dropna().unique(), reverse=True)
     names: dict[float, Mark] = dict(zip(levels[:2], ("best", "second"), strict=False))
     return [names.get(value, "") for value in values]

@@ -31,7 +31,10 @@ COLLAPSED = 0.05
 
 
 def search_trials(run: Run) -> Table:
-    """One row per search trial with what it set, measured on the selection prompts; the front first."""
+    """Return a row per search trial with what it set, the front first.
+
+    It is measured on the selection prompts.
+    """
     searched = Searched.of(run)
     trials = searched.trials
     if trials.empty:
@@ -75,7 +78,10 @@ def search_trials(run: Run) -> Table:
 
 
 def constraint_notes(searched: Searched) -> list[str]:
-    """How many trials keep the constraints; none of the others can win or be on the front."""
+    """Say how many trials keep the constraints.
+
+    None of the others can win or be on the front.
+    """
     if not searched.constraints:
         return []
     eligible, complete = int(searched.eligible.sum()), int(searched.complete.sum())
@@ -84,9 +90,10 @@ def constraint_notes(searched: Searched) -> list[str]:
 
 
 def winners(run: Run, searched: Searched, main: Table) -> Table:
-    """One row per confirmed winner, by the first goal as confirmed: each goal in the search, confirmed, the change.
+    """Return a row per confirmed winner, by the first goal as confirmed.
 
-    main: win_rate_stability(run), which has the confirmed stability with its interval.
+    For each goal it has the value in the search, the confirmed one, and the change. main: win_rate_stability(run),
+    which has the confirmed stability with its interval.
     """
     confirmed = run.trials[run.trials["phase"] == "confirm"]
     if confirmed.empty or not searched.names:
@@ -143,9 +150,10 @@ def _warnings(strange: list[str]) -> list[str]:
 
 
 def _win_rates(first: np.ndarray, again: Outcomes | None, row: pd.Series) -> dict[str, float]:
-    """Both win rates and their difference; the two sets of prompts are independent.
+    """Return both win rates and their difference.
 
-    The confirmed one is that of the main table's row. The difference is of these checkpoints, over prompts.
+    The two sets of prompts are independent. The confirmed one is that of the main table's row. The difference is of
+    these checkpoints, over prompts.
     """
     searched, change = statistics.win_rate_interval(first[None]), None
     confirmed = statistics.Interval(*(float(row[f"win_rate{end}"]) for end in ("", "_low", "_high")))
@@ -157,7 +165,10 @@ def _win_rates(first: np.ndarray, again: Outcomes | None, row: pd.Series) -> dic
 
 
 def _plain(run: Run, goal: str, trial: pd.DataFrame, group: pd.DataFrame, row: pd.Series) -> dict[str, float]:
-    """Both values of another goal; of stability with intervals, the confirmed one's as the main table's row has it."""
+    """Return both values of another goal.
+
+    Confirmed stability has its interval, as in the main table's row.
+    """
     both: dict[str, statistics.Interval | None] = {f"{goal}_searched": None, f"{goal}_confirmed": None}
     again = group[goal].mean()
     if goal == "stability":
@@ -204,7 +215,10 @@ def _winner_notes(searched: Searched, frame: pd.DataFrame) -> list[str]:
 
 
 def cost(run: Run) -> Table:
-    """A row per phase and one for all. In `frame`: trials, updates made and planned, training tokens, and seconds."""
+    """Return a row per phase and one for all: trials, updates, tokens and seconds.
+
+    In `frame` updates are made and planned ones, and tokens those of training.
+    """
     groups = {words: run.trials[run.trials["phase"] == phase] for phase, words in PHASES.items()}
     groups = {words: group for words, group in groups.items() if len(group)} | {"all": run.trials}
     frame = pd.DataFrame([_cost_row(words, group) for words, group in groups.items()])
@@ -281,9 +295,9 @@ def _amount(value: Any) -> str:
 
 
 def alarms(run: Run) -> Table:
-    """One row per arm, and one for the search: its runs, their alarms and first steps, and how stable they ended.
+    """Return a row per arm, and one for the search, with its alarms and stability.
 
-    Empty where the sentinel raised no alarm.
+    It has the runs, their alarms and first steps. Empty where the sentinel raised no alarm.
     """
     trials = run.trials[run.trials["status"] != "failed"]
     if trials["alarm"].isna().all():
@@ -338,7 +352,10 @@ def alarms(run: Run) -> Table:
 
 
 def failures(run: Run) -> Table:
-    """Every trial that did not complete, with its reason; also those that the manifest alone knows."""
+    """Return every trial that did not complete, with its reason.
+
+    Those that the manifest alone knows are among them.
+    """
     incomplete = run.trials[run.trials["status"] != FINISHED][
         ["trial_id", "phase", "label", "seed", "status", "reason"]
     ]
