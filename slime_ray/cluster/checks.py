@@ -72,8 +72,8 @@ class ClusterChecks:
 
     def _misspelt(self, at: KeyPath) -> str:
         """Name the key that was meant for a missing one, where one is like it."""
-        there = self.value(*at[:-1], of=dict, default={}) if isinstance(at[-1], str) else {}
-        like = difflib.get_close_matches(str(at[-1]), map(str, there), n=1, cutoff=0.8)
+        keys = self.value(*at[:-1], of=dict, default={}) if isinstance(at[-1], str) else {}
+        like = difflib.get_close_matches(str(at[-1]), map(str, keys), n=1, cutoff=0.8)
         return f"; there is {like[0]}" if like else ""
 
     def placeholders(self) -> Iterator[str]:
@@ -138,11 +138,13 @@ class ClusterChecks:
         python = re.search(r"py(\d)(\d+)", tag)
         if official and tag and not (ray_version and python):
             raise self.error(at, f" is {image}, which does not say which Ray and Python it has. Take {example}")
-        has = {"Ray": ray_version and ray_version[1], "Python": python and f"{python[1]}.{python[2]}"}
-        for what, local_version in (("Ray", RAY), ("Python", here)):
-            if has[what] and has[what] != local_version:
+        tag_versions = {"Ray": ray_version and ray_version[1], "Python": python and f"{python[1]}.{python[2]}"}
+        for part, local_version in (("Ray", RAY), ("Python", here)):
+            if tag_versions[part] and tag_versions[part] != local_version:
                 raise self.error(
-                    at, f" is {image} with {what} {has[what]}, but here is {what} {local_version}. Make them the same"
+                    at,
+                    f" is {image} with {part} {tag_versions[part]}, but here is {part} {local_version}. "
+                    "Make them the same",
                 )
         if ray_version and python:
             return f"image {image}: Ray {ray_version[1]} and Python {here}, as here"

@@ -265,9 +265,9 @@ def read_material(settings: Settings) -> Material:
     _check_declared(settings, {"sft": sft_ids, "train": train_ids}, prompts)
     selection = prompts["selection"]
     all_counted = all(part.counted for part in (sft, train, held_out))
-    how = "counted" if all_counted else f"from the lengths of {MEASURED:,} examples of each part"
-    whose = settings.model.tokenizer or settings.model.source
-    provenance = f"{data.label} was read with the tokenizer of {whose}: tokens are {how}"
+    method = "counted" if all_counted else f"from the lengths of {MEASURED:,} examples of each part"
+    tokenizer_source = settings.model.tokenizer or settings.model.source
+    provenance = f"{data.label} was read with the tokenizer of {tokenizer_source}: tokens are {method}"
     return Material(
         sft=sft,
         train=train,
