@@ -108,13 +108,14 @@ class Cells:
         """Say for every cell that lacks a planned seed which it lacks, and why."""
         outcomes, phrases = self.outcomes(metric), []
         for cell in cells:
-            have = outcomes[cell.label][0] if cell.label in outcomes else []
-            gone: dict[str, list[str]] = {}
+            measured_seeds = outcomes[cell.label][0] if cell.label in outcomes else []
+            seeds_by_end: dict[str, list[str]] = {}
             for seed in self.planned:
-                if seed not in have:
-                    gone.setdefault(self.ends.get((cell.label, seed), "not measured"), []).append(str(seed))
+                if seed not in measured_seeds:
+                    seeds_by_end.setdefault(self.ends.get((cell.label, seed), "not measured"), []).append(str(seed))
             phrases += [
-                f"{cell.label} seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} ({end})" for end, seeds in gone.items()
+                f"{cell.label} seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} ({end})"
+                for end, seeds in seeds_by_end.items()
             ]
         return phrases
 
@@ -165,7 +166,7 @@ def _row(
         "improvement": None if rate is None else effects.improvement(rate, topics),
         "stability_difference": None if score is None else effects.interval(score),
     }
-    have = design_cells.rates.get(cell.label, ([], None))[0]
+    seeds = design_cells.rates.get(cell.label, ([], None))[0]
     settling = None if claim is None else claim.settling
     untested = "not measured" if design_cells.metric else f"not tested: no {METRICS[design_cells.design.metric]}"
     planned = len(design_cells.planned)
@@ -175,7 +176,7 @@ def _row(
         "variant": cell.variant,
         "label": cell.label,
         "control": cell.control,
-        "seeds": len(have),
+        "seeds": len(seeds),
         "compared_seeds": 0 if rate is None else len(rate),
         **{end: main_row.get(end, np.nan) for end in interval_names(design_cells.rate)},
         **statistics.columns(intervals),

@@ -235,11 +235,11 @@ def leagues_over(leagues: Sequence[Standings], remark: str = "") -> Table:
     remark: ends the caption.
     """
     runs = list({league.run.path: league.run for league in leagues}.values())
-    won = [_winners(league) for league in leagues]
+    outcomes_by_league = [_winners(league) for league in leagues]
     rates = pd.DataFrame(
         [
             {method: np.nan if row is None else np.nanmean(row[1]) for method, row in outcomes.items()}
-            for outcomes in won
+            for outcomes in outcomes_by_league
         ]
     )
     places = rates.rank(axis=1, ascending=False, method="min")
@@ -249,7 +249,7 @@ def leagues_over(leagues: Sequence[Standings], remark: str = "") -> Table:
     # An entry that was not confirmed from one of them cannot lead over all.
     everywhere = rates.loc[:, rates.notna().all()].groupby(pd.factorize(np.asarray(starts, dtype=object))[0]).mean()
     leader = None if everywhere.empty else str(everywhere.mean().idxmax())
-    frame = pd.DataFrame([_row(str(method), leader, won, leagues, starts) for method in rates])
+    frame = pd.DataFrame([_row(str(method), leader, outcomes_by_league, leagues, starts) for method in rates])
     frame["ranks"] = [
         ", ".join("–" if np.isnan(place) else f"{place:.0f}" for place in places[method]) for method in frame["entry"]
     ]
@@ -258,10 +258,10 @@ def leagues_over(leagues: Sequence[Standings], remark: str = "") -> Table:
     within, repeated = "", []
     if count < len(leagues):
         within = f" in {len(leagues)} leagues"
-        why = "start from the same SFT checkpoint in part, and those from one are"
+        reason = "start from the same SFT checkpoint in part, and those from one are"
         if None in starts:
-            why = "do not all say from which SFT checkpoint they start, so they are"
-        repeated = [f"These leagues {why} one draw, their mean. ranks, behind and separable count leagues."]
+            reason = "do not all say from which SFT checkpoint they start, so they are"
+        repeated = [f"These leagues {reason} one draw, their mean. ranks, behind and separable count leagues."]
     items = "" if _same_items(leagues) is None else " and items"
     return Table(
         frame=frame,
@@ -306,37 +306,42 @@ def _same_items(leagues: Sequence[Standings]) -> tuple[np.ndarray | None] | None
 def _row(
     method: str,
     leader: str | None,
-    won: Sequence[dict[str, Outcomes | None]],
+    outcomes_by_league: Sequence[dict[str, Outcomes | None]],
     leagues: Sequence[Standings],
     starts: Sequence[Any],
 ) -> dict[str, Any]:
-    rates = [None if (row := outcomes[method]) is None else draw(row) for outcomes in won]
-    pairs = [(outcomes[method], outcomes[leader]) for outcomes in won] if leader not in (None, method) else []
+    rates = [None if (row := outcomes[method]) is None else draw(row) for outcomes in outcomes_by_league]
+    pairs = (
+        [(outcomes[method], outcomes[leader]) for outcomes in outcomes_by_league]
+        if leader not in (None, method)
+        else []
+    )
     gaps = [None if row is None or first is None else draw(row, first) for row, first in pairs]
     means = [float(np.nanmean(gap)) for gap in gaps if gap is not None and np.isfinite(gap).any()]
     labels = [{member.entry.method: label for label, member in league.members.items()} for league in leagues]
     claims = [
-        league.claims.get((of.get(str(leader), ""), of[method])) for league, of in zip(leagues, labels, strict=True)
+        league.claims.get((label_of.get(str(leader), ""), label_of[method]))
+        for league, label_of in zip(leagues, labels, strict=True)
     ]
-    winners = [league.members[of[method]].winner for league, of in zip(leagues, labels, strict=True)]
+    winners = [league.members[label_of[method]].winner for league, label_of in zip(leagues, labels, strict=True)]
     scores = [league.scores.get(winner or "") for league, winner in zip(leagues, winners, strict=True)]
     steady = [None if score is None else draw(score) for score in scores]
-    same = _same_items(leagues)
-    topics = same[0] if same else None
-    apart = [_mean_by_start(each, starts, items=same is not None) for each in (rates, gaps)]
+    item_topics = _same_items(leagues)
+    topics = item_topics[0] if item_topics else None
+    draws_by_start = [_mean_by_start(each, starts, items=item_topics is not None) for each in (rates, gaps)]
     return {
         "entry": method,
         **columns(
             {
-                "rate": over(apart[0], topics, least=0.0),
-                "difference": over(apart[1], topics),
+                "rate": over(draws_by_start[0], topics, least=0.0),
+                "difference": over(draws_by_start[1], topics),
                 "stability": over(_mean_by_start(steady, starts, items=True), least=0.0),
             }
         ),
         "behind": sum(mean < 0 for mean in means),
         "separable": sum(claim is not None and claim.matters for claim in claims),
         "checkpoints": sum(each is not None for each in rates),
-        "settling": settling_words(apart[1], topics),
+        "settling": settling_words(draws_by_start[1], topics),
     }
 
 

@@ -113,10 +113,10 @@ def why_not_comparable(runs: Sequence[Run]) -> list[str]:
         "version of stability": [version_of(run) for run in runs],
     }
     reasons = []
-    for what, values in conditions.items():
+    for condition, values in conditions.items():
         if len(set(values)) > 1:
             has = (f"{run.path.name} has {value or 'none recorded'}" for run, value in zip(runs, values, strict=True))
-            reasons.append(f"{what}: {', '.join(has)}")
+            reasons.append(f"{condition}: {', '.join(has)}")
     return reasons
 
 
@@ -287,16 +287,16 @@ def _on_common_seeds(first: Run, second: Run) -> tuple[Run, Run, dict[str, str]]
     A row without any seed in common keeps its trials, and is called APART.
     """
     first_seeds, second_seeds = (run.trials.groupby("label")["seed"].unique() for run in (first, second))
-    remarks, gone = {}, set()
+    remarks, exclusions = {}, set()
     for label in first_seeds.index.intersection(second_seeds.index):
         pair = {"the first run": sorted(first_seeds[label]), "the second run": sorted(second_seeds[label])}
         if not set.intersection(*map(set, pair.values())):
             remarks[label] = APART
         elif words := left_out(pair):
             remarks[label] = f"left out: {words}"
-            gone |= {(label, seed) for seed in set(pair["the first run"]) ^ set(pair["the second run"])}
+            exclusions |= {(label, seed) for seed in set(pair["the first run"]) ^ set(pair["the second run"])}
     rows = (zip(run.trials["label"], run.trials["seed"], strict=True) for run in (first, second))
-    masks = [[row not in gone for row in of_run] for of_run in rows]
+    masks = [[row not in exclusions for row in of_run] for of_run in rows]
     return replace(first, trials=first.trials[masks[0]]), replace(second, trials=second.trials[masks[1]]), remarks
 
 

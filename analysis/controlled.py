@@ -210,8 +210,10 @@ class Difficulties:
                 "0 to 1."
             )
         by_prompt = rows["difficulty"].groupby(table[names[0]]).agg(["min", "max", "first"])
-        if len(apart := by_prompt[by_prompt["min"] != by_prompt["max"]]):
-            raise InputError(f"--difficulties {path}: the prompt {apart.index[0]} has several difficulties. Keep one.")
+        if len(conflicts := by_prompt[by_prompt["min"] != by_prompt["max"]]):
+            raise InputError(
+                f"--difficulties {path}: the prompt {conflicts.index[0]} has several difficulties. Keep one."
+            )
         judged = rows.dropna()
         if not gamed:
             return cls(path, by_prompt["first"], np.empty(0), np.empty((0, 3)))

@@ -348,11 +348,11 @@ def claims(
     They are corrected together. A comparison that could not be made (None) counts in the correction, since it was asked
     for; it has no claim. topics: of each comparison's prompts, where they come in topics.
     """
-    of = topics or {}
+    topics_of = topics or {}
     differences = {name: d for name, d in comparisons.items() if d is not None}
     p_values: dict[Name, dict[str, float]] = {}
     for name, d in differences.items():
-        p_values[name] = {test: float(p[0]) for test, p in _p_values(d[None], of.get(name), flips).items()}
+        p_values[name] = {test: float(p[0]) for test, p in _p_values(d[None], topics_of.get(name), flips).items()}
         if len(d) < FEWEST_SEEDS:
             p_values[name].pop("both", None)
     corrected: dict[Name, dict[str, float]] = {name: {} for name in differences}
@@ -366,6 +366,6 @@ def claims(
     )
     level = LEVEL / max(1, len(comparisons) - settled)
     return {
-        name: Claim(d, interval(d, of.get(name)), p_values[name], corrected[name], level, of.get(name))
+        name: Claim(d, interval(d, topics_of.get(name)), p_values[name], corrected[name], level, topics_of.get(name))
         for name, d in differences.items()
     }

@@ -86,8 +86,8 @@ def compare_samples(paths: Sequence[Path]) -> Table:
         "Whether more is better depends on the metric. An interval that covers 0 does not show that nothing was lost.",
         f"{POOLED}: every task counts the same; its interval is over the documents of these tasks, not over tasks.",
     ]
-    if apart := sorted(first.keys() ^ second.keys()):
-        notes.append(f"Of one model alone, and left out: {', '.join(apart)}.")
+    if unshared_tasks := sorted(first.keys() ^ second.keys()):
+        notes.append(f"Of one model alone, and left out: {', '.join(unshared_tasks)}.")
     if any(math.isnan(row["change_low"]) for row in rows):
         notes.append("Without ends: fewer than 3 documents, or the same change in all, of values that are no shares.")
     caption = f"{paths[1]} against {paths[0]}: samples of lm-evaluation-harness."

@@ -75,14 +75,14 @@ def first_pairs(answers: pd.DataFrame, *, longest: int = LONGEST_ANSWER) -> dict
     for row in first[["trial_id", *SHOWN]].to_dict("records"):
         outcome = row["outcome"]
         answer, baseline = (_cut(row[name], longest) for name in ("answer", "baseline_answer"))
-        added, gone = differing(answer, baseline)
+        answer_spans, baseline_spans = differing(answer, baseline)
         pairs.setdefault(row["trial_id"], []).append(
             {
                 "prompt": _prompt(row["prompt"]),
                 "answer": answer,
                 "baseline": baseline,
-                "added": added,
-                "gone": gone,
+                "added": answer_spans,
+                "gone": baseline_spans,
                 "verdict": "no verdict" if pd.isna(outcome) else OUTCOMES.get(outcome, str(outcome)),
                 "broken": f"broken: {row['broken_reason']}" if pd.notna(row["broken_reason"]) else "",
                 "baseline_broken": "broken" if row["baseline_broken"] is True else "",
@@ -149,13 +149,13 @@ def front_data(findings: Findings) -> dict[str, Any] | None:
 
 
 def _trial(trial: Mapping[Any, Any], column: str, interval: statistics.Interval | None) -> dict[str, Any]:
-    about = pd.Series({**trial, **statistics.columns({column: interval}), column: trial[column]})
-    facts = [[_head(column), with_interval(about, column, 1, scale=100)], ["stability S", number(trial["stability"])]]
+    record = pd.Series({**trial, **statistics.columns({column: interval}), column: trial[column]})
+    facts = [[_head(column), with_interval(record, column, 1, scale=100)], ["stability S", number(trial["stability"])]]
     if trial["status"] != FINISHED:
         reason = f": {trial['reason']}" if pd.notna(trial["reason"]) else ""
         facts.append(["status", f"{trial['status']}{reason}"])
     place = (trial["stability"],) * 3
-    return _point(trial["trial_id"], TRIAL, place, about, column, [*facts, *_knobs(trial["overrides"])])
+    return _point(trial["trial_id"], TRIAL, place, record, column, [*facts, *_knobs(trial["overrides"])])
 
 
 def _row(run: Run, row: pd.Series, column: str) -> dict[str, Any]:
@@ -175,10 +175,10 @@ def _row(run: Run, row: pd.Series, column: str) -> dict[str, Any]:
 
 
 def _point(
-    label: str, kind: str, place: tuple[float, float, float], about: pd.Series, column: str, facts: Facts
+    label: str, kind: str, place: tuple[float, float, float], record: pd.Series, column: str, facts: Facts
 ) -> dict[str, Any]:
     x, left, right = (_short(value) for value in place)
-    low, high = (_short(100 * about.get(f"{column}_{end}", np.nan)) for end in ("low", "high"))
+    low, high = (_short(100 * record.get(f"{column}_{end}", np.nan)) for end in ("low", "high"))
     return {
         "id": f"{kind} {label}",
         "label": label,
@@ -186,7 +186,7 @@ def _point(
         "x": x,
         "left": left,
         "right": right,
-        "y": _short(100 * about[column]),
+        "y": _short(100 * record[column]),
         "low": low,
         "high": high,
         "facts": facts,

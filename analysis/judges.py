@@ -150,13 +150,13 @@ def agreement(run: results.Run) -> Table:
     # The policy's points of each verdict, in both orders.
     sides = {"ab": keys["verdict_ab"].map(statistics.POINTS), "ba": 1 - keys["verdict_ba"].map(statistics.POINTS)}
     points = pd.concat(sides, names=["order"]).astype(float).unstack("judge")
-    apart: dict[str, float] = defaultdict(float)
+    distances: dict[str, float] = defaultdict(float)
     records = []
     for first_judge, second_judge in combinations(judges, 2):
         both = points[[first_judge, second_judge]].dropna()
         same, counts = both[first_judge] == both[second_judge], len(both)
         for prompt, gap in (both[first_judge] - both[second_judge]).abs().groupby("prompt_id").mean().items():
-            apart[str(prompt)] += gap
+            distances[str(prompt)] += gap
         records.append(
             {
                 "judge": first_judge,
@@ -167,7 +167,7 @@ def agreement(run: results.Run) -> Table:
             }
         )
     frame = pd.DataFrame(records)
-    most = [prompt for prompt, gap in sorted(apart.items(), key=lambda item: (-item[1], item[0])) if gap][:SHOWN]
+    most = [prompt for prompt, gap in sorted(distances.items(), key=lambda item: (-item[1], item[0])) if gap][:SHOWN]
     return Table(
         frame=frame,
         caption=f"{rows.name_of(run)}: agreement of the panel's judges, of single verdicts on the same answers in the "

@@ -173,10 +173,10 @@ def judging(run: results.Run, main: Table, difficulties: Difficulties | None = N
             for _, row_votes in judged_rows
         ]
         frame = frame.join(pd.DataFrame([statistics.columns({"alpaca_eval": rate}) for rate in rates]))
-    whose = "of each judge by itself" if "judge" in frame else "as in the main table"
+    scope = "of each judge by itself" if "judge" in frame else "as in the main table"
     return Table(
         frame=frame,
-        caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; win rate {whose}, "
+        caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; win rate {scope}, "
         "95 % intervals over prompts: of W_AH Wilson's score on the effective number of prompts, of LC and SC "
         "Student's on the log odds with robust errors.",
         notes=[*_notes(frame, difficulties), *_took(run)],
@@ -241,17 +241,17 @@ def _took(run: results.Run) -> list[str]:
     for record in records:
         reasons.update(record["missing"])
         reasons["no valid verdict, however often it was asked for"] += record["invalid"]
-    why = [f"{count} since {reason}" for reason, count in sorted((+reasons).items())]
+    missing = [f"{count} since {reason}" for reason, count in sorted((+reasons).items())]
     judged = len(rows.judged_trials(run))
-    whose = (
+    scope = (
         "all trials"
         if len(records) >= judged
         else f"{len(records)} of {judged} trials, whose {results.JUDGING} is there"
     )
-    sentences = [f"Missing verdicts of {whose}: {'; '.join(why)}."] if why else []
+    sentences = [f"Missing verdicts of {scope}: {'; '.join(missing)}."] if missing else []
     for name, words in ASIDE.items():
         if count := sum(record.get(name, 0) for record in records):
-            sentences.append(f"Of {whose} {count} {words}.")
+            sentences.append(f"Of {scope} {count} {words}.")
     # Each trial tells of the run so far.
     last = max(records, key=lambda record: record["requests"], default=None)
     if last and last["requests"]:

@@ -343,8 +343,8 @@ def importance(searched: Searched) -> Table:
     counted = complete | lost
     trials = int(counted.sum())
     if len(searched.knobs) < 2 or int(complete.sum()) <= FEWEST_BEST:
-        why = "fewer than two knobs varied" if len(searched.knobs) < 2 else f"{int(complete.sum())} trials completed"
-        return empty(f"Nothing is said about the importance of knobs: {why}.", "knob")
+        reason = "fewer than two knobs varied" if len(searched.knobs) < 2 else f"{int(complete.sum())} trials completed"
+        return empty(f"Nothing is said about the importance of knobs: {reason}.", "knob")
     frame = pd.DataFrame(
         {"knob": [knob.name for knob in searched.knobs], "path": [knob.path for knob in searched.knobs]}
     )

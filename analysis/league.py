@@ -128,7 +128,7 @@ class Standings:
         """Stabilities of the confirmed rows, by their label."""
         return rows.stabilities_by_label(self.run.trials[self.run.trials["phase"] == "confirm"])
 
-    def steadier(self, entry: str, rival: str, ending: str = "") -> np.ndarray | None:
+    def stability_difference(self, entry: str, rival: str, ending: str = "") -> np.ndarray | None:
         """Return (seeds,) stability of an entry's winner minus a rival's, by common seeds.
 
         The rival may be the entry's own defaults.
@@ -141,7 +141,7 @@ class Standings:
     @cached_property
     def stability_claims(self) -> dict[Pair, Claim]:
         """What may be claimed of the pairs' stability, corrected over all of them."""
-        return effects.claims({pair: self.steadier(*pair) for pair in self.differences})
+        return effects.claims({pair: self.stability_difference(*pair) for pair in self.differences})
 
     @cached_property
     def ranks(self) -> dict[str, tuple[float, float]]:
@@ -185,14 +185,14 @@ def ranks(claims: Mapping[Pair, Claim | None]) -> dict[str, tuple[float, float]]
     return ranks_by_label
 
 
-def letters(order: list[str], apart: list[Pair]) -> dict[str, str]:
+def letters(order: list[str], pairs: list[Pair]) -> dict[str, str]:
     """Return compact letters by name (Piepho 2004).
 
-    Two share a letter exactly where they are not told apart.
+    Two share a letter exactly where they are none of `pairs`, which are told apart.
     """
     groups = [frozenset(order)]
-    for first, second in apart:
-        split = [group - {gone} for group in groups if {first, second} <= group for gone in (first, second)]
+    for first, second in pairs:
+        split = [group - {member} for group in groups if {first, second} <= group for member in (first, second)]
         intact = [group for group in groups if not {first, second} <= group]
         candidates = list(dict.fromkeys([*intact, *split]))
         groups = [group for group in candidates if not any(group < other_group for other_group in candidates)]

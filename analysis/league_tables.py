@@ -94,8 +94,8 @@ def _standing(standings: Standings, member: Member, main_rows: Mapping[Any, Any]
 
 def _note(member: Member, row: Mapping[str, Any]) -> str:
     completed = (member.trials["status"] == FINISHED).any()
-    why = "no completed trial keeps the constraints" if completed else "no trial completed"
-    remarks = [] if row else ["no confirmed winner" if member.winner else why]
+    cause = "no completed trial keeps the constraints" if completed else "no trial completed"
+    remarks = [] if row else ["no confirmed winner" if member.winner else cause]
     for status, ended in member.trials[member.trials["status"] != FINISHED].groupby("status"):
         reasons = list(dict.fromkeys(str(reason) for reason in ended["reason"].dropna()))
         more = f", and {len(reasons) - 1} more reasons" if len(reasons) > 1 else ""
@@ -260,7 +260,7 @@ def defaults(standings: Standings) -> Table:
             and (d := rows.difference(winner_outcomes, default_outcomes)) is not None
         ):
             gap = effects.interval(d, rows.shared_topics([winner_outcomes, default_outcomes], standings.topics))
-        score = standings.steadier(label, label, DEFAULTS)
+        score = standings.stability_difference(label, label, DEFAULTS)
         records.append(
             {
                 "entry": label,

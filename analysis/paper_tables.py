@@ -139,8 +139,8 @@ def _row_of(cell: Cell) -> Any:
             return value
     if not cell.levels:
         return cell.variant
-    gone = [component for component, present in cell.levels.items() if not present]
-    return FULL if not gone else gone[0] if len(gone) == 1 else None
+    lacking = [component for component, present in cell.levels.items() if not present]
+    return FULL if not lacking else lacking[0] if len(lacking) == 1 else None
 
 
 def _words(name: Any) -> str:

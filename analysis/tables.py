@@ -134,8 +134,8 @@ def _row(
     for status, ended in group[group["status"] != FINISHED].groupby("status"):
         reasons = "; ".join(dict.fromkeys(str(reason) for reason in ended["reason"].dropna()))
         remarks.append(f"{status} {len(ended)} of {len(group)}: {reasons or 'no reason was recorded'}")
-    if again := int((group["attempts"].fillna(1) - 1).sum()):
-        remarks.append(f"begun again {again} times" if again > 1 else "begun again once")
+    if restarts := int((group["attempts"].fillna(1) - 1).sum()):
+        remarks.append(f"begun again {restarts} times" if restarts > 1 else "begun again once")
     if judged and interval is not None and math.isnan(interval.low):
         remarks.append(statistics.TOO_FEW)
     phase = str(group["phase"].iloc[0])
@@ -267,10 +267,12 @@ def _left_out_notes(frame: pd.DataFrame, outcomes: Mapping[str, Outcomes]) -> li
     }
     notes = rows.left_out_notes({label: seeds for label, (seeds, _) in rated_outcomes.items()})
     best = next(iter(rated_outcomes), "")
-    if apart := [label for label in rated_outcomes if difference(rated_outcomes[best], rated_outcomes[label]) is None]:
+    if incomparable := [
+        label for label in rated_outcomes if difference(rated_outcomes[best], rated_outcomes[label]) is None
+    ]:
         notes.append(
             f"No seed, or no prompt, in common with {best}, so neither compared with it nor told apart: "
-            f"{', '.join(apart)}."
+            f"{', '.join(incomparable)}."
         )
     return notes
 

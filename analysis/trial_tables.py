@@ -104,9 +104,13 @@ def winners(run: Run, searched: Searched, main: Table) -> Table:
     remarks: dict[str, str] = {}
     # A confirmation that set something else than the trial does confirms another point.
     overrides = dict(zip(searched.trials["trial_id"], searched.trials["overrides"], strict=True))
-    again = zip(confirmed["label"], confirmed["overrides"], strict=True)
+    confirmations = zip(confirmed["label"], confirmed["overrides"], strict=True)
     strange = sorted(
-        {label for label, knobs in again if label in overrides and json.loads(knobs) != json.loads(overrides[label])}
+        {
+            label
+            for label, knobs in confirmations
+            if label in overrides and json.loads(knobs) != json.loads(overrides[label])
+        }
     )
     rows = []
     for label, group in confirmed.groupby("label", sort=True):
@@ -149,7 +153,7 @@ def _warnings(strange: list[str]) -> list[str]:
     ] * bool(strange)
 
 
-def _win_rates(first: np.ndarray, again: Outcomes | None, row: pd.Series) -> dict[str, float]:
+def _win_rates(first: np.ndarray, confirmed_outcomes: Outcomes | None, row: pd.Series) -> dict[str, float]:
     """Return both win rates and their difference.
 
     The two sets of prompts are independent. The confirmed one is that of the main table's row. The difference is of
@@ -157,9 +161,9 @@ def _win_rates(first: np.ndarray, again: Outcomes | None, row: pd.Series) -> dic
     """
     searched, change = statistics.win_rate_interval(first[None]), None
     confirmed = statistics.Interval(*(float(row[f"win_rate{end}"]) for end in ("", "_low", "_high")))
-    after = None if again is None else statistics.win_rate_interval(again[1])
-    if searched is not None and after is not None:
-        change = statistics.independent_difference(after, searched)
+    confirmation = None if confirmed_outcomes is None else statistics.win_rate_interval(confirmed_outcomes[1])
+    if searched is not None and confirmation is not None:
+        change = statistics.independent_difference(confirmation, searched)
     rates = {"win_rate_searched": searched, "win_rate_confirmed": confirmed, "win_rate_change": change}
     return statistics.columns(rates)
 
@@ -170,15 +174,15 @@ def _plain(run: Run, goal: str, trial: pd.DataFrame, group: pd.DataFrame, row: p
     Confirmed stability has its interval, as in the main table's row.
     """
     both: dict[str, statistics.Interval | None] = {f"{goal}_searched": None, f"{goal}_confirmed": None}
-    again = group[goal].mean()
+    confirmed = group[goal].mean()
     if goal == "stability":
-        again, low, high = (float(row[f"stability{end}"]) for end in ("", "_low", "_high"))
+        confirmed, low, high = (float(row[f"stability{end}"]) for end in ("", "_low", "_high"))
         both = {
             "stability_searched": stability.intervals(run, trial).get("stability"),
-            "stability_confirmed": statistics.Interval(again, low, high),
+            "stability_confirmed": statistics.Interval(confirmed, low, high),
         }
-    before = float(trial[goal].iloc[0])
-    values = {f"{goal}_searched": before, f"{goal}_confirmed": again, f"{goal}_change": again - before}
+    searched = float(trial[goal].iloc[0])
+    values = {f"{goal}_searched": searched, f"{goal}_confirmed": confirmed, f"{goal}_change": confirmed - searched}
     return statistics.columns(both) | values
 
 
