@@ -47,7 +47,10 @@ class Cells:
 
     @classmethod
     def of(cls, run: results.Run, design: Design) -> "Cells":
-        """Rates are win rates unless the design is about accuracy, or nothing was judged."""
+        """Collect the outcomes of a run's cells.
+
+        Rates are win rates unless the design is about accuracy, or nothing was judged.
+        """
         trials = run.trials[run.trials["phase"] == "arm"]
         rate, rates, topics = rows.rates_by_label(run, accuracy=design.metric == "preference_accuracy")
         lost = trials[~trials["status"].isin(rows.MEASURED)]
@@ -69,27 +72,30 @@ class Cells:
         return self.design.metric if self.design.metric in (self.rate, "stability") else None
 
     def outcomes(self, metric: str) -> dict[str, Outcomes]:
-        """The outcomes by `stability`, or by the rate."""
+        """Return the outcomes by `stability`, or by the rate."""
         return self.stability if metric == "stability" else self.rates
 
     def difference(self, cell: Cell, metric: str) -> np.ndarray | None:
-        """Outcomes of a cell minus those of its reference, (seeds, items) or (seeds,), on what both have.
+        """Return a cell's outcomes minus its reference's, (seeds, items) or (seeds,).
 
-        None where they have nothing in common.
+        They are of the seeds and items that both have. None where they have nothing in common.
         """
-        found = self.outcomes(metric)
-        if cell.label not in found or cell.reference not in found:
+        outcomes = self.outcomes(metric)
+        if cell.label not in outcomes or cell.reference not in outcomes:
             return None
-        return rows.difference(found[cell.label], found[cell.reference])
+        return rows.difference(outcomes[cell.label], outcomes[cell.reference])
 
     def topics_of(self, labels: Iterable[str], metric: str) -> np.ndarray | None:
-        """The topics of the prompts that these cells share; None where the metric has none."""
+        """Return the topics of the prompts that these cells share; None where there are none."""
         if metric == "stability" or not self.rates.keys() >= set(labels):
             return None
         return rows.shared_topics([self.rates[label] for label in labels], self.topics)
 
     def claims(self, cells: Sequence[Cell]) -> dict[str, Claim]:
-        """What may be claimed by the design's metric of cells beside their references, corrected together, by label."""
+        """Test cells against their references by the design's metric, corrected together.
+
+        The claims are by label.
+        """
         metric = self.metric
         if metric is None:
             return {}
@@ -99,90 +105,102 @@ class Cells:
         )
 
     def missing(self, cells: Iterable[Cell], metric: str) -> list[str]:
-        """A phrase for every cell that lacks a planned seed: which, and why."""
-        found, said = self.outcomes(metric), []
+        """Say for every cell that lacks a planned seed which it lacks, and why."""
+        outcomes, phrases = self.outcomes(metric), []
         for cell in cells:
-            have = found[cell.label][0] if cell.label in found else []
-            gone: dict[str, list[str]] = {}
+            measured_seeds = outcomes[cell.label][0] if cell.label in outcomes else []
+            seeds_by_end: dict[str, list[str]] = {}
             for seed in self.planned:
-                if seed not in have:
-                    gone.setdefault(self.ends.get((cell.label, seed), "not measured"), []).append(str(seed))
-            said += [
-                f"{cell.label} seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} ({end})" for end, seeds in gone.items()
+                if seed not in measured_seeds:
+                    seeds_by_end.setdefault(self.ends.get((cell.label, seed), "not measured"), []).append(str(seed))
+            phrases += [
+                f"{cell.label} seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} ({end})"
+                for end, seeds in seeds_by_end.items()
             ]
-        return said
+        return phrases
 
 
-def ablation(found: Cells, main: Table) -> Table:
-    """A row per cell, its center's reference first. In `frame` rates and differences are shares (0..1).
+def ablation(design_cells: Cells, main: Table) -> Table:
+    """Return a row per cell, its center's reference first.
 
-    `p` and `verdict` are of the design's metric, corrected over all comparisons of the table; `p_<test>` are the
-    corrected p-values of effects.TESTS one by one.
+    In `frame` rates and differences are shares (0..1). `p` and `verdict` are of the design's metric, corrected over all
+    comparisons of the table; `p_<test>` are the corrected p-values of effects.TESTS one by one.
     """
-    design = found.design
-    claims = found.claims([cell for cell in design.cells if cell.label != cell.reference])
-    activity = _activity(found.run)
-    known = main.by("label")
+    design = design_cells.design
+    claims = design_cells.claims([cell for cell in design.cells if cell.label != cell.reference])
+    activity = _activity(design_cells.run)
+    main_rows = main.by("label")
     rows = []
     for center in design.centers:
-        own = sorted(design.around(center), key=lambda cell: cell.label != cell.reference)
-        rows += [_row(found, cell, known.get(cell.label, {}), claims.get(cell.label), activity) for cell in own]
+        center_cells = sorted(design.around(center), key=lambda cell: cell.label != cell.reference)
+        rows += [
+            _row(design_cells, cell, main_rows.get(cell.label, {}), claims.get(cell.label), activity)
+            for cell in center_cells
+        ]
     frame = pd.DataFrame(rows)
     for _, around in frame.groupby("center", sort=False):
-        rates = dict(zip(around["label"], around[found.rate], strict=True))
-        frame.loc[around.index, "mark"] = tables.best_marks(rates, found.rates, found.topics)
+        rates = dict(zip(around["label"], around[design_cells.rate], strict=True))
+        frame.loc[around.index, "mark"] = tables.best_marks(rates, design_cells.rates, design_cells.topics)
     return Table(
         frame=frame,
-        caption=_caption(found),
-        notes=_notes(found, frame),
-        columns=_columns(found, frame),
+        caption=_caption(design_cells),
+        notes=_notes(design_cells, frame),
+        columns=_columns(design_cells, frame),
         remarks=tuple(frame["note"]),
     )
 
 
 def _row(
-    found: Cells, cell: Cell, known: dict[Any, Any], claim: Claim | None, activity: dict[str, dict[str, float]]
+    design_cells: Cells,
+    cell: Cell,
+    main_row: dict[Any, Any],
+    claim: Claim | None,
+    activity: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
     is_reference = cell.label == cell.reference
-    rate = None if is_reference else found.difference(cell, found.rate)
-    score = None if is_reference else found.difference(cell, "stability")
-    topics = None if rate is None else found.topics_of((cell.label, cell.reference), found.rate)
+    rate = None if is_reference else design_cells.difference(cell, design_cells.rate)
+    score = None if is_reference else design_cells.difference(cell, "stability")
+    topics = None if rate is None else design_cells.topics_of((cell.label, cell.reference), design_cells.rate)
     intervals = {
         "difference": None if rate is None else effects.interval(rate, topics),
         "improvement": None if rate is None else effects.improvement(rate, topics),
         "stability_difference": None if score is None else effects.interval(score),
     }
-    have = found.rates.get(cell.label, ([], None))[0]
+    seeds = design_cells.rates.get(cell.label, ([], None))[0]
     settling = None if claim is None else claim.settling
-    untested = "not measured" if found.metric else f"not tested: no {METRICS[found.design.metric]}"
-    planned = len(found.planned)
+    untested = "not measured" if design_cells.metric else f"not tested: no {METRICS[design_cells.design.metric]}"
+    planned = len(design_cells.planned)
     fewer = "" if rate is None or len(rate) == planned else f"compared on {len(rate)} of {planned} seeds"
     return {
         "center": cell.center,
         "variant": cell.variant,
         "label": cell.label,
         "control": cell.control,
-        "seeds": len(have),
+        "seeds": len(seeds),
         "compared_seeds": 0 if rate is None else len(rate),
-        **{end: known.get(end, np.nan) for end in interval_names(found.rate)},
+        **{end: main_row.get(end, np.nan) for end in interval_names(design_cells.rate)},
         **statistics.columns(intervals),
         **effects.p_columns(claim),
         "d_z": np.nan if claim is None or claim.of_checkpoints else claim.d_z,
-        **{name: known.get(name, np.nan) for name in ("stability_min", "stability_max", *interval_names("stability"))},
-        **{name: known.get(name, np.nan) for name in PARTS},
-        **{f"{name}_share": known.get(f"{name}_share", np.nan) for name in PARTS},
+        **{
+            name: main_row.get(name, np.nan)
+            for name in ("stability_min", "stability_max", *interval_names("stability"))
+        },
+        **{name: main_row.get(name, np.nan) for name in PARTS},
+        **{f"{name}_share": main_row.get(f"{name}_share", np.nan) for name in PARTS},
         **activity.get(cell.label, {}),
         "seeds_to_settle": None if settling is None else settling.seeds,
         "prompts_to_settle": None if settling is None else settling.prompts,
         "verdict": REFERENCE if is_reference else untested if claim is None else claim.verdict,
-        "note": "; ".join(filter(None, [known.get("note", ""), "control" if cell.control else "", fewer])),
+        "note": "; ".join(filter(None, [main_row.get("note", ""), "control" if cell.control else "", fewer])),
     }
 
 
 def _activity(run: results.Run) -> dict[str, dict[str, float]]:
-    """By label: the share of held-out pairs past the hard margin and each term's share of the gradient, at the end.
+    """Return what the objective's terms do at the end of training, by label.
 
-    Means over seeds of what the curves say at their last step.
+    That is the share of held-out pairs past the hard margin, and each term's share of the gradient. Means over seeds of
+    what the curves say at their last step.
     """
     curves = run.curves[(run.curves["source"] == "held_out") & (run.curves["phase"] == "arm")]
     curves = curves[(curves["metric"] == PAST) | curves["metric"].str.startswith(SHARE)]
@@ -196,8 +214,8 @@ def _activity(run: results.Run) -> dict[str, dict[str, float]]:
     }
 
 
-def _columns(found: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
-    rate = METRICS[found.rate]
+def _columns(design_cells: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
+    rate = METRICS[design_cells.rate]
     several = frame["center"].nunique() > 1
     terms = [name.removeprefix(SHARE) for name in frame.columns if name.startswith(SHARE)] or list(TERMS)
     terms.sort(key=lambda term: (TERMS.index(term) if term in TERMS else len(TERMS), term))
@@ -205,12 +223,14 @@ def _columns(found: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
         Column("corrected p", cells(frame, lambda row: p_words(row["p"])), keep=9),
         Column("d_z", numbers(frame, "d_z", 2, signed=True), keep=5, words="effect size d_z"),
     )
-    by_score = found.metric == "stability"
+    by_score = design_cells.metric == "stability"
     return (
         Column("variant", tuple(frame["variant"]), numeric=False, keep=10),
         *((Column("around", tuple(frame["center"]), numeric=False, keep=10),) if several else ()),
         Column("seeds", cells(frame, lambda row: str(row["seeds"])), keep=5),
-        Column(f"{rate} % [95 %]", interval_cells(frame, found.rate, 1, scale=100), tuple(frame["mark"]), keep=8),
+        Column(
+            f"{rate} % [95 %]", interval_cells(frame, design_cells.rate, 1, scale=100), tuple(frame["mark"]), keep=8
+        ),
         Column("difference", interval_cells(frame, "difference", 1, scale=100), keep=9),
         *(() if by_score else tested),
         Column("P(better) %", numbers(frame, "improvement", 1, scale=100), keep=4),
@@ -235,17 +255,17 @@ def _columns(found: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
 
 
 def p_words(p: float) -> str:
-    """A p-value as a cell says it."""
+    """Write a p-value as a cell says it."""
     return "<0.001" if p < 0.001 else number(p, 3)
 
 
-def _caption(found: Cells) -> str:
-    run, design = found.run, found.design
+def _caption(design_cells: Cells) -> str:
+    run, design = design_cells.run, design_cells.design
     against = ", ".join(design.reference(center).variant for center in design.centers[:1])
-    items = max((values.shape[1] for _, values in found.rates.values()), default=0)
+    items = max((values.shape[1] for _, values in design_cells.rates.values()), default=0)
     where = (
         f"win rate against {baseline_of(run)}'s answers on {items} report prompts, judge {judge_of(run)}"
-        if found.rate == "win_rate"
+        if design_cells.rate == "win_rate"
         else f"accuracy on {items} held-out pairs (nothing was judged)"
     )
     return (
@@ -254,22 +274,22 @@ def _caption(found: Cells) -> str:
     )
 
 
-def _notes(found: Cells, frame: pd.DataFrame) -> list[str]:
+def _notes(design_cells: Cells, frame: pd.DataFrame) -> list[str]:
     compared = frame[frame["compared_seeds"] > 0]["compared_seeds"]
-    planned = ", ".join(map(str, found.planned))
-    notes = [f"Stability S by {version_of(found.run)}. Seeds {planned}.", *rows.few_seeds_notes(compared)]
-    if missing := found.missing(found.design.cells, found.rate):
+    planned = ", ".join(map(str, design_cells.planned))
+    notes = [f"Stability S by {version_of(design_cells.run)}. Seeds {planned}.", *rows.few_seeds_notes(compared)]
+    if missing := design_cells.missing(design_cells.design.cells, design_cells.rate):
         notes.append(
             f"Missing: {'; '.join(missing)}. Nothing is averaged over that: a comparison is of the seeds and items "
             "that both of its cells have."
         )
-    if found.metric is None:
+    if design_cells.metric is None:
         notes.append(
-            f"The design is about the {METRICS[found.design.metric]}, which was not measured: nothing is tested."
+            f"The design is about the {METRICS[design_cells.design.metric]}, which was not measured: nothing is tested."
         )
     elif (compared >= FEWEST_SEEDS).any():
-        notes += [*_on_tests(found, frame), *seeds_behind_claims(frame["verdict"], compared)]
-    notes += rows.topic_notes(found.run) if found.rate == "win_rate" else []
+        notes += [*_on_tests(design_cells, frame), *seeds_behind_claims(frame["verdict"], compared)]
+    notes += rows.topic_notes(design_cells.run) if design_cells.rate == "win_rate" else []
     notes.append(
         f"Differences: 95 % interval over prompts and, from {FEWEST_SEEDS} seeds on, over seeds (two-way analysis of "
         "variance, random effects); of S by Student's t over seeds. They are of one comparison each, not corrected. "
@@ -277,22 +297,22 @@ def _notes(found: Cells, frame: pd.DataFrame) -> list[str]:
         "better than its reference on a prompt with the same seed, ties half."
     )
     notes.append(
-        f"Bold {METRICS[found.rate]}: around each center the highest and every row not separable from it. Its own "
-        "interval is that of the main table. U to T: parts of stability. past m_h: share of held-out pairs past the "
-        "hard margin at the end; grad.: each term's share of the gradient there."
+        f"Bold {METRICS[design_cells.rate]}: around each center the highest and every row not separable from it. Its "
+        "own interval is that of the main table. U to T: parts of stability. past m_h: share of held-out pairs past "
+        "the hard margin at the end; grad.: each term's share of the gradient there."
     )
     if frame["control"].any():
         notes.append("Controls are compared like the cells of the design, and are no part of effects summed over it.")
     return notes
 
 
-def _on_tests(found: Cells, frame: pd.DataFrame) -> list[str]:
-    """What the words of the verdicts mean."""
+def _on_tests(design_cells: Cells, frame: pd.DataFrame) -> list[str]:
+    """Explain the words of the verdicts."""
     tests = "the paired t over seeds stays"
-    if found.metric != "stability":
+    if design_cells.metric != "stability":
         flips = f"{effects.FLIPS:,} sign flips over prompts"
         tests = f"the paired t over seeds, {flips} and the t over seeds and prompts all stay"
-    comparisons = sum(cell.label != cell.reference for cell in found.design.cells)
+    comparisons = sum(cell.label != cell.reference for cell in design_cells.design.cells)
     notes = [
         f'"matters": {tests} below {effects.LEVEL} after Holm\'s correction over all {comparisons} comparisons of this '
         'table; corrected p is the largest. "not settled: about N seeds": with so many four of five such runs would '
@@ -300,7 +320,7 @@ def _on_tests(found: Cells, frame: pd.DataFrame) -> list[str]:
     ]
     if frame["prompts_to_settle"].notna().any():
         notes.append("Where prompts are named too, no number of seeds would do on those that there are.")
-    if found.design.kind == "factorial":
+    if design_cells.design.kind == "factorial":
         notes.append(
             "What a factorial design declares are its main effects, which have a table and a correction of their own."
         )
@@ -322,7 +342,7 @@ def seeds_behind_claims(verdicts: pd.Series, seeds: pd.Series) -> list[str]:
 
 
 def sentences(
-    found: Cells,
+    design_cells: Cells,
     table: Table,
     *,
     of: str = "variant",
@@ -333,16 +353,16 @@ def sentences(
 
     of: the column that names a row. claim: what is said of a row that matters. columns: the differences of rate and S.
     """
-    several = len(found.design.centers) > 1
+    several = len(design_cells.design.centers) > 1
     name, scale, digits, unit = (columns[0], 100, 1, "points")
-    if found.metric == "stability":
+    if design_cells.metric == "stability":
         name, scale, digits, unit = (columns[1], 1, 2, "of S")
     open_, settled = [], []
     for row in table.frame.to_dict("records"):
         words = f"{row[of]} around {row['center']}" if several else row[of]
         value, low, high = (number(row[end], digits, scale=scale, signed=True) for end in interval_names(name))
         words = f"{words} {claim} {value} {unit} [{low}, {high}]"
-        rests = f" ({rows.basis(found.run, row['tested_seeds'], row['tested_items'])})"
+        rests = f" ({rows.basis(design_cells.run, row['tested_seeds'], row['tested_items'])})"
         if row["verdict"].startswith("matters"):
             settled.append(f"{words}, corrected p {p_words(row['p'])}{row['verdict'].removeprefix('matters')}{rests}.")
         elif row["verdict"].startswith("not settled"):

@@ -27,7 +27,10 @@ Draw = np.ndarray
 
 
 def draw(row: Outcomes, reference: Outcomes | None = None) -> Draw:
-    """Return what one checkpoint says of a row, or of a row minus another on the seeds that both have."""
+    """Return what one checkpoint says of a row, or of a row minus another.
+
+    The difference is on the seeds that both have.
+    """
     if reference is None:
         return np.asarray(row[1].mean(axis=0))
     _, (first, second) = on_common_seeds([row, reference])
@@ -35,17 +38,17 @@ def draw(row: Outcomes, reference: Outcomes | None = None) -> Draw:
 
 
 def over(draws: Sequence[Draw], topics: np.ndarray | None = None, *, least: float = -1.0) -> Interval | None:
-    """Return the mean over checkpoints with Student's interval, over checkpoints and, of the same items, over these.
+    """Return the mean over checkpoints with Student's interval.
 
-    Seeds are no unit here: those of one checkpoint say nothing of another's. With one checkpoint there are no ends,
-    and None is returned where none has a value. draws: of each checkpoint, with the same items in the same order.
-    topics: (items,) where these come in topics. least: what a value is at least, since Student's ends know of no
-    bounds: 0 of rates and of S, -1 of their differences.
+    The interval is over checkpoints and, of the same items, over these. Seeds are no unit here: those of one checkpoint
+    say nothing of another's. With one checkpoint there are no ends, and None is returned where none has a value. draws:
+    of each checkpoint, with the same items in the same order. topics: (items,) where these come in topics. least: what
+    a value is at least, since Student's ends know of no bounds: 0 of rates and of S, -1 of their differences.
     """
-    known = [sample for sample in draws if np.isfinite(sample).any()]
-    if not known:
+    finite = [sample for sample in draws if np.isfinite(sample).any()]
+    if not finite:
         return None
-    values = np.stack(known)
+    values = np.stack(finite)
     if values.ndim == 1:
         return _within(effects.interval(values), least)
     values, units = _units(values, topics)
@@ -64,16 +67,19 @@ def _within(interval: Interval, least: float) -> Interval:
 
 
 def _units(values: np.ndarray, topics: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """(checkpoints, items) values of the items that all have, and the same with each topic as one unit."""
+    """Return the (checkpoints, items) values that all have, and those with topics as units."""
     shared = np.isfinite(values).all(axis=0)
     values, topics = values[:, shared], None if topics is None else topics[shared]
     return values, statistics.by_topic(values, topics)
 
 
 def settling_words(draws: Sequence[Draw], topics: np.ndarray | None = None) -> str:
-    """Say how many checkpoints would settle a difference in four of five tries; empty where too little is known."""
-    known = [sample for sample in draws if np.isfinite(sample).any()]
-    values = np.stack(known) if known else np.empty(0)
+    """Say how many checkpoints would settle a difference in four of five tries.
+
+    Empty where too little is known.
+    """
+    finite = [sample for sample in draws if np.isfinite(sample).any()]
+    values = np.stack(finite) if finite else np.empty(0)
     units = values if values.ndim == 1 else _units(values, topics)[1]
     if min(units.shape) < 2:
         return ""
@@ -84,7 +90,7 @@ def settling_words(draws: Sequence[Draw], topics: np.ndarray | None = None) -> s
 
 
 def agreement(draws: Sequence[Draw], signs: Sequence[float]) -> dict[str, int]:
-    """Return from how many checkpoints a difference has the sign of its mean, and from how many significantly so.
+    """Count the checkpoints whose difference has the sign of its mean, and significantly so.
 
     signs: Of each checkpoint's significant difference, 0 where it has none.
     """
@@ -98,7 +104,10 @@ def agreement(draws: Sequence[Draw], signs: Sequence[float]) -> dict[str, int]:
 
 
 def designs(results: Cells) -> Table | None:
-    """A row per cell, or per component of a factorial, over the checkpoints; None of a design from one alone."""
+    """Return a row per cell, or per component of a factorial, over the checkpoints.
+
+    None of a design from one checkpoint alone.
+    """
     seeds, metric = results.design.sft_seeds, results.metric or results.rate
     if not seeds:
         return None
@@ -148,7 +157,7 @@ Effects = Iterator[tuple[str, str, list[Draw], list[float]]]
 
 
 def _cells(results: Cells) -> Effects:
-    """The cells but the references, each minus its reference."""
+    """Return the cells but the references, each minus its reference."""
     compared = [cell for cell in results.design.cells if cell.label != cell.reference]
     outcomes, claims = results.outcomes(results.metric or results.rate), results.claims(compared)
     for center, variant in dict.fromkeys((cell.home, cell.variant) for cell in compared):
@@ -162,7 +171,7 @@ def _cells(results: Cells) -> Effects:
 
 
 def _effects(results: Cells) -> Effects:
-    """The main effects of a factorial's components."""
+    """Return the main effects of a factorial's components."""
     metric = results.metric or results.rate
     outcomes, table = results.outcomes(metric), factorial_table.factorial_effects(results).frame
     column = "stability_effect" if metric == "stability" else "effect"
@@ -184,7 +193,10 @@ def _effects(results: Cells) -> Effects:
 
 
 def sentences(table: Table) -> Sentences:
-    """What a design leaves open over checkpoints, and what holds: an interval that leaves 0 out, from all of them."""
+    """Say what a design leaves open over checkpoints, and what holds from all of them.
+
+    A difference holds where its interval leaves 0 out.
+    """
     open_, settled = [], []
     several = table.frame["center"].nunique() > 1
     for row in table.frame.to_dict("records"):
@@ -203,34 +215,41 @@ def sentences(table: Table) -> Sentences:
 
 
 def of_runs(runs: Sequence[Run], mains: Sequence[Table], differing: Sequence[str]) -> Table | None:
-    """One row per entry over several leagues; None where the runs are not all leagues of the same entries.
+    """Return one row per entry over several leagues.
 
-    mains: their main tables. differing: what is not the same in these runs, as the caption says it.
+    None where the runs are not all leagues of the same entries. mains: their main tables. differing: what is not the
+    same in these runs, as the caption says it.
     """
-    every = [Standings.each(run, main) for run, main in zip(runs, mains, strict=True)]
-    leagues = [one for each in every for one in each]
-    if not all(every) or any(_winners(one).keys() != _winners(leagues[0]).keys() for one in leagues):
+    leagues_by_run = [Standings.by_checkpoint(run, main) for run, main in zip(runs, mains, strict=True)]
+    leagues = [league for leagues_of_run in leagues_by_run for league in leagues_of_run]
+    if not all(leagues_by_run) or any(_winners(league).keys() != _winners(leagues[0]).keys() for league in leagues):
         return None
-    if len({one.rate for one in leagues}) > 1:
+    if len({league.rate for league in leagues}) > 1:
         return None
     return leagues_over(leagues, f"Not the same in all: {'; '.join(differing) or 'nothing that was recorded'}.")
 
 
 def leagues_over(leagues: Sequence[Standings], remark: str = "") -> Table:
-    """One row per method over the leagues of several SFT checkpoints. remark: ends the caption."""
-    runs = list({one.run.path: one.run for one in leagues}.values())
-    won = [_winners(one) for one in leagues]
+    """Return one row per method over the leagues of several SFT checkpoints.
+
+    remark: ends the caption.
+    """
+    runs = list({league.run.path: league.run for league in leagues}.values())
+    outcomes_by_league = [_winners(league) for league in leagues]
     rates = pd.DataFrame(
-        [{method: np.nan if row is None else np.nanmean(row[1]) for method, row in one.items()} for one in won]
+        [
+            {method: np.nan if row is None else np.nanmean(row[1]) for method, row in outcomes.items()}
+            for outcomes in outcomes_by_league
+        ]
     )
     places = rates.rank(axis=1, ascending=False, method="min")
     # Which leagues start from one checkpoint is not known where one of them does not say from which it does.
-    starts = [_weights(one) for one in leagues]
+    starts = [_weights(league) for league in leagues]
     starts = [None] * len(starts) if None in starts else starts
     # An entry that was not confirmed from one of them cannot lead over all.
     everywhere = rates.loc[:, rates.notna().all()].groupby(pd.factorize(np.asarray(starts, dtype=object))[0]).mean()
     leader = None if everywhere.empty else str(everywhere.mean().idxmax())
-    frame = pd.DataFrame([_row(str(method), leader, won, leagues, starts) for method in rates])
+    frame = pd.DataFrame([_row(str(method), leader, outcomes_by_league, leagues, starts) for method in rates])
     frame["ranks"] = [
         ", ".join("–" if np.isnan(place) else f"{place:.0f}" for place in places[method]) for method in frame["entry"]
     ]
@@ -239,10 +258,10 @@ def leagues_over(leagues: Sequence[Standings], remark: str = "") -> Table:
     within, repeated = "", []
     if count < len(leagues):
         within = f" in {len(leagues)} leagues"
-        why = "start from the same SFT checkpoint in part, and those from one are"
+        reason = "start from the same SFT checkpoint in part, and those from one are"
         if None in starts:
-            why = "do not all say from which SFT checkpoint they start, so they are"
-        repeated = [f"These leagues {why} one draw, their mean. ranks, behind and separable count leagues."]
+            reason = "do not all say from which SFT checkpoint they start, so they are"
+        repeated = [f"These leagues {reason} one draw, their mean. ranks, behind and separable count leagues."]
     items = "" if _same_items(leagues) is None else " and items"
     return Table(
         frame=frame,
@@ -268,74 +287,90 @@ def leagues_over(leagues: Sequence[Standings], remark: str = "") -> Table:
     )
 
 
-def _winners(found: Standings) -> dict[str, Outcomes | None]:
-    """The confirmed outcomes of each method's winner."""
-    return {member.entry.method: found.confirmed.get(label) for label, member in found.members.items()}
+def _winners(league: Standings) -> dict[str, Outcomes | None]:
+    """Return the confirmed outcomes of each method's winner."""
+    return {member.entry.method: league.confirmed.get(label) for label, member in league.members.items()}
 
 
 def _same_items(leagues: Sequence[Standings]) -> tuple[np.ndarray | None] | None:
-    """The topics of the items that all leagues are measured on; None where they are not known to be the same."""
+    """Return the topics of the items that all leagues are measured on.
+
+    None where the items are not known to be the same.
+    """
     first = leagues[0]
-    asked = [(one.run.manifest.get("hashes") or {}).get("prompts_report") for one in leagues]
-    alike = len(set(asked)) == 1 and asked[0] is not None and first.rate == "win_rate"
-    return (first.topics,) if alike or all(one.run is first.run for one in leagues) else None
+    hashes = [(league.run.manifest.get("hashes") or {}).get("prompts_report") for league in leagues]
+    alike = len(set(hashes)) == 1 and hashes[0] is not None and first.rate == "win_rate"
+    return (first.topics,) if alike or all(league.run is first.run for league in leagues) else None
 
 
 def _row(
     method: str,
     leader: str | None,
-    won: Sequence[dict[str, Outcomes | None]],
+    outcomes_by_league: Sequence[dict[str, Outcomes | None]],
     leagues: Sequence[Standings],
     starts: Sequence[Any],
 ) -> dict[str, Any]:
-    own = [None if (row := one[method]) is None else draw(row) for one in won]
-    pairs = [(one[method], one[leader]) for one in won] if leader not in (None, method) else []
+    rates = [None if (row := outcomes[method]) is None else draw(row) for outcomes in outcomes_by_league]
+    pairs = (
+        [(outcomes[method], outcomes[leader]) for outcomes in outcomes_by_league]
+        if leader not in (None, method)
+        else []
+    )
     gaps = [None if row is None or first is None else draw(row, first) for row, first in pairs]
     means = [float(np.nanmean(gap)) for gap in gaps if gap is not None and np.isfinite(gap).any()]
-    labels = [{member.entry.method: label for label, member in one.members.items()} for one in leagues]
-    claims = [one.claims.get((of.get(str(leader), ""), of[method])) for one, of in zip(leagues, labels, strict=True)]
-    winners = [one.members[of[method]].winner for one, of in zip(leagues, labels, strict=True)]
-    scores = [one.scores.get(winner or "") for one, winner in zip(leagues, winners, strict=True)]
-    steady = [None if one is None else draw(one) for one in scores]
-    same = _same_items(leagues)
-    topics = same[0] if same else None
-    apart = [_mean_by_start(each, starts, items=same is not None) for each in (own, gaps)]
+    labels = [{member.entry.method: label for label, member in league.members.items()} for league in leagues]
+    claims = [
+        league.claims.get((label_of.get(str(leader), ""), label_of[method]))
+        for league, label_of in zip(leagues, labels, strict=True)
+    ]
+    winners = [league.members[label_of[method]].winner for league, label_of in zip(leagues, labels, strict=True)]
+    scores = [league.scores.get(winner or "") for league, winner in zip(leagues, winners, strict=True)]
+    steady = [None if score is None else draw(score) for score in scores]
+    item_topics = _same_items(leagues)
+    topics = item_topics[0] if item_topics else None
+    draws_by_start = [_mean_by_start(each, starts, items=item_topics is not None) for each in (rates, gaps)]
     return {
         "entry": method,
         **columns(
             {
-                "rate": over(apart[0], topics, least=0.0),
-                "difference": over(apart[1], topics),
+                "rate": over(draws_by_start[0], topics, least=0.0),
+                "difference": over(draws_by_start[1], topics),
                 "stability": over(_mean_by_start(steady, starts, items=True), least=0.0),
             }
         ),
         "behind": sum(mean < 0 for mean in means),
         "separable": sum(claim is not None and claim.matters for claim in claims),
-        "checkpoints": sum(each is not None for each in own),
-        "settling": settling_words(apart[1], topics),
+        "checkpoints": sum(each is not None for each in rates),
+        "settling": settling_words(draws_by_start[1], topics),
     }
 
 
 def _mean_by_start(draws: Sequence[Draw | None], starts: Sequence[Any], *, items: bool) -> list[Draw]:
-    """The draws of leagues as one of each SFT checkpoint, the mean of its leagues. items: keep them apart."""
-    known: dict[Any, list[Draw]] = {}
+    """Average the draws of the leagues from one SFT checkpoint.
+
+    items: keep them apart.
+    """
+    draws_by_start: dict[Any, list[Draw]] = {}
     for drawn, start in zip(draws, starts if draws else (), strict=True):
         if drawn is not None and np.isfinite(drawn).any():
-            known.setdefault(start, []).append(drawn if items else np.asarray(np.nanmean(drawn)))
-    return [np.asarray(np.mean(each, axis=0)) for each in known.values()]
+            draws_by_start.setdefault(start, []).append(drawn if items else np.asarray(np.nanmean(drawn)))
+    return [np.asarray(np.mean(each, axis=0)) for each in draws_by_start.values()]
 
 
-def _weights(found: Standings) -> Any:
-    """The hash of the SFT checkpoint that a league starts from."""
-    hashes = found.run.manifest.get("hashes") or {}
-    own = None if found.sft_seed is None else hashes.get(weights_at(found.sft_seed))
-    recorded = own or hashes.get("sft_weights") or hashes.get("sft_checkpoint")
-    return recorded or (None if found.sft_seed is None else f"sft.seed {found.sft_seed}")
+def _weights(league: Standings) -> Any:
+    """Return the hash of the SFT checkpoint that a league starts from."""
+    hashes = league.run.manifest.get("hashes") or {}
+    weights = None if league.sft_seed is None else hashes.get(weights_at(league.sft_seed))
+    recorded = weights or hashes.get("sft_weights") or hashes.get("sft_checkpoint")
+    return recorded or (None if league.sft_seed is None else f"sft.seed {league.sft_seed}")
 
 
-def stacked(leagues: Sequence[Standings], made: Sequence[Table]) -> Table | None:
-    """One table of every checkpoint's league in one, with a column for the checkpoint; None without any."""
-    parts = [(one.sft_seed, table) for one, table in zip(leagues, made, strict=True)]
+def stacked(leagues: Sequence[Standings], tables: Sequence[Table]) -> Table | None:
+    """Stack the tables of the checkpoints' leagues, with a column for the checkpoint.
+
+    None without any table.
+    """
+    parts = [(league.sft_seed, table) for league, table in zip(leagues, tables, strict=True)]
     if len(parts) < 2:
         return parts[0][1] if parts else None
     first = next((table for _, table in parts if table.columns), parts[0][1])
@@ -343,7 +378,7 @@ def stacked(leagues: Sequence[Standings], made: Sequence[Table]) -> Table | None
     if not parts:
         return first
     seeds = [seed for seed, table in parts for _ in range(len(table.frame))]
-    together = [
+    stacked_columns = [
         replace(
             column,
             cells=tuple(cell for _, table in parts for cell in table.columns[place].cells),
@@ -355,20 +390,20 @@ def stacked(leagues: Sequence[Standings], made: Sequence[Table]) -> Table | None
         first,
         frame=pd.concat([table.frame for _, table in parts], ignore_index=True).assign(sft_seed=pd.Series(seeds)),
         notes=list(dict.fromkeys(note for _, table in parts for note in table.notes)),
-        columns=(together[0], Column("sft.seed", tuple(map(str, seeds)), keep=10), *together[1:]),
+        columns=(stacked_columns[0], Column("sft.seed", tuple(map(str, seeds)), keep=10), *stacked_columns[1:]),
         remarks=tuple(remark for _, table in parts for remark in table.remarks),
     )
 
 
-def league_sentences(found: Sequence[Standings], table: Table) -> Sentences:
-    """What leagues from several checkpoints leave open, and what holds from all of them."""
+def league_sentences(leagues: Sequence[Standings], table: Table) -> Sentences:
+    """Say what leagues from several checkpoints leave open, and what holds from all of them."""
     frame = table.frame.dropna(subset=["rate"])
     open_ = [f"How {entry} does: it was confirmed from no checkpoint." for entry in table.frame["entry"][len(frame) :]]
     if frame.empty:
         return open_, []
-    unit, first = unit_of(found[0].rate)[0].removesuffix(" %"), frame.iloc[0]
+    unit, first = unit_of(leagues[0].rate)[0].removesuffix(" %"), frame.iloc[0]
     settled = [
-        f"Highest {unit} over {len(found)} SFT checkpoints: {first['entry']} with "
+        f"Highest {unit} over {len(leagues)} SFT checkpoints: {first['entry']} with "
         f"{number(first['rate'], 1, scale=100)} %."
     ]
     for row in frame.iloc[1:].to_dict("records"):
@@ -378,9 +413,9 @@ def league_sentences(found: Sequence[Standings], table: Table) -> Sentences:
             f"{number(row['difference_high'], 1, scale=100, signed=True)}] over checkpoints, behind from "
             f"{row['behind']} of {row['checkpoints']}, separable from {row['separable']}"
         )
-        holds = row["difference_high"] < 0 and row["behind"] == len(found)
+        holds = row["difference_high"] < 0 and row["behind"] == len(leagues)
         (settled if holds else open_).append(f"{words}." if holds else f"Whether {words}{row['settling']}.")
-    more = {one.sft_seed: more_tuning(one).removesuffix(".") for one in found}
+    more = {league.sft_seed: more_tuning(league).removesuffix(".") for league in leagues}
     alike = len(set(more.values())) == 1
     words = "; ".join(dict.fromkeys(text if alike else f"sft.seed {seed}: {text}" for seed, text in more.items()))
     return [*open_, f"What three times the tuning would change: {words}."], settled

@@ -65,20 +65,23 @@ class ManifestDifference:
     other: str
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[ManifestDifference]:
-    """Every entry in which two manifests differ, in the order of KINDS and then of their paths."""
-    left, right = dict(_entries(one)), dict(_entries(other))
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[ManifestDifference]:
+    """Return every entry in which two manifests differ, by KINDS and then by path."""
+    left, right = dict(_entries(first)), dict(_entries(second))
     paths = sorted(left.keys() | right.keys(), key=lambda path: (list(KINDS).index(path.partition(".")[0]), path))
-    found = [
+    entries = [
         ManifestDifference(KINDS[path.partition(".")[0]], path, left.get(path, ABSENT), right.get(path, ABSENT))
         for path in paths
         if path not in _SAID_ELSEWHERE
     ]
-    return [difference for difference in found if difference.one != difference.other]
+    return [difference for difference in entries if difference.one != difference.other]
 
 
 def _entries(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every leaf under KINDS with its dotted path. Nothing and null are the same: a later version adds entries."""
+    """Yield every leaf under KINDS with its dotted path.
+
+    Nothing and null are the same: a later version adds entries.
+    """
 
     def walk(value: Any, path: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping):
@@ -96,43 +99,48 @@ def _entries(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def why_not_comparable(runs: Sequence[Run]) -> list[str]:
-    """Why win rates or stabilities of these runs mean different things: a sentence for each reason."""
+    """Say why win rates or stabilities of these runs mean different things.
+
+    There is a sentence for each reason.
+    """
     hashes = [run.manifest.get("hashes") or {} for run in runs]
     starts = [each.get("sft_checkpoint") or "" for each in hashes]
-    asked: dict[str, list[str]] = {
+    conditions: dict[str, list[str]] = {
         "judge": [judge_of(run) for run in runs],
         "baseline": [f"{baseline_of(run)} {start}".strip() for run, start in zip(runs, starts, strict=True)],
         "report prompts": [str(each.get("prompts_report") or "") for each in hashes],
         "decoding": [str(run.manifest.get("decoding")) for run in runs],
         "version of stability": [version_of(run) for run in runs],
     }
-    said = []
-    for what, values in asked.items():
+    reasons = []
+    for condition, values in conditions.items():
         if len(set(values)) > 1:
             has = (f"{run.path.name} has {value or 'none recorded'}" for run, value in zip(runs, values, strict=True))
-            said.append(f"{what}: {', '.join(has)}")
-    return said
+            reasons.append(f"{condition}: {', '.join(has)}")
+    return reasons
 
 
 def compare(runs: Sequence[Run]) -> Table:
-    """The rows of several runs in one table, by win rate; of leagues with the same entries these, over checkpoints.
+    """Return the rows of several runs in one table, by win rate.
 
-    Where judge, baseline, prompts, decoding or the version of stability are not the same, the caption says so; rows
-    of different judges are refused. Raises InputError for that, for fewer than two runs, and for a run given twice.
+    Of leagues with the same entries, these are the rows, over checkpoints. Where judge, baseline, prompts, decoding or
+    the version of stability are not the same, the caption says so; rows of different judges are refused. Raises
+    InputError for that, for fewer than two runs, and for a run given twice.
     """
     names = [run.path.resolve() for run in runs]
     if len(set(names)) < len(names) or len(names) < 2:
         raise InputError("There is nothing to compare: give the folders of at least two different runs.")
     judges = {judge_of(run): run for run in runs if is_judged(run)}
     if len(judges) > 1:
-        said = ", ".join(f"{run.path} by {judge}" for judge, run in judges.items())
+        runs_by_judge = ", ".join(f"{run.path} by {judge}" for judge, run in judges.items())
         raise InputError(
-            f"These runs were judged by {len(judges)} judges ({said}): their win rates cannot stand in one table. "
-            "Judge the answers of one again with the other's judge: `slime-ray evaluate` takes checkpoints and answers."
+            f"These runs were judged by {len(judges)} judges ({runs_by_judge}): their win rates cannot stand in one "
+            "table. Judge the answers of one again with the other's judge: `slime-ray evaluate` takes checkpoints "
+            "and answers."
         )
     mains = [tables.win_rate_stability(run) for run in runs]
-    if found := checkpoints.of_runs(runs, mains, _differing(runs)):
-        return found
+    if table := checkpoints.of_runs(runs, mains, _differing(runs)):
+        return table
     frames = [main.frame.assign(run=run.path.name) for run, main in zip(runs, mains, strict=True) if len(main.frame)]
     if not frames:
         raise InputError("None of these runs has arms or confirmed winners: there is nothing to compare.")
@@ -165,9 +173,12 @@ def compare(runs: Sequence[Run]) -> Table:
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
-    """Settings in which runs differ, and for what else their numbers would not compare; not for the SFT checkpoint."""
-    found = [item for run in runs[1:] for item in differences(runs[0].manifest, run.manifest)]
-    settings = dict.fromkeys(item.path for item in found if item.kind == "settings")
+    """Name the settings in which runs differ, and why else numbers would not compare.
+
+    Other SFT checkpoints are no such reason.
+    """
+    changes = [change for run in runs[1:] for change in differences(runs[0].manifest, run.manifest)]
+    settings = dict.fromkeys(change.path for change in changes if change.kind == "settings")
     same = len({baseline_of(run) for run in runs}) == 1
     reasons = (reason for reason in why_not_comparable(runs) if not (same and reason.startswith("baseline:")))
     return [*settings, *reasons]
@@ -177,8 +188,8 @@ def _unequal_seeds(runs: Sequence[Run]) -> list[str]:
     """Say which rows have seeds that the same row of another run lacks."""
     notes = []
     trials = pd.concat([run.trials.assign(run=run.path.name) for run in runs])
-    for label, own in trials[trials["phase"].isin(["arm", "confirm"])].groupby("label"):
-        seeds = {str(name): sorted(set(group)) for name, group in own.groupby("run")["seed"]}
+    for label, label_trials in trials[trials["phase"].isin(["arm", "confirm"])].groupby("label"):
+        seeds = {str(name): sorted(set(group)) for name, group in label_trials.groupby("run")["seed"]}
         if words := left_out(seeds):
             notes.append(f"{label}: {words} are not in all of these runs; `verify` leaves them out.")
     return notes
@@ -208,11 +219,11 @@ class Verification:
     @property
     def another_start(self) -> bool:
         """Whether their SFT checkpoints were made from the same and have other weights, as on another processor."""
-        found = {item.path: (item.one, item.other) for item in self.differences}
-        return ABSENT not in found.get("hashes.sft_weights", (ABSENT,)) and "hashes.sft_checkpoint" not in found
+        entries = {item.path: (item.one, item.other) for item in self.differences}
+        return ABSENT not in entries.get("hashes.sft_weights", (ABSENT,)) and "hashes.sft_checkpoint" not in entries
 
     def text(self) -> str:
-        """For a terminal: what differs, the rows, and the answer."""
+        """Render for a terminal: what differs, the rows, and the answer."""
         lines = [f"{len(self.differences)} entries of the manifests differ." if self.differences else "Same manifests."]
         for kind, group in groupby(self.differences, key=lambda difference: difference.kind):
             lines += ["", f"{kind}:"]
@@ -228,18 +239,18 @@ class Verification:
         return "\n".join([*lines, "Every answer is the same." if self.identical else verdict])
 
     def json(self) -> str:
-        """The same for a script."""
-        said = {
+        """Render the same for a script."""
+        record = {
             "agree": self.agree,
             "identical": self.identical,
             "not_comparable": self.not_comparable,
             "differences": [asdict(difference) for difference in self.differences],
             "rows": json.loads(self.table.frame.to_json(orient="records")),
         }
-        return json.dumps(said, indent=1)
+        return json.dumps(record, indent=1)
 
 
-def verify(one: Run, other: Run) -> Verification:
+def verify(first: Run, second: Run) -> Verification:
     """Compare two runs of the same experiment, row by row.
 
     Rows are compared on the seeds that both runs have. A row agrees where the interval of the paired difference of its
@@ -248,45 +259,45 @@ def verify(one: Run, other: Run) -> Verification:
     (Bonferroni), so that of two runs that differ by chance alone at most one pair in twenty disagrees anywhere in win
     rate. A row that one run lacks disagrees, and so does one without a seed in common.
     """
-    one, other, unpaired = _on_common_seeds(one, other)
-    mains = [tables.win_rate_stability(run).by("label") for run in (one, other)]
+    first, second, unpaired = _on_common_seeds(first, second)
+    mains = [tables.win_rate_stability(run).by("label") for run in (first, second)]
     labels = list(dict.fromkeys(label for main in mains for label in main))
-    outcomes, topics = (outcomes_by_label(one), outcomes_by_label(other)), topics_by_prompt(one)
+    outcomes, topics = (outcomes_by_label(first), outcomes_by_label(second)), topics_by_prompt(first)
     confidence = 1 - (1 - statistics.CONFIDENCE) / max(1, len(labels))
     rows = [
         {
             "label": label,
             **_row(label, mains, outcomes, topics, unpaired.get(label, ""), confidence=confidence),
-            "same_answers": _same_answers(label, one, other),
+            "same_answers": _same_answers(label, first, second),
         }
         for label in labels
     ]
     frame = pd.DataFrame(rows, columns=None if rows else ["label", "agrees", "same_answers"])
-    reasons = tuple(why_not_comparable([one, other]))
+    reasons = tuple(why_not_comparable([first, second]))
     return Verification(
-        differences=tuple(differences(one.manifest, other.manifest)),
+        differences=tuple(differences(first.manifest, second.manifest)),
         not_comparable=reasons,
-        table=_verification_table(frame, one, other, confidence, comparable=not reasons),
+        table=_verification_table(frame, first, second, confidence, comparable=not reasons),
     )
 
 
-def _on_common_seeds(one: Run, other: Run) -> tuple[Run, Run, dict[str, str]]:
+def _on_common_seeds(first: Run, second: Run) -> tuple[Run, Run, dict[str, str]]:
     """Leave out the trials of a row whose seed the other run's row lacks, and say so by label.
 
     A row without any seed in common keeps its trials, and is called APART.
     """
-    first, second = (run.trials.groupby("label")["seed"].unique() for run in (one, other))
-    remarks, gone = {}, set()
-    for label in first.index.intersection(second.index):
-        pair = {"the first run": sorted(first[label]), "the second run": sorted(second[label])}
+    first_seeds, second_seeds = (run.trials.groupby("label")["seed"].unique() for run in (first, second))
+    remarks, exclusions = {}, set()
+    for label in first_seeds.index.intersection(second_seeds.index):
+        pair = {"the first run": sorted(first_seeds[label]), "the second run": sorted(second_seeds[label])}
         if not set.intersection(*map(set, pair.values())):
             remarks[label] = APART
         elif words := left_out(pair):
             remarks[label] = f"left out: {words}"
-            gone |= {(label, seed) for seed in set(pair["the first run"]) ^ set(pair["the second run"])}
-    rows = (zip(run.trials["label"], run.trials["seed"], strict=True) for run in (one, other))
-    kept = [[row not in gone for row in of_run] for of_run in rows]
-    return replace(one, trials=one.trials[kept[0]]), replace(other, trials=other.trials[kept[1]]), remarks
+            exclusions |= {(label, seed) for seed in set(pair["the first run"]) ^ set(pair["the second run"])}
+    rows = (zip(run.trials["label"], run.trials["seed"], strict=True) for run in (first, second))
+    masks = [[row not in exclusions for row in of_run] for of_run in rows]
+    return replace(first, trials=first.trials[masks[0]]), replace(second, trials=second.trials[masks[1]]), remarks
 
 
 def _row(
@@ -298,12 +309,16 @@ def _row(
     *,
     confidence: float,
 ) -> dict[str, object]:
-    one, other = (main.get(label, {}) for main in mains)
+    first, second = (main.get(label, {}) for main in mains)
     numbers = statistics.interval_names("win_rate", "stability")
-    row = {f"{name}_{side}": own.get(name, math.nan) for side, own in enumerate((one, other), 1) for name in numbers}
-    if not one or not other:
+    row = {
+        f"{name}_{side}": main_row.get(name, math.nan)
+        for side, main_row in enumerate((first, second), 1)
+        for name in numbers
+    }
+    if not first or not second:
         return row | statistics.columns({"difference": None}) | {"agrees": False, "remark": "in one run alone"}
-    pair = [found[label] for found in outcomes if label in found]
+    pair = [label_outcomes[label] for label_outcomes in outcomes if label in label_outcomes]
     d = difference(*pair) if len(pair) == 2 else None
     shared = None if d is None else shared_topics(pair, topics)
     gap = None if d is None else effects.interval(d, shared, confidence=confidence)
@@ -313,22 +328,23 @@ def _row(
         rest = [np.delete(d, seed, axis=0) for seed in range(len(d))] if len(d) >= statistics.FEWEST_SEEDS else []
         decides = any(effects.two_way_p(one_less, shared) >= 1 - confidence for one_less in rest)
         remarks.append(f"the win rates differ{effects.ONE_SEED * decides}")
-    if not _stabilities_agree(one, other, confidence):
+    if not _stabilities_agree(first, second, confidence):
         remarks.append("the stabilities differ")
-    if (one["seeds_finished"], one["prompts"]) != (other["seeds_finished"], other["prompts"]):
-        remarks.append(f"{one['seeds_finished']} and {other['seeds_finished']} seeds finished")
+    if (first["seeds_finished"], first["prompts"]) != (second["seeds_finished"], second["prompts"]):
+        remarks.append(f"{first['seeds_finished']} and {second['seeds_finished']} seeds finished")
     agrees = unpaired != APART and not any("differ" in remark for remark in remarks)
     remarks += [unpaired] if unpaired else []
     return row | statistics.columns({"difference": gap}) | {"agrees": agrees, "remark": "; ".join(remarks)}
 
 
-def _stabilities_agree(one: Mapping[Any, Any], other: Mapping[Any, Any], confidence: float) -> bool:
-    """Whether two S differ by no more than their half-widths, added in quadrature."""
-    gap = abs(one["stability"] - other["stability"])
+def _stabilities_agree(first: Mapping[Any, Any], second: Mapping[Any, Any], confidence: float) -> bool:
+    """Tell whether two S differ by no more than their half-widths, added in quadrature."""
+    gap = abs(first["stability"] - second["stability"])
     if not np.isfinite(gap) or gap == 0:
         return True
     halves = [
-        max(row["stability_high"] - row["stability"], row["stability"] - row["stability_low"]) for row in (one, other)
+        max(row["stability_high"] - row["stability"], row["stability"] - row["stability_low"])
+        for row in (first, second)
     ]
     if not np.isfinite(halves).all():
         # Runs of an earlier version have no intervals of S: nothing can be said of it.
@@ -337,16 +353,21 @@ def _stabilities_agree(one: Mapping[Any, Any], other: Mapping[Any, Any], confide
     return bool(gap <= wider * math.hypot(*halves))
 
 
-def _same_answers(label: str, one: Run, other: Run) -> float:
-    """Share of a row's answers that are the same in both runs, of those to common seeds, prompts and turns."""
+def _same_answers(label: str, first: Run, second: Run) -> float:
+    """Return the share of a row's answers that are the same in both runs.
+
+    They are answers to common prompts and turns, with common seeds.
+    """
     keys = ["seed", "prompt_id", "turn"]
-    found = (judged_answers(run) for run in (one, other))
-    first, second = (rows[rows["label"] == label][[*keys, "answer"]].drop_duplicates(keys) for rows in found)
-    both = first.merge(second, on=keys)
+    answers = (judged_answers(run) for run in (first, second))
+    first_answers, second_answers = (
+        rows[rows["label"] == label][[*keys, "answer"]].drop_duplicates(keys) for rows in answers
+    )
+    both = first_answers.merge(second_answers, on=keys)
     return float((both["answer_x"] == both["answer_y"]).mean()) if len(both) else math.nan
 
 
-def _verification_table(frame: pd.DataFrame, one: Run, other: Run, confidence: float, *, comparable: bool) -> Table:
+def _verification_table(frame: pd.DataFrame, first: Run, second: Run, confidence: float, *, comparable: bool) -> Table:
     def pair(name: str, digits: int, scale: float) -> tuple[str, ...]:
         return cells(
             frame,
@@ -355,13 +376,13 @@ def _verification_table(frame: pd.DataFrame, one: Run, other: Run, confidence: f
 
     return Table(
         frame=frame,
-        caption=f"{one.path.name} and {other.path.name}: the rows of both.",
+        caption=f"{first.path.name} and {second.path.name}: the rows of both.",
         notes=[
             f"difference: paired over prompts (and seeds, where five or more are common), {100 * confidence:.3g} % "
             "intervals, so that all rows together are right 95 times in 100. All numbers are of the seeds that both "
             "runs have.",
             "same answers: share of the answers to the same prompts with the same seeds that are equal.",
-            *topic_notes(one),
+            *topic_notes(first),
         ],
         columns=(
             Column("label", tuple(frame["label"]), numeric=False, keep=10),

@@ -44,10 +44,11 @@ GAMED_WEIGHT = 0.2 / 2
 
 
 def fit(y: np.ndarray, x: np.ndarray, weights: np.ndarray | None = None, *, penalty: float = 0.0) -> np.ndarray | None:
-    """Return the coefficients of largest likelihood minus `penalty` times their absolute sum; None without an optimum.
+    """Return the coefficients of largest likelihood minus `penalty` times their absolute sum.
 
-    Newton's method. With a penalty each step ends where the quadratic model is best, found coordinate by coordinate.
-    y: (rows,) outcomes from 0 to 1. x: (rows, features), an intercept among them where there is one.
+    None without an optimum. The method is Newton's. With a penalty each step ends where the quadratic model is best,
+    found coordinate by coordinate. y: (rows,) outcomes from 0 to 1. x: (rows, features), an intercept among them where
+    there is one.
     """
     w, b = np.ones(len(y)) if weights is None else weights, np.zeros(x.shape[1])
     for _ in range(STEPS):
@@ -84,24 +85,28 @@ def _lasso(b: np.ndarray, slope: np.ndarray, curvature: np.ndarray, penalty: flo
 
 
 def influence(
-    y: np.ndarray, x: np.ndarray, at: np.ndarray, b: np.ndarray, others: np.ndarray | float = 0.0
+    y: np.ndarray, x: np.ndarray, at: np.ndarray, b: np.ndarray, extra_curvature: np.ndarray | float = 0.0
 ) -> np.ndarray:
-    """(rows,) what each row stands for of the mean outcome at `at`: their mean, which they scatter around as it does.
+    """Return (rows,) what each row stands for of the mean outcome at `at`.
 
-    A row counts by its own place in `at`, and to first order by its pull on the coefficients. y: (rows,) outcomes; NaN
-    pulls at nothing. x, at: (rows, features) as they are, and as they would be. b: coefficients; those that a penalty
-    made 0 are taken to stay so. others: (features, features) curvature of what else was fitted.
+    The values have that mean, and scatter around it as it does. A row counts by its own place in `at`, and to first
+    order by its pull on the coefficients. y: (rows,) outcomes; NaN pulls at nothing. x, at: (rows, features) as they
+    are, and as they would be. b: coefficients; those that a penalty made 0 are taken to stay so. extra_curvature:
+    (features, features) curvature of what else was fitted.
     """
     active, judged = b != 0, ~np.isnan(y)
     fitted, rates = expit(x @ b), expit(at @ b)
-    inverse = np.linalg.pinv((_curvature(x, fitted, judged.astype(float)) + others)[np.ix_(active, active)])
+    inverse = np.linalg.pinv((_curvature(x, fitted, judged.astype(float)) + extra_curvature)[np.ix_(active, active)])
     pull = np.where(judged, y - fitted, 0.0)[:, None] * x[:, active]
     values = pull @ inverse @ (at.T @ (rates * (1 - rates)))[active] + rates
     return np.asarray(rates.mean() + values - values.mean())
 
 
 def _wider(values: np.ndarray, coefficients: int) -> np.ndarray:
-    """Values that scatter as far as they would around a fit of other data, which these were drawn to."""
+    """Widen the scatter of values that were drawn to a fit of `coefficients`.
+
+    They scatter as far as they would around a fit of other data.
+    """
     free = len(values) - coefficients
     return values.mean() + (values - values.mean()) * np.sqrt(len(values) / free if free > 0 else np.nan)
 
@@ -113,10 +118,10 @@ def rate_at_zero(outcomes: np.ndarray, x: np.ndarray, prompts: np.ndarray) -> st
     and where 0 is too far from the answers for a rate. outcomes: (answers,). x: (answers, features). An answer that
     lacks one of these is left out. prompts: (answers,) number of each one's prompt; answers to one are kept together.
     """
-    known = ~(np.isnan(outcomes) | np.isnan(x).any(axis=1))
-    if not known.any():
+    complete = ~(np.isnan(outcomes) | np.isnan(x).any(axis=1))
+    if not complete.any():
         return None
-    y, x = outcomes[known], x[known]
+    y, x = outcomes[complete], x[complete]
     if np.ptp(y) == 0:
         return statistics.Interval(float(y[0]), np.nan, np.nan)
     design = np.column_stack([np.ones(len(y)), x[:, np.ptp(x, axis=0) > 0]])
@@ -125,30 +130,36 @@ def rate_at_zero(outcomes: np.ndarray, x: np.ndarray, prompts: np.ndarray) -> st
     if b is None or abs(b[0]) > FARTHEST:
         return None
     at = np.eye(1, len(b)).repeat(len(y), axis=0)
-    values = statistics.by_topic(influence(y, design, at, b), prompts[known])
+    values = statistics.by_topic(influence(y, design, at, b), prompts[complete])
     return statistics.logit_interval(float(expit(b[0])), statistics.Scatter.of(_wider(values, len(b))[None]))
 
 
 def rate_at_equal_length(
     outcomes: np.ndarray, more_tokens: np.ndarray, prompts: np.ndarray
 ) -> statistics.Interval | None:
-    """LC: `rate_at_zero` of the lengths in standard deviations. more_tokens: (answers,) d, NaN where it is unknown."""
-    known = ~(np.isnan(outcomes) | np.isnan(more_tokens))
-    spread = more_tokens[known].std() if known.any() else 0.0
-    x = np.tanh(more_tokens / spread) if spread > 0 else np.where(known, 0.0, np.nan)
+    """Return LC: `rate_at_zero` of the lengths in standard deviations.
+
+    more_tokens: (answers,) d, NaN where it is unknown.
+    """
+    complete = ~(np.isnan(outcomes) | np.isnan(more_tokens))
+    spread = more_tokens[complete].std() if complete.any() else 0.0
+    x = np.tanh(more_tokens / spread) if spread > 0 else np.where(complete, 0.0, np.nan)
     return rate_at_zero(outcomes, x[:, None], prompts)
 
 
 def rate_at_equal_style(outcomes: np.ndarray, style: np.ndarray, prompts: np.ndarray) -> statistics.Interval | None:
-    """SC: `rate_at_zero` of (answers, features) `style`; None of fewer than FEWEST prompts a coefficient, too."""
-    known = ~(np.isnan(outcomes) | np.isnan(style).any(axis=1))
-    varied = int((np.ptp(style[known], axis=0) > 0).sum()) if known.any() else 0
-    enough = len(np.unique(prompts[known])) >= FEWEST * (varied + 1)
+    """Return SC: `rate_at_zero` of (answers, features) `style`.
+
+    None of fewer than FEWEST prompts a coefficient, too.
+    """
+    complete = ~(np.isnan(outcomes) | np.isnan(style).any(axis=1))
+    varied = int((np.ptp(style[complete], axis=0) > 0).sum()) if complete.any() else 0
+    enough = len(np.unique(prompts[complete])) >= FEWEST * (varied + 1)
     return rate_at_zero(outcomes, style, prompts) if enough else None
 
 
 def features(answers: pd.DataFrame) -> np.ndarray:
-    """(answers, 4) differences of style; NaN where a number of tokens is not known."""
+    """Return (answers, 4) differences of style; NaN where a number of tokens is unknown."""
     sides = []
     for texts, tokens in (("answer", "answer_tokens"), ("baseline_answer", "baseline_tokens")):
         plain, count = [_CODE.sub("", str(text)) for text in answers[texts]], answers[tokens].to_numpy(dtype=float)
@@ -174,7 +185,10 @@ class Difficulties:
 
     @classmethod
     def read(cls, path: Path) -> "Difficulties":
-        """Read `df_gamed.csv` or `instruction_difficulty.csv`. Raises InputError where the file is neither."""
+        """Read `df_gamed.csv` or `instruction_difficulty.csv`.
+
+        Raises InputError where the file is neither.
+        """
         with reading(f"--difficulties {path}", "df_gamed.csv of AlpacaEval's data set, or a CSV like it"):
             table = pd.read_csv(path, dtype={"index": str, "prompt_id": str})
         names = [name for name in ("prompt_id", "index") if name in table]
@@ -195,17 +209,19 @@ class Difficulties:
                 f"--difficulties {path}: row {int(np.argmax(bad)) + 1} has no number, or a preference that is not from "
                 "0 to 1."
             )
-        each = rows["difficulty"].groupby(table[names[0]]).agg(["min", "max", "first"])
-        if len(apart := each[each["min"] != each["max"]]):
-            raise InputError(f"--difficulties {path}: the prompt {apart.index[0]} has several difficulties. Keep one.")
+        by_prompt = rows["difficulty"].groupby(table[names[0]]).agg(["min", "max", "first"])
+        if len(conflicts := by_prompt[by_prompt["min"] != by_prompt["max"]]):
+            raise InputError(
+                f"--difficulties {path}: the prompt {conflicts.index[0]} has several difficulties. Keep one."
+            )
         judged = rows.dropna()
         if not gamed:
-            return cls(path, each["first"], np.empty(0), np.empty((0, 3)))
+            return cls(path, by_prompt["first"], np.empty(0), np.empty((0, 3)))
         x = np.column_stack([np.tanh(judged["length"]), judged["difficulty"], np.zeros(len(judged))])
-        return cls(path, each["first"], judged["outcome"].to_numpy(dtype=float), x)
+        return cls(path, by_prompt["first"], judged["outcome"].to_numpy(dtype=float), x)
 
     def of(self, prompts: pd.Series) -> np.ndarray:
-        """The difficulties of these prompts. Raises InputError where some have none."""
+        """Return the difficulties of these prompts. Raises InputError where some have none."""
         difficulties = prompts.map(self.by_prompt)
         if difficulties.isna().any():
             lacking = prompts[difficulties.isna()].unique()
@@ -219,10 +235,11 @@ class Difficulties:
 def alpaca_eval_rate(
     answers: pd.DataFrame, difficulties: Difficulties, topics: "pd.Series | None" = None
 ) -> statistics.Interval | None:
-    """Return AlpacaEval's length-controlled rate, the mean of the trials', with the interval of a win rate.
+    """Return AlpacaEval's length-controlled rate with the interval of a win rate.
 
-    None where a trial has fewer than FEWEST judged answers to a coefficient. answers: rows of answers.parquet, of one
-    or several trials. topics: the number of each prompt's topic by its id, where prompts come in topics.
+    It is the mean of the trials' rates. None where a trial has fewer than FEWEST judged answers to a coefficient.
+    answers: rows of answers.parquet, of one or several trials. topics: the number of each prompt's topic by its id,
+    where prompts come in topics.
     """
     values = {}
     for trial_id, of_trial in answers.groupby("trial_id"):
@@ -237,20 +254,20 @@ def alpaca_eval_rate(
 
 
 def _of_model(answers: pd.DataFrame, difficulties: Difficulties) -> np.ndarray | None:
-    """(answers,) what each answer of one model stands for of the rate."""
+    """Return (answers,) what each answer of one model stands for of the rate."""
     lengths = answers["baseline_answer"].str.len() - answers["answer"].str.len()
     more = lengths.to_numpy(dtype=float, na_value=np.nan)
     # An answer whose text was not kept says nothing of lengths.
     y, more = np.where(np.isnan(more), np.nan, answers["outcome"].to_numpy(dtype=float)), np.nan_to_num(more)
-    known = ~np.isnan(y)
+    valid = ~np.isnan(y)
     spread = more.std(ddof=1) if len(more) > 1 else 0.0
     at = np.column_stack([np.zeros(len(y)), difficulties.of(answers["prompt_id"]), np.ones(len(y))])
-    if known.sum() < FEWEST * at.shape[1]:
+    if valid.sum() < FEWEST * at.shape[1]:
         return None
     x = at + np.array([1.0, 0.0, 0.0]) * np.tanh(more / spread if spread > 0 else np.zeros(len(y)))[:, None]
-    every_y, every_x = np.append(difficulties.outcomes, y[known]), np.vstack([difficulties.x, x[known]])
-    weights = np.append(np.full(len(difficulties.outcomes), GAMED_WEIGHT), np.ones(known.sum()))
-    b = _cross_validated(every_y, every_x, weights)
+    all_y, all_x = np.append(difficulties.outcomes, y[valid]), np.vstack([difficulties.x, x[valid]])
+    weights = np.append(np.full(len(difficulties.outcomes), GAMED_WEIGHT), np.ones(valid.sum()))
+    b = _cross_validated(all_y, all_x, weights)
     if b is None:
         return None
     gamed = _curvature(difficulties.x, expit(difficulties.x @ b), np.full(len(difficulties.x), GAMED_WEIGHT))
@@ -258,7 +275,7 @@ def _of_model(answers: pd.DataFrame, difficulties: Difficulties) -> np.ndarray |
 
 
 def _cross_validated(y: np.ndarray, x: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
-    """Coefficients with the penalty whose loss on what was left out is least."""
+    """Return the coefficients with the penalty of least loss on what was left out."""
     folds = np.arange(len(y))[::-1] % FOLDS
     losses = [np.mean([_loss(y, x, weights, folds == fold, penalty) for fold in range(FOLDS)]) for penalty in PENALTIES]
     return fit(y, x, weights, penalty=PENALTIES[int(np.argmin(losses))])

@@ -46,7 +46,7 @@ class Settling:
     prompts: int | None = None
 
     def __str__(self) -> str:
-        """In the words of a table's cell."""
+        """Write it in the words of a table's cell."""
         if self.seeds is None:
             return f"more than {MOST_SEEDS:,} seeds"
         seeds = f"about {_two_digits(self.seeds)} seeds"
@@ -54,15 +54,16 @@ class Settling:
 
 
 def _two_digits(number: int) -> int:
-    """Rounded up to two digits: no more is known."""
+    """Round up to two digits: no more is known."""
     unit = 10 ** max(0, len(str(number)) - 2)
     return -(-number // unit) * unit
 
 
 def to_settle(d: np.ndarray, level: float) -> Settling:
-    """What settles a comparison in four of five tries (POWER), were the true difference the observed one.
+    """Return what settles a comparison in four of five tries (POWER).
 
-    d: (seeds, prompts) or (seeds,) differences, at least two seeds. level: of the two-sided tests.
+    The true difference is taken to be the observed one. d: (seeds, prompts) or (seeds,) differences, at least two
+    seeds. level: of the two-sided tests.
     """
     if d.ndim > 1:
         # No number of seeds tells of other prompts, or topics, where there is one.
@@ -75,38 +76,41 @@ def to_settle(d: np.ndarray, level: float) -> Settling:
     return Settling(_least(with_seeds, len(d), MOST_SEEDS))
 
 
-def of_two_way(found: TwoWay, level: float) -> Settling:
-    """`to_settle` of (seeds, prompts) differences.
+def of_two_way(two_way: TwoWay, level: float) -> Settling:
+    """Return `to_settle` of (seeds, prompts) differences.
 
     The seeds needed are those at which both the paired t over seeds and the t over seeds and prompts, with the variance
     components seen, have enough power. Prompts are too few where seeds without end would not do. Then twice as many are
     taken as would do with seeds without end, so that prompts and seeds each keep half of the variance.
     """
-    between_prompts = found.components[1]
+    between_prompts = two_way.components[1]
 
     def without_end(prompts: int) -> float:
-        return _power(found.mean, np.sqrt(between_prompts / prompts), prompts - 1, level)
+        return _power(two_way.mean, np.sqrt(between_prompts / prompts), prompts - 1, level)
 
     def with_seeds(prompts: int) -> int | None:
-        return _least(lambda seeds: _power_of(found, seeds, prompts, level), found.seeds, MOST_SEEDS)
+        return _least(lambda seeds: _power_of(two_way, seeds, prompts, level), two_way.seeds, MOST_SEEDS)
 
-    if without_end(found.prompts) >= POWER:
-        return Settling(with_seeds(found.prompts))
-    prompts = _least(without_end, found.prompts, MOST_PROMPTS // 2)
+    if without_end(two_way.prompts) >= POWER:
+        return Settling(with_seeds(two_way.prompts))
+    prompts = _least(without_end, two_way.prompts, MOST_PROMPTS // 2)
     return Settling(None) if prompts is None else Settling(with_seeds(2 * prompts), 2 * prompts)
 
 
-def _power_of(found: TwoWay, seeds: int, prompts: int, level: float) -> float:
-    """The smaller power of the two t tests with so many seeds and prompts."""
-    of_seeds, of_prompts, rest = found.components
-    each = np.array([of_seeds / seeds, of_prompts / prompts, 0.0]) + rest / (seeds * prompts)
-    error, freedom = standard_error(each, seeds, prompts)
-    both = _power(found.mean, error, degrees_of_test(freedom, seeds), level)
-    return min(both, _power(found.mean, float(np.sqrt(each[0])), degrees(seeds, prompts)[0], level))
+def _power_of(two_way: TwoWay, seeds: int, prompts: int, level: float) -> float:
+    """Return the smaller power of the two t tests with so many seeds and prompts."""
+    of_seeds, of_prompts, rest = two_way.components
+    variances = np.array([of_seeds / seeds, of_prompts / prompts, 0.0]) + rest / (seeds * prompts)
+    error, freedom = standard_error(variances, seeds, prompts)
+    both = _power(two_way.mean, error, degrees_of_test(freedom, seeds), level)
+    return min(both, _power(two_way.mean, float(np.sqrt(variances[0])), degrees(seeds, prompts)[0], level))
 
 
 def _power(difference: float, error: float, freedom: float, level: float) -> float:
-    """Chance that a two-sided t test sees `difference`, the far side aside."""
+    """Return the chance that a two-sided t test sees `difference`.
+
+    The far side is left out.
+    """
     if error == 0:
         return float(difference != 0)
     critical, shift = float(stdtrit(freedom, 1 - level / 2)), abs(difference) / error
@@ -115,38 +119,52 @@ def _power(difference: float, error: float, freedom: float, level: float) -> flo
 
 
 def _least(power: Callable[[int], float], now: int, most: int) -> int | None:
-    """Return the least number above `now`, and of FEWEST_SEEDS at least, with enough power; None up to `most`."""
+    """Return the least number above `now` with enough power; None where `most` has too little.
+
+    It is FEWEST_SEEDS at least.
+    """
     numbers = range(max(now + 1, FEWEST_SEEDS), most + 1)
     place = bisect_left(numbers, POWER, key=power)
     return numbers[place] if place < len(numbers) else None
 
 
-def _p_values(each: np.ndarray, topics: np.ndarray | None, flips: int) -> dict[str, np.ndarray]:
-    """(comparisons,) two-sided p by test. each: (comparisons, seeds, prompts) or (comparisons, seeds) differences."""
-    seeds = each.shape[1]
-    of_prompts = each.ndim > 2
+def _p_values(differences: np.ndarray, topics: np.ndarray | None, flips: int) -> dict[str, np.ndarray]:
+    """Return (comparisons,) two-sided p by test.
+
+    differences: (comparisons, seeds) or (comparisons, seeds, prompts).
+    """
+    seeds = differences.shape[1]
+    of_prompts = differences.ndim > 2
     p_values = {}
     if seeds > 1:
-        of_seeds = each.mean(axis=2) if of_prompts else each
-        errors = of_seeds.std(axis=1, ddof=1) / np.sqrt(seeds) if of_prompts else np.array(list(map(_error, each)))
+        of_seeds = differences.mean(axis=2) if of_prompts else differences
+        errors = (
+            of_seeds.std(axis=1, ddof=1) / np.sqrt(seeds) if of_prompts else np.array(list(map(_error, differences)))
+        )
         pairs = zip(of_seeds.mean(axis=1), errors, strict=True)
         p_values["seeds"] = np.array([t_test_p(mean, error, seeds - 1) for mean, error in pairs])
     if of_prompts:
-        units = statistics.by_topic(each, topics)
+        units = statistics.by_topic(differences, topics)
         p_values["prompts"] = sign_flip_p(units.mean(axis=1).T, flips=flips)
         if seeds > 1 and units.shape[2] > 1:
-            p_values["both"] = np.array([two_way_p(d, topics) for d in each])
+            p_values["both"] = np.array([two_way_p(d, topics) for d in differences])
     return p_values
 
 
 def _error(d: np.ndarray) -> float:
-    """Standard error of the mean of (seeds,) differences of S. Seeds that are all the same have room, as prompts do."""
+    """Return the standard error of the mean of (seeds,) differences of S.
+
+    Seeds that are all the same have room, as prompts do.
+    """
     spread = float(d.std(ddof=1) / np.sqrt(len(d)))
     return spread if np.ptp(d) > SAME else statistics.difference_error(0.0, len(d))
 
 
 def two_way_p(d: np.ndarray, topics: np.ndarray | None) -> float:
-    """p of the t over seeds and prompts; with few seeds, as where one is left out, too."""
+    """Return p of the t over seeds and prompts.
+
+    Unlike in a claim, seeds may be few, as where one is left out.
+    """
     error, freedom = TwoWay.of(statistics.by_topic(d, topics)).error()
     error = statistics.difference_error(error**2, d.shape[1])
     return t_test_p(d.mean(), error, degrees_of_test(freedom, len(d)))
@@ -166,7 +184,7 @@ def interval(d: np.ndarray, topics: np.ndarray | None = None, *, confidence: flo
 
 
 def t_test_p(mean: float, error: float, freedom: float) -> float:
-    """Two-sided p of a mean with this standard error by Student's t; 1 where mean and error are both 0."""
+    """Return the two-sided p of a mean by Student's t; 1 where mean and error are both 0."""
     if error == 0:
         return float(mean == 0)
     return float(2 * stdtr(freedom, -abs(mean) / error))
@@ -174,15 +192,19 @@ def t_test_p(mean: float, error: float, freedom: float) -> float:
 
 @lru_cache(maxsize=2)
 def signs(items: int, flips: int) -> np.ndarray:
-    """(flips, items) of -1 and 1; kept, for all comparisons of a table share their prompts."""
+    """Return (flips, items) of -1 and 1.
+
+    They are cached, for all comparisons of a table share their prompts.
+    """
     bits = np.frombuffer(np.random.default_rng(0).bytes(-(-flips * items // 8)), dtype=np.uint8)
     return 2 * np.unpackbits(bits, count=flips * items).reshape(flips, items).astype(np.float32) - 1
 
 
 def sign_flip_p(d: np.ndarray, *, flips: int = FLIPS) -> np.ndarray:
-    """(comparisons,) two-sided p of mean differences when each item's sign is flipped at random, the observed included.
+    """Return (comparisons,) two-sided p of mean differences when items' signs are flipped.
 
-    d: (items, comparisons). Under no effect an item's difference is as likely to be d as -d.
+    Signs are flipped at random, the observed ones included. d: (items, comparisons). Under no effect an item's
+    difference is as likely to be d as -d.
     """
     sums = np.abs(signs(len(d), flips) @ d.astype(np.float32))
     # Sums that are equal but for rounding count as reached.
@@ -191,7 +213,10 @@ def sign_flip_p(d: np.ndarray, *, flips: int = FLIPS) -> np.ndarray:
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """p-values corrected by Holm (1979), in their order. Those that are NaN count as comparisons and stay NaN."""
+    """Correct p-values by Holm (1979), in their order.
+
+    Those that are NaN count as comparisons and stay NaN.
+    """
     count = len(p_values)
     order = np.argsort(p_values)  # NaN last
     stepped = np.maximum.accumulate(p_values[order] * (count - np.arange(count)))
@@ -201,9 +226,10 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def improvement(d: np.ndarray, topics: np.ndarray | None = None) -> Interval:
-    """How often the variant does better than its reference on a prompt, with the same seed; a tie counts half.
+    """Return how often the variant does better than its reference on a prompt.
 
-    d: (seeds, prompts). Over the same units as the differences; the interval is that of a rate.
+    Both have the same seed, and a tie counts half. d: (seeds, prompts). Over the same units as the differences; the
+    interval is that of a rate.
     """
     better = (d > 0) + 0.5 * (d == 0)
     return statistics.score_interval(float(better.mean()), statistics.Scatter.of(better, topics))
@@ -297,13 +323,16 @@ class Claim:
 
 
 def p_columns(claim: Claim | None) -> dict[str, float]:
-    """Columns of a frame: a comparison's corrected p, that of each test, and on how many seeds and items it rests."""
+    """Return the columns of a comparison's corrected p and of what it rests on.
+
+    These are the p of each test, and the seeds and items.
+    """
     corrected = {} if claim is None else claim.corrected
-    found = {f"p_{test}": corrected.get(test, np.nan) for test in TESTS}
+    p_by_test = {f"p_{test}": corrected.get(test, np.nan) for test in TESTS}
     rests = (0, 0) if claim is None else (claim.seeds, claim.prompts)
     return {
         "p": np.nan if claim is None else claim.p,
-        **found,
+        **p_by_test,
         **dict(zip(("tested_seeds", "tested_items"), rests, strict=True)),
     }
 
@@ -314,29 +343,29 @@ def claims(
     *,
     flips: int = FLIPS,
 ) -> dict[Name, Claim]:
-    """What may be claimed of all comparisons of one table, which are corrected together, by name.
+    """Return what may be claimed of all comparisons of one table, by name.
 
-    A comparison that could not be made (None) counts in the correction, since it was asked for; it has no claim.
-    topics: of each comparison's prompts, where they come in topics.
+    They are corrected together. A comparison that could not be made (None) counts in the correction, since it was asked
+    for; it has no claim. topics: of each comparison's prompts, where they come in topics.
     """
-    of = topics or {}
-    made = {name: d for name, d in comparisons.items() if d is not None}
+    topics_of = topics or {}
+    differences = {name: d for name, d in comparisons.items() if d is not None}
     p_values: dict[Name, dict[str, float]] = {}
-    for name, d in made.items():
-        p_values[name] = {test: float(p[0]) for test, p in _p_values(d[None], of.get(name), flips).items()}
+    for name, d in differences.items():
+        p_values[name] = {test: float(p[0]) for test, p in _p_values(d[None], topics_of.get(name), flips).items()}
         if len(d) < FEWEST_SEEDS:
             p_values[name].pop("both", None)
-    corrected: dict[Name, dict[str, float]] = {name: {} for name in made}
+    corrected: dict[Name, dict[str, float]] = {name: {} for name in differences}
     for test in TESTS:
         of_test = [p_values.get(name, {}).get(test, np.nan) for name in comparisons]
         for name, p in zip(comparisons, holm(np.array(of_test)), strict=True):
             if not np.isnan(p):
                 corrected[name][test] = float(p)
     settled = sum(
-        len(d) >= FEWEST_SEEDS and max(corrected[name].values(), default=1.0) < LEVEL for name, d in made.items()
+        len(d) >= FEWEST_SEEDS and max(corrected[name].values(), default=1.0) < LEVEL for name, d in differences.items()
     )
     level = LEVEL / max(1, len(comparisons) - settled)
     return {
-        name: Claim(d, interval(d, of.get(name)), p_values[name], corrected[name], level, of.get(name))
-        for name, d in made.items()
+        name: Claim(d, interval(d, topics_of.get(name)), p_values[name], corrected[name], level, topics_of.get(name))
+        for name, d in differences.items()
     }

@@ -30,32 +30,36 @@ MARGINS = {"soft_margin", "hard_margin"}
 
 
 def cells_of(components: Sequence[str]) -> list[Present]:
-    """All 2^k cells: without any component first, with all of them last."""
+    """Return all 2^k cells: without any component first, with all of them last."""
     return [frozenset(some) for size in range(len(components) + 1) for some in combinations(components, size)]
 
 
 def by_components(design: Design, center: str) -> dict[Present, Cell]:
-    """The cells around a center by the components that they have, without controls; two of the same are refused."""
+    """Return the cells around a center by their components, without controls.
+
+    Two of the same components are refused.
+    """
     components = design.reference(center).levels
-    found: dict[Present, Cell] = {}
+    cells_by_components: dict[Present, Cell] = {}
     for cell in design.around(center):
         present = frozenset(name for name in components if cell.levels.get(name))
-        if present in found and not cell.control:
+        if present in cells_by_components and not cell.control:
             raise InputError(
-                f"{cell.label} and {found[present].label} have the same components: their design is no factorial "
-                "one. Make one of them a control."
+                f"{cell.label} and {cells_by_components[present].label} have the same components: their "
+                "design is no factorial one. Make one of them a control."
             )
         if not cell.control:
-            found[present] = cell
-    return found
+            cells_by_components[present] = cell
+    return cells_by_components
 
 
 def effect_weights(components: Sequence[str]) -> dict[tuple[str, ...], np.ndarray]:
-    """(cells,) weights of every main effect and interaction, in the order of `cells_of`, main effects first.
+    """Return (cells,) weights of every main effect and interaction, main effects first.
 
-    The standard contrasts: the product of a cell's signs (1 present, -1 absent) over the effect's components, over
-    2^(k-1). A main effect is the mean of the cells with the component minus the mean of those without; an interaction
-    of two is half the difference between the effect of one with the other present and with it absent, and so on.
+    They are in the order of `cells_of`. The standard contrasts: the product of a cell's signs (1 present, -1 absent)
+    over the effect's components, over 2^(k-1). A main effect is the mean of the cells with the component minus the mean
+    of those without; an interaction of two is half the difference between the effect of one with the other present and
+    with it absent, and so on.
     """
     cells = cells_of(components)
     return {
@@ -66,10 +70,11 @@ def effect_weights(components: Sequence[str]) -> dict[tuple[str, ...], np.ndarra
 
 
 def shapley_weights(components: Sequence[str]) -> dict[str, np.ndarray]:
-    """(cells,) weights of each component's Shapley value, in the order of `cells_of`; they add up to `total_weights`.
+    """Return (cells,) weights of each component's Shapley value.
 
-    The mean, over all orders in which components may be added, of what the component adds when its turn comes
-    (Shapley 1953): with |S| of k components there before, |S|! (k - |S| - 1)! of the k! orders.
+    They are in the order of `cells_of`, and add up to `total_weights`. The mean, over all orders in which components
+    may be added, of what the component adds when its turn comes (Shapley 1953): with |S| of k components there before,
+    |S|! (k - |S| - 1)! of the k! orders.
     """
     k, cells = len(components), cells_of(components)
     share = [factorial(size) * factorial(k - size - 1) / factorial(k) for size in range(k)]
@@ -80,49 +85,53 @@ def shapley_weights(components: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def total_weights(components: Sequence[str]) -> np.ndarray:
-    """(cells,) weights of the total effect: all components minus none."""
+    """Return (cells,) weights of the total effect: all components minus none."""
     weights = np.zeros(2 ** len(components))
     weights[-1], weights[0] = 1.0, -1.0
     return weights
 
 
 def contrast(weights: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
-    """(seeds, prompts) or (seeds,) values of an effect from the outcomes of all cells, (cells, ...)."""
+    """Return (seeds, prompts) or (seeds,) values of an effect.
+
+    outcomes: (cells, ...) of all cells.
+    """
     return np.tensordot(weights, outcomes, axes=1)
 
 
 def scale(weights: np.ndarray) -> float:
-    """How many times an effect with these weights has to be to scatter as the difference of two cells does.
+    """Return the factor that lets an effect scatter as the difference of two cells does.
 
     What was not seen is given room by that measure, and a mean of many cells needs less of it.
     """
     return float(np.sqrt(2 / (weights**2).sum()))
 
 
-def factorial_effects(found: Cells) -> Table:
-    """For each center a row per component, per interaction, and one for all components together.
+def factorial_effects(design_cells: Cells) -> Table:
+    """Return for each center a row per component, per interaction, and one for the total.
 
     In `frame` effects are in the outcomes' unit: shares for rates. `shapley` is of the rate, `stability_shapley` of S.
     A center of which a cell is missing is not summed: its rows have no numbers.
     """
-    design = found.design
+    design = design_cells.design
     if design.kind != "factorial":
         return empty("This run is no factorial design.", "effect")
-    grids = {center: _Grid.of(found, center) for center in design.centers}
+    grids = {center: _Grid.of(design_cells, center) for center in design.centers}
     claims = effects.claims(
-        {f"{center}/{name}": d for center, grid in grids.items() for name, d in grid.main(found.metric).items()}
-        if found.metric
+        {f"{center}/{name}": d for center, grid in grids.items() for name, d in grid.main(design_cells.metric).items()}
+        if design_cells.metric
         else {},
         {f"{center}/{name}": grid.topics for center, grid in grids.items() for name in grid.components}
-        if found.metric == found.rate
+        if design_cells.metric == design_cells.rate
         else None,
     )
-    frame = pd.DataFrame([row for center, grid in grids.items() for row in grid.rows(center, found, claims)])
+    frame = pd.DataFrame([row for center, grid in grids.items() for row in grid.rows(center, design_cells, claims)])
     return Table(
         frame=frame,
-        caption=f"{name_of(found.run)}: effects of {len(design.cells)} cells on the {METRICS[found.rate]}, in points, "
-        f"and on stability S, with 95 % intervals. Seeds {', '.join(map(str, found.planned))}.",
-        notes=_notes(found, frame, [said for grid in grids.values() for said in grid.missing]),
+        caption=f"{name_of(design_cells.run)}: effects of {len(design.cells)} cells on the "
+        f"{METRICS[design_cells.rate]}, in points, and on stability S, with 95 % intervals. "
+        f"Seeds {', '.join(map(str, design_cells.planned))}.",
+        notes=_notes(design_cells, frame, [phrase for grid in grids.values() for phrase in grid.missing]),
         columns=_columns(frame),
     )
 
@@ -141,23 +150,26 @@ class _Grid:
     topics: np.ndarray | None
 
     @classmethod
-    def of(cls, found: Cells, center: str) -> "_Grid":
-        """Controls are no part of it."""
-        components, own = tuple(found.design.reference(center).levels), by_components(found.design, center)
-        absent = [place for place in cells_of(components) if place not in own]
+    def of(cls, design_cells: Cells, center: str) -> "_Grid":
+        """Collect the outcomes around a center. Controls are no part of them."""
+        components, cells_by_components = (
+            tuple(design_cells.design.reference(center).levels),
+            by_components(design_cells.design, center),
+        )
+        absent = [place for place in cells_of(components) if place not in cells_by_components]
         missing = [f"{center} has no cell with {' and '.join(sorted(place)) or 'no component'}" for place in absent]
-        missing += found.missing(own.values(), found.rate)
-        values: dict[str, np.ndarray | None] = {found.rate: None, "stability": None}
-        labels = [own[place].label for place in cells_of(components) if place in own]
+        missing += design_cells.missing(cells_by_components.values(), design_cells.rate)
+        values: dict[str, np.ndarray | None] = {design_cells.rate: None, "stability": None}
+        labels = [cells_by_components[place].label for place in cells_of(components) if place in cells_by_components]
         for metric in values:
-            outcomes = found.outcomes(metric)
+            outcomes = design_cells.outcomes(metric)
             if not absent and outcomes.keys() >= set(labels):
-                _, together = common([outcomes[label] for label in labels])
-                values[metric] = together if together.size else None
-        return cls(components, values, missing, found.topics_of(labels, found.rate))
+                _, stack = common([outcomes[label] for label in labels])
+                values[metric] = stack if stack.size else None
+        return cls(components, values, missing, design_cells.topics_of(labels, design_cells.rate))
 
     def main(self, metric: str | None) -> dict[str, np.ndarray | None]:
-        """What the test of each component's main effect is made of, per seed and item: the effect on its scale."""
+        """Return each component's main effect per seed and item, on the scale of its test."""
         weights = effect_weights(self.components)
         return {name: self._contrast(weights[(name,)] * scale(weights[(name,)]), metric) for name in self.components}
 
@@ -170,29 +182,32 @@ class _Grid:
         values = self._contrast(weights * times, metric)
         if values is None:
             return None
-        found = effects.interval(values, self.topics if values.ndim > 1 else None)
-        return statistics.Interval(found.value / times, found.low / times, found.high / times)
+        interval = effects.interval(values, self.topics if values.ndim > 1 else None)
+        return statistics.Interval(interval.value / times, interval.low / times, interval.high / times)
 
-    def rows(self, center: str, found: Cells, claims: dict[str, Claim]) -> list[dict[str, Any]]:
-        """Components, interactions, and all components together, whose effect is the sum of the Shapley values."""
+    def rows(self, center: str, design_cells: Cells, claims: dict[str, Claim]) -> list[dict[str, Any]]:
+        """Return rows of components, interactions and the total.
+
+        The effect of the total is the sum of the Shapley values.
+        """
         shapley = shapley_weights(self.components)
-        every = [
+        contrasts = [
             *effect_weights(self.components).items(),
             ((ALL,), total_weights(self.components)),
         ]
         rows = []
-        for names, weights in every:
+        for names, weights in contrasts:
             name = " x ".join(names)
             kind = "total" if names == (ALL,) else "main" if len(names) == 1 else "interaction"
             share = shapley.get(name, weights if kind == "total" else None)
             intervals = {
-                "effect": self._interval(weights, found.rate),
-                "shapley": None if share is None else self._interval(share, found.rate),
+                "effect": self._interval(weights, design_cells.rate),
+                "shapley": None if share is None else self._interval(share, design_cells.rate),
                 "stability_effect": self._interval(weights, "stability"),
                 "stability_shapley": None if share is None else self._interval(share, "stability"),
             }
             claim = claims.get(f"{center}/{name}") if kind == "main" else None
-            tested = self.values[found.metric or found.rate]
+            tested = self.values[design_cells.metric or design_cells.rate]
             rows.append(
                 {
                     "center": center,
@@ -221,7 +236,7 @@ def _columns(frame: pd.DataFrame) -> tuple[Column, ...]:
     )
 
 
-def _notes(found: Cells, frame: pd.DataFrame, missing: list[str]) -> list[str]:
+def _notes(design_cells: Cells, frame: pd.DataFrame, missing: list[str]) -> list[str]:
     notes = [
         "Main effect: mean of the cells with a component minus mean of those without. Interaction of two: half the "
         "change that one's presence makes to the other's effect; of more in the same way. Shapley: a component's part "
@@ -234,7 +249,7 @@ def _notes(found: Cells, frame: pd.DataFrame, missing: list[str]) -> list[str]:
             "all cells have, and where a cell has none there are no effects."
         )
     if (frame["seeds"] >= FEWEST_SEEDS).any():
-        count, metric = int((frame["kind"] == "main").sum()), METRICS[found.design.metric]
+        count, metric = int((frame["kind"] == "main").sum()), METRICS[design_cells.design.metric]
         notes.append(
             f'"matters": as in the ablation table, by {metric}, after Holm\'s correction over the '
             f"{count} main effects. Interactions and Shapley values are not tested; their intervals are not corrected."
@@ -251,13 +266,18 @@ def _notes(found: Cells, frame: pd.DataFrame, missing: list[str]) -> list[str]:
             "Without either margin the margin term is a constant and trains nothing: those cells have no margin at "
             "all, so either margin alone is what brings the term in."
         )
-    if any(cell.control for cell in found.design.cells):
+    if any(cell.control for cell in design_cells.design.cells):
         notes.append("Controls are no part of these sums.")
     return notes
 
 
-def sentences(found: Cells, table: Table) -> Sentences:
-    """Say what the table leaves open, and what it shows, of the main effects in the design's metric."""
+def sentences(design_cells: Cells, table: Table) -> Sentences:
+    """Say what the table leaves open, and what it shows, of the main effects.
+
+    They are in the design's metric.
+    """
     main = replace(table, frame=table.frame[table.frame["kind"] == "main"])
     claim = "matters: its main effect is"
-    return ablation_table.sentences(found, main, of="effect_of", claim=claim, columns=("effect", "stability_effect"))
+    return ablation_table.sentences(
+        design_cells, main, of="effect_of", claim=claim, columns=("effect", "stability_effect")
+    )

@@ -53,7 +53,7 @@ _OFFSETS = [(7, 5), (7, -11), (-7, 5), (-7, -11), (10, -3), (-10, -3), (0, 12), 
 
 
 def new_figure(width: float, height: float, **options: Any) -> "tuple[Figure, Any]":
-    """A figure of so many inches with its axes; options of `Figure.subplots`."""
+    """Open a figure of so many inches with its axes; options of `Figure.subplots`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
@@ -61,14 +61,14 @@ def new_figure(width: float, height: float, **options: Any) -> "tuple[Figure, An
 
 
 def lay_out(figure: "Figure") -> None:
-    """Work out where everything in the figure stands, once, without drawing it."""
+    """Lay out the whole figure once, without drawing it."""
     if (layout := figure.get_layout_engine()) is not None:
         layout.execute(figure)
         figure.set_layout_engine(None)
 
 
 def style() -> Any:
-    """A context in which everything is drawn in STYLE."""
+    """Return a context in which everything is drawn in STYLE."""
     import matplotlib
 
     mpl: Any = matplotlib  # its keys are typed as literals
@@ -78,7 +78,10 @@ def style() -> Any:
 
 
 def render(figure: "Figure", *kinds: str) -> dict[str, bytes]:
-    """Return the figure as svg, pdf and png, or as these kinds alone: the same bytes every time, without dates."""
+    """Render the figure as svg, pdf and png, or as these kinds alone.
+
+    The bytes are the same every time, without dates.
+    """
     without_dates = {
         "svg": {"Date": None, "Creator": None},
         "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -97,17 +100,17 @@ def render(figure: "Figure", *kinds: str) -> dict[str, bytes]:
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib draws as it is; a pair of dollars would start a formula."""
+    """Escape text for matplotlib: a pair of dollars would start a formula."""
     return one_line(text).replace("$", r"\$")
 
 
 def say(axes: "Axes", words: str) -> None:
-    """Words in the middle of axes that have nothing to show."""
+    """Write text in the middle of axes that have nothing to show."""
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=GREY)
 
 
 def pareto(run: Run, *, table: Table | None = None) -> "Figure":
-    """Win rate (or, where nothing was judged, held-out preference accuracy) against stability.
+    """Draw the win rate against stability; the held-out accuracy where nothing was judged.
 
     Filled: rows of the main table on the report prompts, with the interval of the win rate and the range of S over
     seeds. Hollow: search trials on the selection prompts, and their front. table: win_rate_stability(run), if at hand.
@@ -130,13 +133,15 @@ def pareto(run: Run, *, table: Table | None = None) -> "Figure":
         search = run.trials[run.trials["phase"] == "search"].dropna(subset=["stability", column])
         if len(search):
             _search_points(axes, search, keeping(run, search), column, judged=judged)
-        known = frame.dropna(subset=[column, "stability"]) if len(frame) else frame
-        if judged and len(known):
+        points = frame.dropna(subset=[column, "stability"]) if len(frame) else frame
+        if judged and len(points):
             # A rate without an interval is a point.
-            known = known.assign(**{end: known[end].fillna(known[column]) for end in ("win_rate_low", "win_rate_high")})
-        rows = known.to_dict("records")
+            points = points.assign(
+                **{end: points[end].fillna(points[column]) for end in ("win_rate_low", "win_rate_high")}
+            )
+        rows = points.to_dict("records")
         if rows:
-            _rows(axes, known, column, judged=judged)
+            _rows(axes, points, column, judged=judged)
         if judged:
             axes.axhline(50, color=BLACK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1, label="50 %: no change")
         ends = ["win_rate_low", "win_rate_high"] if judged else [column]
@@ -159,13 +164,13 @@ def _rows(axes: "Axes", frame: pd.DataFrame, column: str, *, judged: bool) -> No
     where = "report prompts" if judged else "held-out pairs"
     styles = {"arm": ("o", BLUE, f"arms ({where})"), "confirm": ("D", VERMILLION, f"confirmed winner ({where})")}
     for phase, (marker, colour, name) in styles.items():
-        own = frame[frame["phase"] == phase]
-        if own.empty:
+        phase_rows = frame[frame["phase"] == phase]
+        if phase_rows.empty:
             continue
-        x, y = own["stability"], 100 * own[column]
-        bars: dict[str, Any] = {"xerr": [x - own["stability_min"], own["stability_max"] - x]}
+        x, y = phase_rows["stability"], 100 * phase_rows[column]
+        bars: dict[str, Any] = {"xerr": [x - phase_rows["stability_min"], phase_rows["stability_max"] - x]}
         if judged:
-            bars["yerr"] = [y - 100 * own["win_rate_low"], 100 * own["win_rate_high"] - y]
+            bars["yerr"] = [y - 100 * phase_rows["win_rate_low"], 100 * phase_rows["win_rate_high"] - y]
         # Rounding can put a mean of equal values outside of them.
         bars = {name: np.maximum(ends, 0) for name, ends in bars.items()}
         axes.errorbar(
@@ -174,14 +179,14 @@ def _rows(axes: "Axes", frame: pd.DataFrame, column: str, *, judged: bool) -> No
         )  # fmt: skip
 
 
-def _search_points(axes: "Axes", search: pd.DataFrame, kept: pd.DataFrame, column: str, *, judged: bool) -> None:
+def _search_points(axes: "Axes", search: pd.DataFrame, eligible: pd.DataFrame, column: str, *, judged: bool) -> None:
     where = "selection prompts" if judged else "held-out pairs"
     x, y = search["stability"].to_numpy(dtype=float), 100 * search[column].to_numpy(dtype=float)
     axes.plot(
         x, y, "o", markerfacecolor="white", markeredgecolor=GREY, markersize=5, linestyle="none", zorder=3,
         label=f"search trials ({where}, one seed)", clip_on=False,
     )  # fmt: skip
-    corners = front_corners(kept, column)
+    corners = front_corners(eligible, column)
     if not len(corners):
         return
     # All that lies left of and below this line is beaten by a trial.
@@ -190,9 +195,10 @@ def _search_points(axes: "Axes", search: pd.DataFrame, kept: pd.DataFrame, colum
 
 
 def front_corners(search: pd.DataFrame, column: str) -> np.ndarray:
-    """Return the corners of the line below which a finished trial beats all that lies there, left to right.
+    """Return the corners of the front's line, left to right.
 
-    (corners, 2) stability and `column`, from the left edge to the bottom. search: trials that keep their constraints.
+    Whatever lies below the line is beaten by a finished trial. (corners, 2) stability and `column`, from the left edge
+    to the bottom. search: trials that keep their constraints.
     """
     points = search.loc[search["status"] == FINISHED, ["stability", column]].to_numpy(dtype=float)
     best = points[on_front(points)]
@@ -201,7 +207,7 @@ def front_corners(search: pd.DataFrame, column: str) -> np.ndarray:
 
 
 def limits(values: list[float], *, judged: bool) -> tuple[float, float]:
-    """Ends of an axis in % that shows these values, and with a judge 50."""
+    """Return the ends of an axis in % that shows these values, and with a judge 50."""
     values = [*values, 50.0] if judged else values or [0.0, 100.0]
     low, high = min(values), max(values)
     margin = max(5.0, 0.12 * (high - low))
@@ -214,7 +220,10 @@ _OFFSETS += [(x * k, y * k) for k in (2, 3, 4) for x, y in _OFFSETS]
 def _label(
     figure: "Figure", axes: "Axes", points: list[dict[Any, Any]], search: pd.DataFrame, column: str, *, judged: bool
 ) -> None:
-    """Write each label at the nearest place where it covers neither markers, nor bars, nor another label."""
+    """Write each label at the nearest free place.
+
+    It covers neither markers, nor bars, nor another label.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
@@ -227,15 +236,15 @@ def _label(
         corners = axes.transData.transform([(x0, 100 * y0), (x1, 100 * y1)])
         return Bbox([corners[0] - around, corners[1] + around])
 
-    taken = [area(x, x, y, y, 4) for x, y in zip(search["stability"], search[column], strict=True)]
+    boxes = [area(x, x, y, y, 4) for x, y in zip(search["stability"], search[column], strict=True)]
     for point in points:
         x, y = point["stability"], point[column]
-        taken += [area(x, x, y, y, 6), area(point["stability_min"], point["stability_max"], y, y, 2)]
+        boxes += [area(x, x, y, y, 6), area(point["stability_min"], point["stability_max"], y, y, 2)]
         if judged:
-            taken.append(area(x, x, point["win_rate_low"], point["win_rate_high"], 2))
+            boxes.append(area(x, x, point["win_rate_low"], point["win_rate_high"], 2))
     if judged:
         line = axes.transData.transform([(0, 50), (0, 50)])[:, 1] + [-1, 1]
-        taken.append(Bbox([[inside.x0, line[0]], [inside.x1, line[1]]]))
+        boxes.append(Bbox([[inside.x0, line[0]], [inside.x1, line[1]]]))
     for point in sorted(points, key=lambda point: (-point[column], point["label"])):
         text = axes.annotate(
             plain(str(point["label"])), (point["stability"], 100 * point[column]), xytext=(0, 0),
@@ -252,43 +261,49 @@ def _label(
             # Of the text alone: an annotation's own extent takes its arrow in.
             box = Text.get_window_extent(text, renderer)
             beyond = box.x0 < inside.x0 or box.x1 > inside.x1 + 8 or box.y0 < inside.y0 or box.y1 > inside.y1 + 8
-            if not beyond and not any(box.overlaps(other) for other in taken):
+            if not beyond and not any(box.overlaps(other) for other in boxes):
                 break
-        taken.append(box)
+        boxes.append(box)
 
 
 def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
-    """Held-out chosen and rejected log-probabilities over training: a panel per row of the table, seeds as a band.
+    """Draw held-out chosen and rejected log-probabilities over training.
 
-    Where no winner was confirmed, the best search trial has a panel too.
+    There is a panel per row of the table, with seeds as a band. Where no winner was confirmed, the best search trial
+    has a panel too.
     """
     looks = {"chosen_logp": (BLUE, "-"), "rejected_logp": (VERMILLION, "--")}
     curves = run.curves[(run.curves["source"] == "held_out") & run.curves["metric"].isin(looks)]
-    shown = {label: of_label(run, curves, label) for label in _labels(run, table)}
+    curves_by_label = {label: of_label(run, curves, label) for label in _labels(run, table)}
     if not (run.trials["phase"] == "confirm").any():
         for trial_id in trial_tables.search_trials(run).frame["trial_id"][:1]:
-            shown.setdefault(trial_id, curves[curves["trial_id"] == trial_id])
-    shown = {label: own for label, own in shown.items() if len(own)}
-    columns = min(4, max(1, len(shown)))
-    rows = max(1, -(-len(shown) // columns))
+            curves_by_label.setdefault(trial_id, curves[curves["trial_id"] == trial_id])
+    curves_by_label = {label: label_curves for label, label_curves in curves_by_label.items() if len(label_curves)}
+    columns = min(4, max(1, len(curves_by_label)))
+    rows = max(1, -(-len(curves_by_label) // columns))
     with style():
         shape = {"nrows": rows, "ncols": columns, "sharex": True, "sharey": True, "squeeze": False}
         figure, panels = new_figure(WIDTH, 1.75 * rows + 0.8, **shape)
-        for panel in panels.flat[len(shown) :]:
+        for panel in panels.flat[len(curves_by_label) :]:
             panel.set_axis_off()
         # Of the columns that end a row earlier, the last panel that there is has the numbers.
-        for panel in panels.flat[max(0, len(shown) - columns) : len(shown)]:
+        for panel in panels.flat[max(0, len(curves_by_label) - columns) : len(curves_by_label)]:
             panel.tick_params(labelbottom=True)
-        for label, panel in zip(shown, panels.flat, strict=False):
+        for label, panel in zip(curves_by_label, panels.flat, strict=False):
             for metric, (colour, dashes) in looks.items():
-                curve = shown[label][shown[label]["metric"] == metric]
-                own = curve.groupby("step")["value"].agg(["mean", "min", "max"])
-                look = {"color": colour, "linewidth": 1.4, "marker": "o" if len(own) == 1 else None, "markersize": 4}
-                panel.plot(own.index, own["mean"], dashes, label=metric.removesuffix("_logp"), **look)
-                panel.fill_between(own.index, own["min"], own["max"], color=colour, alpha=0.2, linewidth=0)
+                curve = curves_by_label[label][curves_by_label[label]["metric"] == metric]
+                by_step = curve.groupby("step")["value"].agg(["mean", "min", "max"])
+                look = {
+                    "color": colour,
+                    "linewidth": 1.4,
+                    "marker": "o" if len(by_step) == 1 else None,
+                    "markersize": 4,
+                }
+                panel.plot(by_step.index, by_step["mean"], dashes, label=metric.removesuffix("_logp"), **look)
+                panel.fill_between(by_step.index, by_step["min"], by_step["max"], color=colour, alpha=0.2, linewidth=0)
             panel.set_title(plain(label), fontsize=9)
             panel.grid()
-        if not shown:
+        if not curves_by_label:
             say(panels[0, 0], "No held-out curve was recorded.")
             return figure
         figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
@@ -298,25 +313,26 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
 
 
 def stability_parts(run: Run, *, table: Table | None = None) -> "Figure":
-    """What each row lost its stability to: 1 - S cut by the parts' shares of the summed (x/h)^2, mean over seeds.
+    """Draw what each row lost its stability to.
 
-    What a bar leaves free is S. A seed that failed or diverged has lost everything to that.
+    1 - S is cut by the parts' shares of the summed (x/h)^2, mean over seeds. What a bar leaves free is S. A seed that
+    failed or diverged has lost everything to that.
     """
     colours = (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, "#bbbbbb")
     hatches = ("", "///", "", "...", "", "xxx", "\\\\\\")
     names = {name: f"{letter} {name.replace('_', ' ')}" for name, letter in PARTS.items()} | {"failed": "failed"}
     labels = _labels(run, table)
-    shares = {label: stability.taken_by_parts(of_label(run, run.trials, label)) for label in labels}
+    shares = {label: stability.loss_by_part(of_label(run, run.trials, label)) for label in labels}
     with style():
         figure, axes = new_figure(WIDTH, 0.3 * max(3, len(labels)) + 1.2)
-        left = np.zeros(len(labels))
+        starts = np.zeros(len(labels))
         for (name, words), colour, hatch in zip(names.items(), colours, hatches, strict=True):
             widths = np.array([shares[label][name] for label in labels])
             if name == "failed" and not widths.any():
                 continue
             look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.4, "label": words}
-            axes.barh(range(len(labels)), widths, left=left, height=0.72, **look)
-            left += widths
+            axes.barh(range(len(labels)), widths, left=starts, height=0.72, **look)
+            starts += widths
         for place, label in enumerate(labels):
             score = shares[label]["stability"]
             axes.text(1.01, place, "S –" if np.isnan(score) else f"S {score:.2f}", va="center", fontsize=8)
@@ -332,7 +348,10 @@ def stability_parts(run: Run, *, table: Table | None = None) -> "Figure":
 
 
 def _labels(run: Run, table: Table | None) -> list[str]:
-    """The rows of the main table in its order; without any, the search trials, the best first."""
+    """Return the rows of the main table in its order.
+
+    Without any they are the search trials, the best first.
+    """
     frame = (table or tables.win_rate_stability(run)).frame
     if len(frame):
         return frame["label"].tolist()

@@ -32,10 +32,11 @@ DRAWN_ANEW = 1_000
 
 
 def knees(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the knees of fronts, -1 where no trial lies beyond the line; who is on them; distances beyond the line.
+    """Return the knees of fronts, who is on them, and distances beyond the line.
 
-    points: (..., trials, 2); NaN is on no front. The knees are (...,), the others (..., trials); distances are shares
-    of the front's range, NaN off the front. Of equally far trials the knee has more of the first goal.
+    A knee is -1 where no trial lies beyond the line. points: (..., trials, 2); NaN is on no front. The knees are
+    (...,), the others (..., trials); distances are shares of the front's range, NaN off the front. Of equally far
+    trials the knee has more of the first goal.
     """
     on_front = pareto.on_front(points)
     of_front = on_front[..., None]
@@ -66,24 +67,24 @@ class ResampledFront:
 
 
 def draw_rates(outcomes: np.ndarray, *, resamples: int = RESAMPLES) -> np.ndarray:
-    """(resamples, trials) means over prompts, the prompts drawn anew, the same for all trials.
+    """Return (resamples, trials) means over resampled prompts, the same for all trials.
 
     outcomes: (trials, prompts), NaN where a trial has none.
     """
-    known = ~np.isnan(outcomes)
-    sums = statistics.resample_sums(np.where(known, outcomes, 0.0), resamples=resamples)
-    asked = statistics.resample_sums(known.astype(float), resamples=resamples)
-    return np.divide(sums, asked, out=np.full_like(sums, np.nan), where=asked > 0)
+    valid = ~np.isnan(outcomes)
+    sums = statistics.resample_sums(np.where(valid, outcomes, 0.0), resamples=resamples)
+    counts = statistics.resample_sums(valid.astype(float), resamples=resamples)
+    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
 
 
 def resample(points: np.ndarray, drawn: Mapping[int, np.ndarray]) -> ResampledFront:
-    """The knee over resamples.
+    """Resample the knee.
 
     points: (trials, 2). drawn: by column of these, (resamples, trials) values of that goal; a goal that is not there
     stays as measured.
     """
     resamples = len(next(iter(drawn.values())))
-    on_front, is_knee, found = np.zeros(len(points)), np.zeros(len(points)), []
+    on_front, is_knee, knee_points = np.zeros(len(points)), np.zeros(len(points)), []
     # Some resamples at a time, so that a large search takes no more memory than a small one.
     size = max(1, AT_ONCE // len(points))
     for start in range(0, resamples, size):
@@ -95,26 +96,35 @@ def resample(points: np.ndarray, drawn: Mapping[int, np.ndarray]) -> ResampledFr
         with_knee = np.flatnonzero(trial >= 0)
         on_front += front_of_each.sum(axis=0)
         is_knee += np.bincount(trial[with_knee], minlength=len(points))
-        found.append(moved[with_knee, trial[with_knee]])
-    return ResampledFront(on_front / resamples, is_knee / resamples, np.concatenate(found))
+        knee_points.append(moved[with_knee, trial[with_knee]])
+    return ResampledFront(on_front / resamples, is_knee / resamples, np.concatenate(knee_points))
 
 
 def knee_ends(drawn: ResampledFront) -> np.ndarray:
-    """(2, 2) the lower and the upper end of where the knee lies, by goal: 95 % of the resamples that have one."""
+    """Return (2, 2) the lower and the upper end of where the knee lies, by goal.
+
+    They hold 95 % of the resamples that have a knee.
+    """
     return np.asarray(np.quantile(drawn.points, statistics.TAILS, axis=0))
 
 
 def outcomes_of(searched: Searched, answers: pd.DataFrame) -> np.ndarray | None:
-    """(trials, prompts) mean outcome of each search trial's answers to each prompt; None where there are none."""
-    own = answers[answers["trial_id"].isin(searched.trials["trial_id"]) & answers["outcome"].notna()]
-    if own.empty:
+    """Return (trials, prompts) mean outcome of each search trial's answers.
+
+    None where there are no answers.
+    """
+    trial_answers = answers[answers["trial_id"].isin(searched.trials["trial_id"]) & answers["outcome"].notna()]
+    if trial_answers.empty:
         return None
-    wide = own.pivot_table(index="trial_id", columns="prompt_id", values="outcome", aggfunc="mean")
+    wide = trial_answers.pivot_table(index="trial_id", columns="prompt_id", values="outcome", aggfunc="mean")
     return np.asarray(wide.reindex(searched.trials["trial_id"]).to_numpy(dtype=float))
 
 
 def front(searched: Searched, run: Run) -> Table:
-    """The front from one end to the other, with its knee and how often each trial is that. For two goals."""
+    """Return the front of two goals from one end to the other, with its knee.
+
+    It says how often each trial is the knee.
+    """
     if len(searched.names) != 2 or not searched.eligible.any():
         return empty("There is no front of two goals.", "trial_id")
     points = np.where(searched.eligible[:, None], searched.goals, np.nan)
@@ -141,7 +151,9 @@ def front(searched: Searched, run: Run) -> Table:
         shares = resample(points, drawn)
         frame["front_share"], frame["knee_share"] = shares.on_front, shares.is_knee
         frame = frame[frame["on_front"] | (frame["knee_share"] >= SHOWN)]
-        notes += _about_resamples(searched, shares, held=[searched.names[place] for place in {0, 1} - drawn.keys()])
+        notes += _about_resamples(
+            searched, shares, fixed_goals=[searched.names[place] for place in {0, 1} - drawn.keys()]
+        )
     if outcomes is not None:
         ends = [statistics.win_rate_interval(outcomes[place][None]) for place in frame.index]
         frame["win_rate_low"] = [np.nan if end is None else end.low for end in ends]
@@ -176,27 +188,35 @@ def front(searched: Searched, run: Run) -> Table:
 
 
 def knob_notes(searched: Searched, trial_ids: Iterable[str]) -> list[str]:
-    """What each of these trials set of the knobs that were searched: `search-0003: beta=0.12 gamma=0.4`."""
+    """Say what each of these trials set: `search-0003: beta=0.12 gamma=0.4`.
+
+    It names the knobs that were searched.
+    """
     trials = searched.trials.set_index("trial_id")
     values = {name.removeprefix(KNOB): read(trials[name]) for name in map(str, trials) if name.startswith(KNOB)}
     names, notes = short_names(list(values)), []
     for trial in trial_ids:
         row = trials.index.get_loc(trial)
-        if knobs := [f"{names[path]}={short(own[row])}" for path, own in values.items() if own[row] is not None]:
+        if knobs := [
+            f"{names[path]}={short(column[row])}" for path, column in values.items() if column[row] is not None
+        ]:
             notes.append(f"{trial}: {' '.join(knobs)}")
     return notes
 
 
 def _draw_stabilities(searched: Searched, run: Run) -> np.ndarray | None:
-    """(resamples, trials) S over pairs, prompts and updates drawn anew; None where a trial recorded too little."""
+    """Return (resamples, trials) S over resampled pairs, prompts and updates.
+
+    None where a trial recorded too little.
+    """
     drawn = stability.resampled(run, searched.trials[searched.complete], RESAMPLES)
     missing = np.full(RESAMPLES, np.nan)
     values = [drawn[name].stability if name in drawn else missing for name in searched.trials["trial_id"]]
     return np.stack(values, axis=1) if drawn else None
 
 
-def _about_resamples(searched: Searched, drawn: ResampledFront, held: list[str]) -> list[str]:
-    stays = f"; {held[0].replace('_', ' ')} stays as measured, so that they are too sure" if held else ""
+def _about_resamples(searched: Searched, drawn: ResampledFront, fixed_goals: list[str]) -> list[str]:
+    stays = f"; {fixed_goals[0].replace('_', ' ')} stays as measured, so that they are too sure" if fixed_goals else ""
     notes = [
         f"front %, knee %: in how many of {RESAMPLES:,} resamples of what its goals were measured on (selection "
         f"prompts, held-out pairs, updates) a trial is on the front, and is its knee{stays}. Trials off the front are "
@@ -205,16 +225,16 @@ def _about_resamples(searched: Searched, drawn: ResampledFront, held: list[str])
     if not len(drawn.points):
         return notes
     low, high = knee_ends(drawn)
-    said = []
+    ranges = []
     for place, goal in enumerate(searched.names):
         head, scale, digits = unit_of(goal)
         ends = sorted((searched.signs[place] * low[place], searched.signs[place] * high[place]))
-        said.append(f"{head.removesuffix(' %')} {' to '.join(number(end, digits, scale=scale) for end in ends)}")
+        ranges.append(f"{head.removesuffix(' %')} {' to '.join(number(end, digits, scale=scale) for end in ends)}")
     without = 1 - len(drawn.points) / RESAMPLES
     lacks = f"; {100 * without:.0f} % of them have no knee" if without >= 0.005 else ""
     return [
         *notes,
-        f"Over the resamples the knee lies at {' and '.join(said)} (95 %){lacks}. A trial's knee % is not the chance "
+        f"Over the resamples the knee lies at {' and '.join(ranges)} (95 %){lacks}. A trial's knee % is not the chance "
         "that it is the true one: where trials lie close, it is too sure.",
     ]
 
@@ -236,7 +256,10 @@ class Spent:
 
     @classmethod
     def of(cls, searched: Searched) -> "Spent | None":
-        """None where no trial completed. Stopped and lost trials have cost their tokens and found nothing."""
+        """Collect the search by its first trials; None where no trial completed.
+
+        Stopped and lost trials have cost their tokens and found nothing.
+        """
         complete = searched.complete
         if not complete.any():
             return None
@@ -256,7 +279,10 @@ class Spent:
 
 
 def hypervolumes(points: np.ndarray) -> np.ndarray:
-    """(trials,) the area that the first 1, 2, ... trials dominate above (0, 0). points: (trials, 2), more is better."""
+    """Return (trials,) the area that the first 1, 2, ... trials dominate above (0, 0).
+
+    points: (trials, 2), more is better.
+    """
     points = np.maximum(points, 0.0)
     edges = np.unique(points[:, 0])
     widths = np.diff(edges, prepend=0.0)
@@ -267,10 +293,11 @@ def hypervolumes(points: np.ndarray) -> np.ndarray:
 
 
 def expected_best(values: np.ndarray) -> np.ndarray:
-    """(..., trials) expected best of k = 1, 2, ... of the trials, drawn without replacement; more is better.
+    """Return (..., trials) expected best of k = 1, 2, ... trials; more is better.
 
-    The unbiased estimate of what Dodge et al. (2019) define: the i-th smallest of n is the best of k with probability
-    C(i-1, k-1) / C(n, k). Drawing with replacement, as they do, comes out too low (Tang et al. 2020).
+    The trials are drawn without replacement. The unbiased estimate of what Dodge et al. (2019) define: the i-th
+    smallest of n is the best of k with probability C(i-1, k-1) / C(n, k). Drawing with replacement, as they do, comes
+    out too low (Tang et al. 2020).
     """
     trials = values.shape[-1]
     smaller = np.arange(1, trials + 1)
@@ -281,7 +308,7 @@ def expected_best(values: np.ndarray) -> np.ndarray:
 
 
 def budget_curve(searched: Searched, spent: Spent) -> Table:
-    """What the first trials found, for 1, 2, 4, ... trials and all of them."""
+    """Return what the first trials found, for 1, 2, 4, ... trials and all of them."""
     count = len(searched.trials)
     rows = sorted({*(2**power for power in range(count.bit_length())), count})
     at = np.array(rows) - 1

@@ -32,14 +32,19 @@ Samples = dict[Any, tuple[dict[str, Any], dict[Metric, float]]]
 
 
 def are_samples(path: Path) -> bool:
-    """Whether this is a file of samples, or a folder, no run's, with any in it or in a folder of it."""
+    """Tell whether this is a file of samples, or a folder with any in or below it.
+
+    The folder of a run is none.
+    """
     if path.is_dir():
         return not (path / "manifest.json").exists() and any(_files(path))
     return path.is_file() and path.suffix == ".jsonl"
 
 
 def compare_samples(paths: Sequence[Path]) -> Table:
-    """Return the second model's values minus the first's, by task and metric, and as the mean over tasks.
+    """Return the second model's values minus the first's, by task and metric.
+
+    There is also the mean over tasks.
 
     Args:
         paths: Two files or folders of samples.
@@ -64,14 +69,16 @@ def compare_samples(paths: Sequence[Path]) -> Table:
         _refuse_others(task, first[task], second[task], paths)
         shared = sorted(first[task].keys() & second[task].keys(), key=str)
         for metric in _metrics(first[task]):
-            pairs = np.array([[own[task][name][1].get(metric, math.nan) for name in shared] for own in (first, second)])
+            pairs = np.array(
+                [[samples[task][name][1].get(metric, math.nan) for name in shared] for samples in (first, second)]
+            )
             pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
             if pairs.size:
                 changes[task, metric] = pairs[1] - pairs[0]
-                alone = sum(len(own[task]) - pairs.shape[1] for own in (first, second))
+                left_out = sum(len(samples[task]) - pairs.shape[1] for samples in (first, second))
                 shares = bool(((pairs >= 0) & (pairs <= 1)).all())
                 rows.append(
-                    _row(task, metric, pairs.shape[1], alone, pairs.mean(axis=1), shares, [pairs[1] - pairs[0]])
+                    _row(task, metric, pairs.shape[1], left_out, pairs.mean(axis=1), shares, [pairs[1] - pairs[0]])
                 )
     rows += _pooled(rows, changes)
     notes = [
@@ -79,8 +86,8 @@ def compare_samples(paths: Sequence[Path]) -> Table:
         "Whether more is better depends on the metric. An interval that covers 0 does not show that nothing was lost.",
         f"{POOLED}: every task counts the same; its interval is over the documents of these tasks, not over tasks.",
     ]
-    if apart := sorted(first.keys() ^ second.keys()):
-        notes.append(f"Of one model alone, and left out: {', '.join(apart)}.")
+    if unshared_tasks := sorted(first.keys() ^ second.keys()):
+        notes.append(f"Of one model alone, and left out: {', '.join(unshared_tasks)}.")
     if any(math.isnan(row["change_low"]) for row in rows):
         notes.append("Without ends: fewer than 3 documents, or the same change in all, of values that are no shares.")
     caption = f"{paths[1]} against {paths[0]}: samples of lm-evaluation-harness."
@@ -109,23 +116,23 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _read(path: Path) -> dict[str, Samples]:
-    """Samples by task."""
+    """Read samples by task."""
     files = [path] if path.is_file() else list(_files(path))
     if not files:
         raise InputError(f"{path} has no file samples_*.jsonl. Give what `lm_eval --log_samples` wrote.")
-    found: dict[str, Samples] = {}
+    samples_by_task: dict[str, Samples] = {}
     for file in files:
-        named = _NAME.fullmatch(file.name)
-        task = named["task"] if named else file.stem
-        if task in found:
+        match = _NAME.fullmatch(file.name)
+        task = match["task"] if match else file.stem
+        if task in samples_by_task:
             raise InputError(f"{path} has several files of samples of {task}. Give one file, or a folder with one.")
-        found[task] = _read_file(file)
-    return found
+        samples_by_task[task] = _read_file(file)
+    return samples_by_task
 
 
 def _read_file(file: Path) -> Samples:
     samples: Samples = {}
-    seen: Counter[Any] = Counter()
+    counts: Counter[Any] = Counter()
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -135,17 +142,19 @@ def _read_file(file: Path) -> Samples:
             continue
         try:
             row = json.loads(line)
-            name, kept, metrics = row["doc_id"], str(row["filter"]), row["metrics"]
+            name, filter_name, metrics = row["doc_id"], str(row["filter"]), row["metrics"]
             hashes = {key: row[key] for key in _HASHES}
-            values = {(str(metric), kept): _value(row[metric]) for metric in metrics}
-            seen[name, kept] += 1
+            values = {(str(metric), filter_name): _value(row[metric]) for metric in metrics}
+            counts[name, filter_name] += 1
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{file}:{number}: {type(error).__name__}: {error}. A sample has doc_id, filter, metrics with their "
                 f"values, {', '.join(_HASHES)}: write it again with lm-evaluation-harness 0.4.5 or later."
             ) from None
-        if seen[name, kept] > 1:
-            raise InputError(f"{file}:{number}: document {name} is there twice with the filter {kept}. Keep one.")
+        if counts[name, filter_name] > 1:
+            raise InputError(
+                f"{file}:{number}: document {name} is there twice with the filter {filter_name}. Keep one."
+            )
         samples.setdefault(name, (hashes, {}))[1].update(values)
     if not samples:
         raise InputError(f"{file} is empty. Give samples of lm-evaluation-harness.")
@@ -153,7 +162,10 @@ def _read_file(file: Path) -> Samples:
 
 
 def _value(value: Any) -> float:
-    """A document's value of a metric; NaN for one that is only of all documents together, such as a perplexity."""
+    """Return a document's value of a metric.
+
+    NaN for one that is only of all documents together, such as a perplexity.
+    """
     return float(value) if isinstance(value, (bool, int, float)) else math.nan
 
 
@@ -163,7 +175,9 @@ def _metrics(samples: Samples) -> list[Metric]:
 
 def _refuse_others(task: str, first: Samples, second: Samples, paths: Sequence[Path]) -> None:
     """Raise InputError where two models were not asked or measured alike."""
-    metrics = [{f"{metric} ({kept})" for metric, kept in _metrics(own)} for own in (first, second)]
+    metrics = [
+        {f"{metric} ({filter_name})" for metric, filter_name in _metrics(samples)} for samples in (first, second)
+    ]
     if different := sorted(metrics[0] ^ metrics[1]):
         raise InputError(f"{task}: only one of {paths[0]} and {paths[1]} has {', '.join(different)}. Use one version.")
     shared = first.keys() & second.keys()
@@ -178,15 +192,18 @@ def _refuse_others(task: str, first: Samples, second: Samples, paths: Sequence[P
 
 
 def _row(
-    task: str, metric: Metric, documents: int, alone: int, means: Any, shares: bool, changes: Sequence[np.ndarray]
+    task: str, metric: Metric, documents: int, left_out: int, means: Any, shares: bool, changes: Sequence[np.ndarray]
 ) -> dict[str, Any]:
-    """A row of the table. means: of the first and the second. changes: of the documents of each task in the row."""
+    """Build a row of the table.
+
+    means: of the first and the second. changes: of the documents of each task in the row.
+    """
     return {
         "task": task,
         "metric": metric[0],
         "filter": metric[1],
         "documents": documents,
-        "left_out": alone,
+        "left_out": left_out,
         "first": float(means[0]),
         "second": float(means[1]),
         "shares": shares,
@@ -195,9 +212,10 @@ def _row(
 
 
 def _mean_of_tasks(changes: Sequence[np.ndarray], *, shares: bool) -> statistics.Interval:
-    """The mean over tasks of the mean over documents, with Student's t interval; Satterthwaite's degrees of freedom.
+    """Return the mean over tasks of the mean over documents, with Student's t interval.
 
-    shares: whether values are from 0 to 1, so that documents that all agree leave room, as in `difference_interval`.
+    The degrees of freedom are Satterthwaite's. shares: whether values are from 0 to 1, so that documents that all agree
+    leave room, as in `difference_interval`.
     """
     value = float(np.mean([change.mean() for change in changes]))
     sizes = np.array([len(change) for change in changes])
@@ -214,11 +232,11 @@ def _mean_of_tasks(changes: Sequence[np.ndarray], *, shares: bool) -> statistics
 def _pooled(
     rows: Sequence[dict[str, Any]], changes: Mapping[tuple[str, Metric], np.ndarray]
 ) -> Iterator[dict[str, Any]]:
-    """The mean over tasks of every metric that several have."""
+    """Yield the mean over tasks of every metric that several have."""
     for metric in sorted({metric for _, metric in changes}):
-        of_tasks = [change for (_, own), change in changes.items() if own == metric]
-        own = [row for row in rows if (row["metric"], row["filter"]) == metric]
+        of_tasks = [change for (_, key), change in changes.items() if key == metric]
+        metric_rows = [row for row in rows if (row["metric"], row["filter"]) == metric]
         if len(of_tasks) > 1:
-            documents, alone = (sum(row[name] for row in own) for name in ("documents", "left_out"))
-            means = [np.mean([row[name] for row in own]) for name in ("first", "second")]
-            yield _row(POOLED, metric, documents, alone, means, all(row["shares"] for row in own), of_tasks)
+            documents, left_out = (sum(row[name] for row in metric_rows) for name in ("documents", "left_out"))
+            means = [np.mean([row[name] for row in metric_rows]) for name in ("first", "second")]
+            yield _row(POOLED, metric, documents, left_out, means, all(row["shares"] for row in metric_rows), of_tasks)

@@ -51,7 +51,10 @@ Spans = list[list[int]]
 
 
 def examples(run: Run, main: Table) -> dict[str, Any] | None:
-    """Answers of the best row's first seed to the first prompts in the order of their ids: not chosen by content."""
+    """Return answers of the best row's first seed to the first prompts by id.
+
+    They are not chosen by content.
+    """
     for label in main.frame["label"] if len(main.frame) else run.trials["label"]:
         answers = of_label(run, run.answers, label)
         if answers.empty:
@@ -63,20 +66,23 @@ def examples(run: Run, main: Table) -> dict[str, Any] | None:
 
 
 def first_pairs(answers: pd.DataFrame, *, longest: int = LONGEST_ANSWER) -> dict[str, list[dict[str, Any]]]:
-    """By trial its first answers in the order of their prompts' ids, each at most so many characters long."""
+    """Return each trial's first answers in the order of their prompts' ids.
+
+    Each has at most so many characters.
+    """
     first = answers.sort_values("prompt_id", kind="stable").groupby("trial_id", sort=False).head(EXAMPLES)
     pairs: dict[str, list[dict[str, Any]]] = {}
     for row in first[["trial_id", *SHOWN]].to_dict("records"):
         outcome = row["outcome"]
         answer, baseline = (_cut(row[name], longest) for name in ("answer", "baseline_answer"))
-        added, gone = differing(answer, baseline)
+        answer_spans, baseline_spans = differing(answer, baseline)
         pairs.setdefault(row["trial_id"], []).append(
             {
                 "prompt": _prompt(row["prompt"]),
                 "answer": answer,
                 "baseline": baseline,
-                "added": added,
-                "gone": gone,
+                "added": answer_spans,
+                "gone": baseline_spans,
                 "verdict": "no verdict" if pd.isna(outcome) else OUTCOMES.get(outcome, str(outcome)),
                 "broken": f"broken: {row['broken_reason']}" if pd.notna(row["broken_reason"]) else "",
                 "baseline_broken": "broken" if row["baseline_broken"] is True else "",
@@ -103,18 +109,18 @@ def _cut(text: Any, longest: int) -> str:
     return text if len(text) <= longest else text[:longest] + f" … ({len(text)} characters)"
 
 
-def front_data(found: Findings) -> dict[str, Any] | None:
-    """Everything that the front shows; None where there is no point to draw."""
-    run, judged = found.run, is_judged(found.run)
+def front_data(findings: Findings) -> dict[str, Any] | None:
+    """Return everything that the front shows; None where there is no point to draw."""
+    run, judged = findings.run, is_judged(findings.run)
     column = "win_rate" if judged else "preference_accuracy"
     search = run.trials[run.trials["phase"] == "search"].dropna(subset=["stability", column])
-    frame = found.main.frame
+    frame = findings.main.frame
     rows = frame.dropna(subset=[column, "stability"]) if len(frame) else frame
     trials = search.sort_values(column, kind="stable").to_dict("records")
-    searched = found.searched
+    searched = findings.searched
     outcomes = outcomes_of(searched, run.answers) if judged else None
-    own = [] if outcomes is None else zip(searched.trials["trial_id"], outcomes, strict=True)
-    intervals = {name: statistics.win_rate_interval(row[None]) for name, row in own}
+    trial_outcomes = [] if outcomes is None else zip(searched.trials["trial_id"], outcomes, strict=True)
+    intervals = {name: statistics.win_rate_interval(row[None]) for name, row in trial_outcomes}
     points = [_trial(trial, column, intervals.get(trial["trial_id"])) for trial in trials]
     points += [_row(run, row, column) for _, row in rows.iloc[::-1].iterrows()]
     if not points:
@@ -143,17 +149,17 @@ def front_data(found: Findings) -> dict[str, Any] | None:
 
 
 def _trial(trial: Mapping[Any, Any], column: str, interval: statistics.Interval | None) -> dict[str, Any]:
-    about = pd.Series({**trial, **statistics.columns({column: interval}), column: trial[column]})
-    facts = [[_head(column), with_interval(about, column, 1, scale=100)], ["stability S", number(trial["stability"])]]
+    record = pd.Series({**trial, **statistics.columns({column: interval}), column: trial[column]})
+    facts = [[_head(column), with_interval(record, column, 1, scale=100)], ["stability S", number(trial["stability"])]]
     if trial["status"] != FINISHED:
         reason = f": {trial['reason']}" if pd.notna(trial["reason"]) else ""
         facts.append(["status", f"{trial['status']}{reason}"])
     place = (trial["stability"],) * 3
-    return _point(trial["trial_id"], TRIAL, place, about, column, [*facts, *_knobs(trial["overrides"])])
+    return _point(trial["trial_id"], TRIAL, place, record, column, [*facts, *_knobs(trial["overrides"])])
 
 
 def _row(run: Run, row: pd.Series, column: str) -> dict[str, Any]:
-    own = of_label(run, run.trials, row["label"])
+    label_trials = of_label(run, run.trials, row["label"])
     judged = column == "win_rate"
     facts = [
         [_head(column), with_interval(row, column, 1, scale=100) if judged else number(row[column], 1, scale=100)],
@@ -165,14 +171,14 @@ def _row(run: Run, row: pd.Series, column: str) -> dict[str, Any]:
     ]  # fmt: skip
     place = (row["stability"], row["stability_min"], row["stability_max"])
     kind = WINNER if row["phase"] == "confirm" else ARM
-    return _point(row["label"], kind, place, row, column, [*facts, *_knobs(own["overrides"].iloc[0])])
+    return _point(row["label"], kind, place, row, column, [*facts, *_knobs(label_trials["overrides"].iloc[0])])
 
 
 def _point(
-    label: str, kind: str, place: tuple[float, float, float], about: pd.Series, column: str, facts: Facts
+    label: str, kind: str, place: tuple[float, float, float], record: pd.Series, column: str, facts: Facts
 ) -> dict[str, Any]:
     x, left, right = (_short(value) for value in place)
-    low, high = (_short(100 * about.get(f"{column}_{end}", np.nan)) for end in ("low", "high"))
+    low, high = (_short(100 * record.get(f"{column}_{end}", np.nan)) for end in ("low", "high"))
     return {
         "id": f"{kind} {label}",
         "label": label,
@@ -180,7 +186,7 @@ def _point(
         "x": x,
         "left": left,
         "right": right,
-        "y": _short(100 * about[column]),
+        "y": _short(100 * record[column]),
         "low": low,
         "high": high,
         "facts": facts,
@@ -192,17 +198,20 @@ def _head(column: str) -> str:
 
 
 def _knobs(settings: Any) -> Facts:
-    """What a trial set over the base, by path."""
-    found = json.loads(settings) if isinstance(settings, str) else {}
-    return [[path, short(value)] for path, value in flat(found).items()]
+    """Return what a trial set over the base, by path."""
+    overrides = json.loads(settings) if isinstance(settings, str) else {}
+    return [[path, short(value)] for path, value in flat(overrides).items()]
 
 
 def _details(
     run: Run, points: list[dict[str, Any]], texts: dict[str, int], steps: dict[tuple[int, ...], int]
 ) -> dict[str, Any]:
-    """Curves and answers of each point's trials, by the point's id. texts, steps: by what is shared its place."""
-    kept = pd.MultiIndex.from_frame(run.curves[["source", "metric"]]).isin(list(CURVES))
-    lines = _lines(run.curves[kept].sort_values("step", kind="stable"), shared=steps)
+    """Return curves and answers of each point's trials, by the point's id.
+
+    texts, steps: the place of each shared text or list of steps.
+    """
+    charted = pd.MultiIndex.from_frame(run.curves[["source", "metric"]]).isin(list(CURVES))
+    lines = _lines(run.curves[charted].sort_values("step", kind="stable"), shared=steps)
     seeds = dict(zip(run.trials["trial_id"], run.trials["seed"].astype(int), strict=True))
     longest = int(np.clip(ALL_ANSWERS / (10 * len(points)), SHORTEST, LONGEST_ANSWER))
     pairs = first_pairs(run.answers, longest=longest)
@@ -210,10 +219,10 @@ def _details(
     for point in points:
         # Of a row all its seeds, and the answers of the first that has any.
         label = point["label"]
-        own = [label] if point["kind"] == TRIAL else of_label(run, run.trials, label)["trial_id"].tolist()
-        answered = next((str(name) for name in own if name in pairs), "")
+        trial_ids = [label] if point["kind"] == TRIAL else of_label(run, run.trials, label)["trial_id"].tolist()
+        answered = next((str(name) for name in trial_ids if name in pairs), "")
         details[point["id"]] = {
-            "lines": [line for name in own for line in lines.get(name, [])],
+            "lines": [line for name in trial_ids for line in lines.get(name, [])],
             "seed": seeds.get(answered),
             "answers": [
                 pair | {text: texts.setdefault(pair[text], len(texts)) for text in ("prompt", "baseline", "answer")}
@@ -224,9 +233,10 @@ def _details(
 
 
 def _lines(curves: pd.DataFrame, *, shared: dict[tuple[int, ...], int]) -> dict[str, list[dict[str, Any]]]:
-    """The lines of each trial: panel, name, seed, steps, values, and of how many updates a value is the mean.
+    """Return the lines of each trial.
 
-    curves: by step, of the measures of CURVES alone. shared: by its steps the place that a line has for them.
+    A line has panel, name, seed, steps, values, and of how many updates a value is the mean. curves: by step, of the
+    measures of CURVES alone. shared: by its steps the place that a line has for them.
     """
     curves = curves[np.isfinite(curves["value"])]
     all_steps, all_values, seeds = (curves[name].to_numpy() for name in ("step", "value", "seed"))
@@ -253,12 +263,12 @@ def _lines(curves: pd.DataFrame, *, shared: dict[tuple[int, ...], int]) -> dict[
 
 
 def _short(value: float) -> float | None:
-    """Four digits are more than a page shows."""
+    """Round to four digits: more than that a page does not show."""
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
 def differing(first: str, second: str) -> tuple[Spans, Spans]:
-    """The stretches of words in each text that the other has not in that place."""
+    """Find the stretches of words in each text that the other has not in that place."""
     words = [list(re.finditer(r"\w+|[^\w\s]", text)) for text in (first, second)]
     first_words, second_words = ([word[0] for word in text] for text in words)
     counts = Counter(first_words), Counter(second_words)
@@ -267,20 +277,20 @@ def differing(first: str, second: str) -> tuple[Spans, Spans]:
     matcher = SequenceMatcher(None, first_words, second_words, autojunk=False)
     if matcher.quick_ratio() < LEAST_COMMON or matcher.ratio() < LEAST_COMMON:
         return [], []
-    ours: Spans = []
-    theirs: Spans = []
+    first_spans: Spans = []
+    second_spans: Spans = []
     for tag, start, end, other_start, other_end in matcher.get_opcodes():
         if tag == "equal":
             continue
         if start < end:
-            ours.append([words[0][start].start(), words[0][end - 1].end()])
+            first_spans.append([words[0][start].start(), words[0][end - 1].end()])
         if other_start < other_end:
-            theirs.append([words[1][other_start].start(), words[1][other_end - 1].end()])
-    return ours, theirs
+            second_spans.append([words[1][other_start].start(), words[1][other_end - 1].end()])
+    return first_spans, second_spans
 
 
 def pieces(text: str, spans: Spans) -> list[tuple[bool, str]]:
-    """The text cut at its spans, in order; with each piece whether it is one of them."""
+    """Cut the text at its spans; mark each piece that is one of them."""
     ends = [0, *(end for span in spans for end in span), len(text)]
     cut = [(place % 2 == 1, text[ends[place] : ends[place + 1]]) for place in range(len(ends) - 1)]
     return [(marked, piece) for marked, piece in cut if piece]

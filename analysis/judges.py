@@ -42,14 +42,19 @@ KEYS = ("trial_id", "prompt_id")
 
 
 def cohens_kappa(first: np.ndarray, second: np.ndarray) -> float:
-    """Agreement beyond chance of two judges' points on the same verdicts (Cohen 1960); NaN where chance is certain."""
+    """Return the agreement beyond chance of two judges on the same verdicts (Cohen 1960).
+
+    NaN where chance is certain.
+    """
     shares = np.array([[np.mean((first == a) & (second == b)) for b in CLASSES] for a in CLASSES])
     chance = float(shares.sum(axis=1) @ shares.sum(axis=0))
     return float((np.trace(shares) - chance) / (1 - chance)) if chance < 1 else float("nan")
 
 
 def pooled_interval(outcomes: np.ndarray, topics: np.ndarray | None = None) -> statistics.Interval | None:
-    """The win rate with its interval over other judges and prompts; None of fewer than FEWEST_JUDGES judges.
+    """Return the win rate with its interval over other judges and prompts.
+
+    None of fewer than FEWEST_JUDGES judges.
 
     outcomes: (judges, prompts) means over seeds, turns and repeats. Prompts that a judge lacks are left out. topics:
     (prompts,) where prompts come in topics.
@@ -61,37 +66,43 @@ def pooled_interval(outcomes: np.ndarray, topics: np.ndarray | None = None) -> s
 
 
 def noise(verdicts: pd.DataFrame) -> float:
-    """The judges' own noise: the mean variance of an outcome between repeats; NaN without repeats."""
+    """Return the judges' noise: the mean variance of an outcome between repeats.
+
+    NaN without repeats.
+    """
     groups = verdicts.dropna(subset="outcome").groupby(["judge", "trial_id", "prompt_id", "turn"])["outcome"]
     return float(groups.var().groupby("judge").mean().mean())
 
 
 def panel(run: results.Run, main: Table) -> Table:
-    """A row for each row of the main table that a panel judged: the pooled win rate, in `frame` as a share."""
+    """Return the pooled win rate of each row of the main table that a panel judged.
+
+    In `frame` it is a share.
+    """
     verdicts = rows.judged_verdicts(run)
-    shown = [row for row in main.frame.to_dict("records") if row["label"] in set(verdicts["label"])]
-    if not shown:
+    judged_rows = [row for row in main.frame.to_dict("records") if row["label"] in set(verdicts["label"])]
+    if not judged_rows:
         return empty("No panel judged this run.")
-    found = []
-    for row in shown:
-        own = verdicts[verdicts["label"] == row["label"]]
-        answer = own.groupby(["judge", "prompt_id", "trial_id", "turn"])["outcome"].mean()
+    records = []
+    for row in judged_rows:
+        row_verdicts = verdicts[verdicts["label"] == row["label"]]
+        answer = row_verdicts.groupby(["judge", "prompt_id", "trial_id", "turn"])["outcome"].mean()
         outcomes = answer.groupby(["judge", "prompt_id"]).mean().unstack("prompt_id")
         topics = rows.topics_by_prompt(run, outcomes.columns)
         complete = outcomes.notna().all()
-        found.append(
+        records.append(
             {
                 **{name: row[name] for name in ("label", *statistics.interval_names("win_rate"))},
                 **statistics.columns({"any_judge": pooled_interval(outcomes.to_numpy(dtype=float), topics)}),
                 "judges": len(outcomes),
                 "lowest": outcomes.loc[:, complete].mean(axis=1).min(),
                 "highest": outcomes.loc[:, complete].mean(axis=1).max(),
-                "noise": np.sqrt(noise(own)),
+                "noise": np.sqrt(noise(row_verdicts)),
                 "partial": int((~complete & outcomes.notna().any()).sum()),
                 "prompts": int(complete.sum()),
             }
         )
-    frame = pd.DataFrame(found)
+    frame = pd.DataFrame(records)
     few, repeated = frame["judges"].max() < FEWEST_JUDGES, frame["noise"].notna().any()
     notes = ["any judge: interval over other judges and prompts, both random (two-way analysis of variance)."]
     if few:
@@ -102,7 +113,7 @@ def panel(run: results.Run, main: Table) -> Table:
         )
     lacking = [
         f"{row['partial']} of {row['partial'] + row['prompts']} prompts of {row['label']}"
-        for row in found
+        for row in records
         if row["partial"]
     ]
     if lacking:
@@ -126,7 +137,10 @@ def panel(run: results.Run, main: Table) -> Table:
 
 
 def agreement(run: results.Run) -> Table:
-    """A row for each two judges of a panel: how often their single verdicts name the same winner, beyond chance."""
+    """Return how often each two judges of a panel name the same winner, beyond chance.
+
+    Their single verdicts are compared.
+    """
     verdicts = rows.judged_verdicts(run)
     first = verdicts[verdicts["repeat"] == 1]
     judges = sorted(first["judge"].unique())
@@ -136,24 +150,24 @@ def agreement(run: results.Run) -> Table:
     # The policy's points of each verdict, in both orders.
     sides = {"ab": keys["verdict_ab"].map(statistics.POINTS), "ba": 1 - keys["verdict_ba"].map(statistics.POINTS)}
     points = pd.concat(sides, names=["order"]).astype(float).unstack("judge")
-    apart: dict[str, float] = defaultdict(float)
-    found = []
-    for one, other in combinations(judges, 2):
-        both = points[[one, other]].dropna()
-        same, counts = both[one] == both[other], len(both)
-        for prompt, gap in (both[one] - both[other]).abs().groupby("prompt_id").mean().items():
-            apart[str(prompt)] += gap
-        found.append(
+    distances: dict[str, float] = defaultdict(float)
+    records = []
+    for first_judge, second_judge in combinations(judges, 2):
+        both = points[[first_judge, second_judge]].dropna()
+        same, counts = both[first_judge] == both[second_judge], len(both)
+        for prompt, gap in (both[first_judge] - both[second_judge]).abs().groupby("prompt_id").mean().items():
+            distances[str(prompt)] += gap
+        records.append(
             {
-                "judge": one,
-                "other": other,
+                "judge": first_judge,
+                "other": second_judge,
                 "verdicts": counts,
                 "agreement": float(same.mean()) if counts else np.nan,
                 "kappa": cohens_kappa(*both.to_numpy().T) if counts else np.nan,
             }
         )
-    frame = pd.DataFrame(found)
-    most = [prompt for prompt, gap in sorted(apart.items(), key=lambda item: (-item[1], item[0])) if gap][:SHOWN]
+    frame = pd.DataFrame(records)
+    most = [prompt for prompt, gap in sorted(distances.items(), key=lambda item: (-item[1], item[0])) if gap][:SHOWN]
     return Table(
         frame=frame,
         caption=f"{rows.name_of(run)}: agreement of the panel's judges, of single verdicts on the same answers in the "
@@ -194,7 +208,9 @@ def corrected_rate(
 
 
 def read_labels(path: Path) -> pd.DataFrame:
-    """Read labels: a CSV or JSONL file with `trial_id`, `prompt_id` and `outcome` (1 win, 0.5 tie, 0 loss), and `turn`.
+    """Read labels: a CSV or JSONL file of outcomes (1 win, 0.5 tie, 0 loss).
+
+    Its columns are `trial_id`, `prompt_id`, `outcome` and `turn`.
 
     Raises:
         InputError: The file cannot be read, or a label is none.
@@ -218,7 +234,10 @@ def read_labels(path: Path) -> pd.DataFrame:
 
 
 def _object(line: str, number: int) -> dict[str, Any]:
-    """Read a line of JSON. A list or an object in it is no label's, and read as missing. Raises ValueError."""
+    """Read a line of JSON. Raises ValueError.
+
+    A list or an object in it is no label's, and read as missing.
+    """
     value = json.loads(line)
     if not isinstance(value, dict):
         raise ValueError(f"line {number} holds no object")
@@ -226,13 +245,13 @@ def _object(line: str, number: int) -> dict[str, Any]:
 
 
 def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
-    """A row for each row of the main table that has labels.
+    """Return a corrected win rate for each row of the main table that has labels.
 
     Raises:
         InputError: Labels are of trials or prompts that the run has no judged answer of.
     """
     answers = _answers_with_labels(run, labels)
-    shown, few, unjudged = [], [], 0
+    records, few, unjudged = [], [], 0
     for row in main.frame.to_dict("records"):
         answered = answers[answers["label"] == row["label"]]
         unjudged += int(answered[answered["outcome"].isna()]["strong"].count())
@@ -242,18 +261,18 @@ def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
         if labelled.empty:
             continue
         strong, judged = labelled.to_numpy(dtype=float).T
-        found = corrected_rate(strong, judged, by_prompt.drop(labelled.index).to_numpy(dtype=float))
-        if found is None:
+        estimate = corrected_rate(strong, judged, by_prompt.drop(labelled.index).to_numpy(dtype=float))
+        if estimate is None:
             few.append(f"{row['label']} ({len(labelled)})")
             continue
-        shown.append(
+        records.append(
             {
                 "label": row["label"],
                 "win_rate": row["win_rate"],
-                **statistics.columns({"corrected": found[0]}),
+                **statistics.columns({"corrected": estimate[0]}),
                 "labels_alone": strong.mean(),
                 "bias": (judged - strong).mean(),
-                "weight": found[1],
+                "weight": estimate[1],
                 "labelled": len(labelled),
                 "prompts": len(by_prompt),
             }
@@ -261,7 +280,7 @@ def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
     lacking = [f"Fewer than {FEWEST_LABELLED} labelled prompts: {', '.join(few)}."] if few else []
     if unjudged:
         lacking.append(f"{unjudged} labels count for nothing: the judge has no valid verdict on their answers.")
-    frame = pd.DataFrame(shown, columns=None if shown else ["label"])
+    frame = pd.DataFrame(records, columns=None if records else ["label"])
     return Table(
         frame=frame,
         caption=f"{rows.name_of(run)}: the win rate of {rows.judge_of(run)}, corrected by labels "
@@ -284,7 +303,7 @@ def corrected(run: results.Run, main: Table, labels: pd.DataFrame) -> Table:
 
 
 def _answers_with_labels(run: results.Run, labels: pd.DataFrame) -> pd.DataFrame:
-    """Answers to report prompts with the judge's `outcome`, and the labels' as `strong`."""
+    """Return answers to report prompts: the judge's `outcome`, and the labels' as `strong`."""
     keys = [*KEYS, "turn"] if "turn" in labels else list(KEYS)
     # Of a prompt with several turns, or labelled by several people, the mean.
     judged = rows.judged_answers(run).groupby([*keys, "label"], as_index=False)["outcome"].mean()

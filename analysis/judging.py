@@ -54,7 +54,7 @@ class Votes:
 
     @classmethod
     def of(cls, answers: pd.DataFrame) -> "Votes":
-        """The votes in rows of answers.parquet."""
+        """Collect the votes in rows of answers.parquet."""
         first, second = answers["verdict_ab"], answers["verdict_ba"]
         votes = [verdicts.map(statistics.VOTES).fillna(0) for verdicts in (first, second)]
         return cls(
@@ -76,90 +76,107 @@ class Votes:
         return statistics.prompt_means(self.points.T)
 
     def bounds(self) -> tuple[float, float]:
-        """Win rates if every invalid verdict were a loss, and if every one were a win."""
+        """Return the win rates if every invalid verdict were a loss, and if it were a win."""
         outcomes = (np.nan_to_num(self.points, nan=missing).mean(axis=1) for missing in (0.0, 1.0))
         worst, best = (np.bincount(self.prompts, each) / np.bincount(self.prompts) for each in outcomes)
         return float(worst.mean()), float(best.mean())
 
     def arena_hard(self) -> statistics.Interval | None:
-        """W_AH with its interval over prompts: `A>>B` counts as 3 votes, `A>B` as 1, a tie as one vote of 0.5."""
+        """Return W_AH with its interval over prompts.
+
+        `A>>B` counts as 3 votes, `A>B` as 1, a tie as one vote of 0.5.
+        """
         won = np.bincount(self.prompts, (self.weights * np.nan_to_num(self.points)).sum(axis=1))
         cast = np.bincount(self.prompts, self.weights.sum(axis=1))
         return statistics.ratio_interval(won, cast)
 
     def length_controlled(self) -> statistics.Interval | None:
-        """LC with its interval over prompts."""
+        """Return LC with its interval over prompts."""
         return controlled.rate_at_equal_length(self.outcomes, self.more_tokens, self.prompts)
 
     def equal_lengths(self) -> float:
-        """Share of the answers whose length is within a quarter sd of the baseline's; NaN where none has a length."""
+        """Return the share of answers whose length is within a quarter sd of the baseline's.
+
+        NaN where none has a length.
+        """
         d = self.more_tokens[~(np.isnan(self.outcomes) | np.isnan(self.more_tokens))]
         return float((np.abs(d) <= d.std() / 4).mean()) if len(d) else np.nan
 
     def consistency(self) -> float | None:
-        """Share of the answers with two valid verdicts whose verdicts agree: the same winner, or a tie, in both orders.
+        """Return the share of answers whose two valid verdicts agree, in both orders.
 
-        How strongly a verdict prefers its winner does not count. None where no answer has two valid verdicts.
+        Verdicts agree on the same winner, or on a tie. How strongly a verdict prefers its winner does not count. None
+        where no answer has two valid verdicts.
         """
         both = self.points[~np.isnan(self.points).any(axis=1)]
         return float((both[:, 0] == both[:, 1]).mean()) if len(both) else None
 
 
 def votes_by_label(run: results.Run) -> dict[str, Votes]:
-    """The votes of every arm and confirmed winner of which one judge judged anything."""
+    """Return the votes of every arm and confirmed winner that one judge judged."""
     answers = rows.judged_answers(run)
     by_panel = answers["trial_id"].isin(rows.judged_verdicts(run)["trial_id"])
     answers = answers[answers["trial_id"].isin(rows.judged_trials(run)["trial_id"]) & ~by_panel]
-    return {str(label): Votes.of(own) for label, own in answers.groupby("label")}
+    return {str(label): Votes.of(group) for label, group in answers.groupby("label")}
 
 
 def of_panel(run: results.Run, row: Mapping[Any, Any]) -> list[tuple[dict[Any, Any], Votes]]:
-    """A row of the main table once for each judge of a panel, with that judge's win rate and votes."""
+    """Split a row of the main table by the judges of a panel.
+
+    Each row has that judge's win rate and votes.
+    """
     answer = ["trial_id", "prompt_id", "turn"]
     verdicts = rows.judged_verdicts(run)
     verdicts = verdicts[verdicts["label"] == row["label"]]
     texts = ["answer", "answer_tokens", "baseline_answer", "baseline_tokens"]
     verdicts = verdicts.merge(run.answers[[*answer, *texts]], on=answer)
-    found = []
-    for judge, own in verdicts.groupby("judge"):
-        wide = own.pivot_table(index="seed", columns="prompt_id", values="outcome", dropna=False)
+    judge_rows = []
+    for judge, judge_verdicts in verdicts.groupby("judge"):
+        wide = judge_verdicts.pivot_table(index="seed", columns="prompt_id", values="outcome", dropna=False)
         rate = statistics.row_interval(wide.to_numpy(dtype=float), rows.topics_by_prompt(run, wide.columns))
         columns = statistics.columns({"win_rate": rate})
-        found.append(({**row, **columns, "judge": str(judge)}, Votes.of(own)))
-    return found
+        judge_rows.append(({**row, **columns, "judge": str(judge)}, Votes.of(judge_verdicts)))
+    return judge_rows
 
 
 def judging(run: results.Run, main: Table, difficulties: Difficulties | None = None) -> Table:
-    """A row for each row of the main table that was judged; none where the exact judge gave all verdicts.
+    """Return a row for each row of the main table that was judged.
 
-    In `frame` all rates are shares (0..1). difficulties: of the prompts, for AlpacaEval's rate.
+    There is none where the exact judge gave all verdicts. In `frame` all rates are shares (0..1). difficulties: of the
+    prompts, for AlpacaEval's rate.
 
     Raises:
         InputError: The difficulties are of other prompts.
     """
     judge = rows.judge_of(run)
     votes = votes_by_label(run)
-    if judge.partition(":")[0] == EXACT and difficulties is None and not any(own.invalid for own in votes.values()):
+    if (
+        judge.partition(":")[0] == EXACT
+        and difficulties is None
+        and not any(row_votes.invalid for row_votes in votes.values())
+    ):
         votes = {}
-    shown: list[tuple[dict[Any, Any], Votes]] = []
+    judged_rows: list[tuple[dict[Any, Any], Votes]] = []
     for row in main.frame.to_dict("records"):
-        shown += [(row, votes[row["label"]])] if row["label"] in votes else of_panel(run, row)
-    if not shown:
+        judged_rows += [(row, votes[row["label"]])] if row["label"] in votes else of_panel(run, row)
+    if not judged_rows:
         return empty("Of the judging there is nothing to say.")
-    frame = pd.DataFrame([_row(str(row["label"]), row, own) for row, own in shown])
+    frame = pd.DataFrame([_row(str(row["label"]), row, row_votes) for row, row_votes in judged_rows])
     if difficulties is not None:
         prompts = pd.Index(rows.judged_answers(run)["prompt_id"].unique())
         topics = rows.topics_by_prompt(run, prompts)
         of_prompts = None if topics is None else pd.Series(topics, index=prompts)
         rates = [
-            None if own.answers is None else controlled.alpaca_eval_rate(own.answers, difficulties, of_prompts)
-            for _, own in shown
+            None
+            if row_votes.answers is None
+            else controlled.alpaca_eval_rate(row_votes.answers, difficulties, of_prompts)
+            for _, row_votes in judged_rows
         ]
         frame = frame.join(pd.DataFrame([statistics.columns({"alpaca_eval": rate}) for rate in rates]))
-    whose = "of each judge by itself" if "judge" in frame else "as in the main table"
+    scope = "of each judge by itself" if "judge" in frame else "as in the main table"
     return Table(
         frame=frame,
-        caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; win rate {whose}, "
+        caption=f"{rows.name_of(run)}: what the verdicts say beyond the win rate. Judge {judge}; win rate {scope}, "
         "95 % intervals over prompts: of W_AH Wilson's score on the effective number of prompts, of LC and SC "
         "Student's on the log odds with robust errors.",
         notes=[*_notes(frame, difficulties), *_took(run)],
@@ -181,7 +198,7 @@ def judging(run: results.Run, main: Table, difficulties: Difficulties | None = N
 
 
 def _notes(frame: pd.DataFrame, difficulties: Difficulties | None) -> list[str]:
-    known, rates = frame["win_rate_low"].notna(), ("length_controlled", "style_controlled")
+    has_interval, rates = frame["win_rate_low"].notna(), ("length_controlled", "style_controlled")
     far = f"; below {FEWEST_EQUAL:.0%} LC is extrapolated (*), and its interval does not say how far"
     notes = [
         "W_AH: Arena-Hard's score, in which A>>B counts as 3 votes, A>B as 1 and a tie as one vote of 0.5.",
@@ -201,7 +218,7 @@ def _notes(frame: pd.DataFrame, difficulties: Difficulties | None) -> list[str]:
         "SC: rate at equal style, by Arena-Hard's features of length, headers, lists and bold texts; from "
         f"{controlled.FEWEST} prompts a coefficient on. Arena-Hard's own number fits all models at once."
     )
-    if any((known & frame[rate].notna() & frame[f"{rate}_low"].isna()).any() for rate in rates):
+    if any((has_interval & frame[rate].notna() & frame[f"{rate}_low"].isna()).any() for rate in rates):
         notes.append("LC and SC have no ends where all outcomes are the same.")
     if (frame["win_rate"].notna() & frame["length_controlled"].isna()).any():
         notes.append("No LC: length alone tells wins from losses, or equal length is too far from all answers.")
@@ -209,65 +226,74 @@ def _notes(frame: pd.DataFrame, difficulties: Difficulties | None) -> list[str]:
         "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both orders.",
         "missing: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
     ]
-    return notes + [f"Without ends: {statistics.TOO_FEW}."] * bool((frame["win_rate"].notna() & ~known).any())
+    return notes + [f"Without ends: {statistics.TOO_FEW}."] * bool((frame["win_rate"].notna() & ~has_interval).any())
 
 
 def _took(run: results.Run) -> list[str]:
-    """What the judge took in the whole run, and why verdicts are missing: sentences from the trials' own files."""
+    """Say what the judge took in the whole run, and why verdicts are missing.
+
+    The sentences are from the trials' own files.
+    """
     files = [run.path / "trials" / str(trial_id) / results.JUDGING for trial_id in run.trials["trial_id"]]
     # Whoever copies a run may leave them out.
-    told = [_read(file) for file in files if file.exists()]
+    records = [_read(file) for file in files if file.exists()]
     reasons: Counter[str] = Counter()
-    for one in told:
-        reasons.update(one["missing"])
-        reasons["no valid verdict, however often it was asked for"] += one["invalid"]
-    why = [f"{count} since {reason}" for reason, count in sorted((+reasons).items())]
+    for record in records:
+        reasons.update(record["missing"])
+        reasons["no valid verdict, however often it was asked for"] += record["invalid"]
+    missing = [f"{count} since {reason}" for reason, count in sorted((+reasons).items())]
     judged = len(rows.judged_trials(run))
-    whose = "all trials" if len(told) >= judged else f"{len(told)} of {judged} trials, whose {results.JUDGING} is there"
-    said = [f"Missing verdicts of {whose}: {'; '.join(why)}."] if why else []
+    scope = (
+        "all trials"
+        if len(records) >= judged
+        else f"{len(records)} of {judged} trials, whose {results.JUDGING} is there"
+    )
+    sentences = [f"Missing verdicts of {scope}: {'; '.join(missing)}."] if missing else []
     for name, words in ASIDE.items():
-        if count := sum(one.get(name, 0) for one in told):
-            said.append(f"Of {whose} {count} {words}.")
+        if count := sum(record.get(name, 0) for record in records):
+            sentences.append(f"Of {scope} {count} {words}.")
     # Each trial tells of the run so far.
-    last = max(told, key=lambda one: one["requests"], default=None)
+    last = max(records, key=lambda record: record["requests"], default=None)
     if last and last["requests"]:
         cost = "" if last["cost"] is None else f", cost {last['cost']:.2f}"
         tokens = last["input_tokens"] + last["output_tokens"]
-        said.append(f"The judge took {last['requests']:,} requests and {tokens:,} tokens in this run so far{cost}.")
-    return said
+        sentences.append(
+            f"The judge took {last['requests']:,} requests and {tokens:,} tokens in this run so far{cost}."
+        )
+    return sentences
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """What a trial's judge took. Raises InputError where that cannot be read."""
+    """Read what a trial's judge took. Raises InputError where that cannot be read."""
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-        numbers = [said[name] for name in ("invalid", "requests", "input_tokens", "output_tokens")]
-        if not all(isinstance(one, int) for one in [*numbers, *said["missing"].values()]):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        numbers = [record[name] for name in ("invalid", "requests", "input_tokens", "output_tokens")]
+        if not all(isinstance(count, int) for count in [*numbers, *record["missing"].values()]):
             raise ValueError("it is not what a trial writes")
-        return {"cost": None, **said}
+        return {"cost": None, **record}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} cannot be read: {error}. Copy it again, or delete it to report without it.") from None
 
 
 def _rate_cells(frame: pd.DataFrame, name: str) -> tuple[str, ...]:
     far = frame[EXTRAPOLATED] & (name in ("length_controlled", "alpaca_eval"))
-    shown = interval_cells(frame, name, 1, scale=100)
-    return tuple(f"{cell}{'*' * starred}" for cell, starred in zip(shown, far, strict=True))
+    intervals = interval_cells(frame, name, 1, scale=100)
+    return tuple(f"{cell}{'*' * starred}" for cell, starred in zip(intervals, far, strict=True))
 
 
 def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]:
     low, high = votes.bounds()
     equal = votes.equal_lengths()
-    found = {"arena_hard": votes.arena_hard(), "length_controlled": votes.length_controlled(), "style_controlled": None}
+    rates = {"arena_hard": votes.arena_hard(), "length_controlled": votes.length_controlled(), "style_controlled": None}
     if votes.answers is not None:
         style = controlled.features(votes.answers)
-        found["style_controlled"] = controlled.rate_at_equal_style(votes.outcomes, style, votes.prompts)
+        rates["style_controlled"] = controlled.rate_at_equal_style(votes.outcomes, style, votes.prompts)
     return {
         "label": label,
         **({"judge": main["judge"]} if "judge" in main else {}),
         **{name: main[name] for name in statistics.interval_names("win_rate")},
-        **statistics.columns(found),
-        EXTRAPOLATED: found["length_controlled"] is not None and equal < FEWEST_EQUAL,
+        **statistics.columns(rates),
+        EXTRAPOLATED: rates["length_controlled"] is not None and equal < FEWEST_EQUAL,
         "equal_lengths": equal,
         "more_tokens": float(np.nanmean(votes.more_tokens)) if (~np.isnan(votes.more_tokens)).any() else np.nan,
         "order_consistency": votes.consistency(),

@@ -28,7 +28,10 @@ KNOBS = 6
 
 
 def importance(searched: Searched, table: Table) -> "Figure | None":
-    """Share of the importance by knob, a panel per goal, with 95 % intervals. table: `knobs.importance`."""
+    """Draw the share of the importance by knob, a panel per goal, with 95 % intervals.
+
+    table: `knobs.importance`.
+    """
     frame = table.frame
     if frame.empty:
         return None
@@ -52,9 +55,10 @@ def importance(searched: Searched, table: Table) -> "Figure | None":
 
 
 def slices(searched: Searched, columns: list[int]) -> "Figure":
-    """Every completed trial: each knob (columns, places among those of the search) against each goal (rows).
+    """Draw every completed trial: each knob (columns) against each goal (rows).
 
-    Later trials are lighter, and those on a front of two goals are ringed.
+    columns: places among the knobs of the search. Later trials are lighter, and those on a front of two goals are
+    ringed.
     """
     columns = columns[:KNOBS]
     complete, ringed = searched.complete, searched.on_front & (len(searched.names) == 2)
@@ -64,7 +68,7 @@ def slices(searched: Searched, columns: list[int]) -> "Figure":
         shape = {"nrows": rows, "ncols": wide, "sharex": "col", "sharey": "row", "squeeze": False}
         figure, panels = new_figure(min(WIDTH, 1.5 * wide + 0.7), 1.7 * rows + 0.5, **shape)
         for row, goal in enumerate(searched.names):
-            values = searched.shown(row)
+            values = searched.goal_values(row)
             for panel, column in zip(panels[row], columns, strict=True):
                 x = searched.places[:, column]
                 # The axes hold every point, and a file of thousands is half as large where none has a clip of its own.
@@ -84,7 +88,10 @@ def slices(searched: Searched, columns: list[int]) -> "Figure":
 
 
 def budget(searched: Searched, spent: Spent) -> "Figure":
-    """Hypervolume by trials and by training tokens; for each goal the best so far and the expected best of k trials."""
+    """Draw hypervolume by trials and by tokens, and for each goal the best of k trials.
+
+    The best is as it was so far, and as expected.
+    """
     from matplotlib.ticker import EngFormatter
 
     wide = 0 if spent.hypervolume is None else 2
@@ -122,7 +129,7 @@ def budget(searched: Searched, spent: Spent) -> "Figure":
 
 
 def _knob_axis(axes: "Axes", knob: Knob) -> None:
-    """A knob's scale, range, ticks and name below a panel."""
+    """Draw a knob's scale, range, ticks and name below a panel."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     if knob.scale == "log":
@@ -141,33 +148,34 @@ def _knob_axis(axes: "Axes", knob: Knob) -> None:
     axes.xaxis.set_tick_params(labelsize=7)
 
 
-def sensitivity(found: Cells, ablation: Table) -> "Figure":
-    """Rate and S over the value of each knob that a design varies: a column per knob, a line per center.
+def sensitivity(design_cells: Cells, ablation: Table) -> "Figure":
+    """Draw rate and S over the value of each knob that a design varies.
 
-    Rates with the intervals of the table; S with its interval, else its lowest and highest seed. The
-    center's own value is a diamond; a hollow point is not separable from it: the interval of the difference covers 0.
+    There is a column per knob, and a line per center. Rates with the intervals of the table; S with its interval, else
+    its lowest and highest seed. The center's own value is a diamond; a hollow point is not separable from it: the
+    interval of the difference covers 0.
     """
-    measured, centers = ablation.by("label"), found.design.centers
-    knobs = list(dict.fromkeys(knob for center in centers for knob in found.design.reference(center).levels))
+    measured, centers = ablation.by("label"), design_cells.design.centers
+    knobs = list(dict.fromkeys(knob for center in centers for knob in design_cells.design.reference(center).levels))
     colours = dict(zip(centers, itertools.cycle((BLUE, VERMILLION, GREEN, PURPLE, ORANGE)), strict=False))
     with style():
         shape = {"nrows": 2, "ncols": max(1, len(knobs)), "sharex": "col", "sharey": "row", "squeeze": False}
         figure, panels = new_figure(min(WIDTH, max(4.2, 2.4 * len(knobs) + 0.8)), 4.4, **shape)
         for knob, (upper, lower) in zip(knobs, panels.T, strict=False):
-            lines = {center: knob_cells(found.design, center, knob) for center in centers}
+            lines = {center: knob_cells(design_cells.design, center, knob) for center in centers}
             values = sorted({value for line in lines.values() for value, _ in line}, key=_rank)
             # Evenly: most are spaced by factors, and 0 and words have no logarithm.
             place = {value: float(index) for index, value in enumerate(values)}
             for center, line in lines.items():
                 rows = [(place[value], measured[label]) for value, label in line]
-                _knob_line(upper, rows, found.rate, 100, colour=colours[center], label=center)
+                _knob_line(upper, rows, design_cells.rate, 100, colour=colours[center], label=center)
                 _knob_line(lower, rows, "stability", 1, colour=colours[center], label=center)
             turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(knobs) > 3 else {}
             lower.set_xticks(list(place.values()), [plain(str(value)) for value in values], fontsize=8, **turned)
             lower.set_xlabel(plain(knob.rpartition(".")[2]))
             for panel in (upper, lower):
                 panel.grid()
-        panels[0, 0].set_ylabel(f"{METRICS[found.rate]}, %")
+        panels[0, 0].set_ylabel(f"{METRICS[design_cells.rate]}, %")
         panels[1, 0].set_ylabel("stability S")
         if len(colours) > 1:
             figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
@@ -177,7 +185,7 @@ def sensitivity(found: Cells, ablation: Table) -> "Figure":
 def _knob_line(
     axes: "Axes", rows: list[tuple[float, dict[Any, Any]]], name: str, scale: float, *, colour: str, label: str
 ) -> None:
-    """One center's line: `rows` by place on the axis."""
+    """Draw one center's line: `rows` by place on the axis."""
     rows = [(x, row) for x, row in rows if pd.notna(row[name])]
     axes.plot(
         [x for x, _ in rows], [scale * row[name] for _, row in rows], color=colour, linewidth=1.1, label=plain(label)
@@ -187,33 +195,34 @@ def _knob_line(
         low, high = row[f"{name}_low"], row[f"{name}_high"]
         if name == "stability" and pd.isna(low):
             low, high = row["stability_min"], row["stability_max"]
-        own = row["verdict"] == REFERENCE
-        hollow = not own and not (row[f"{difference}_low"] > 0 or row[f"{difference}_high"] < 0)
+        is_center = row["verdict"] == REFERENCE
+        hollow = not is_center and not (row[f"{difference}_low"] > 0 or row[f"{difference}_high"] < 0)
         axes.errorbar(
             x, scale * row[name], yerr=[[scale * max(0, row[name] - low)], [scale * max(0, high - row[name])]],
-            fmt="D" if own else "o", color=colour, markerfacecolor="white" if hollow else colour, capsize=2,
-            markersize=6 if own else 5, linewidth=1, zorder=4,
+            fmt="D" if is_center else "o", color=colour, markerfacecolor="white" if hollow else colour, capsize=2,
+            markersize=6 if is_center else 5, linewidth=1, zorder=4,
         )  # fmt: skip
 
 
 def knob_cells(design: Design, center: str, knob: str) -> list[tuple[Level, str]]:
-    """Values of a knob around one center with the labels of their cells, in order; controls are no part of it.
+    """Return the values of a knob around a center with their cells' labels, in order.
 
-    A cell belongs to the knob that it has another value of than the center; the center belongs to all.
+    Controls are no part of it. A cell belongs to the knob that it has another value of than the center; the center
+    belongs to all.
     """
     reference = design.reference(center)
     if knob not in reference.levels:
         return []
-    own = [
+    level_cells = [
         (cell.levels[knob], cell.label)
         for cell in design.around(center)
         if not cell.control
         and (cell is reference or cell.levels.get(knob, reference.levels[knob]) != reference.levels[knob])
     ]
-    return sorted(own, key=lambda item: _rank(item[0]))
+    return sorted(level_cells, key=lambda item: _rank(item[0]))
 
 
 def _rank(value: Level) -> tuple[bool, float, str]:
-    """Numbers by size, then words."""
+    """Rank numbers by size, then words."""
     is_number = isinstance(value, (int, float))
     return not is_number, float(value) if is_number else 0.0, str(value)

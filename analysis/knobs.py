@@ -50,21 +50,24 @@ class Knob:
     options: tuple[str, ...] = ()
 
     def places(self, column: pd.Series) -> np.ndarray:
-        """(trials,) where each trial stands: its value, or the place of its option; NaN where it has no such knob."""
+        """Return (trials,) the place of each trial: its value, or the place of its option.
+
+        NaN where it has no such knob.
+        """
         if self.scale == "choice":
-            known = {option: float(place) for place, option in enumerate(self.options)}
-            return np.array([np.nan if value is None else known[_written(value)] for value in read(column)])
+            option_places = {option: float(place) for place, option in enumerate(self.options)}
+            return np.array([np.nan if value is None else option_places[_written(value)] for value in read(column)])
         return np.array([np.nan if value is None else float(value) for value in read(column)])
 
     def unit(self, places: np.ndarray) -> np.ndarray:
-        """Places as shares of the range, on the knob's own scale: 0 at its low end, 1 at its high end."""
+        """Return places as shares of the range, 0 to 1 from low to high, on the knob's scale."""
         low, high = self.low, self.high
         if self.scale == "log":
             places, low, high = np.log(places), np.log(low), np.log(high)
         return np.asarray((places - low) / (high - low)) if high > low else np.zeros_like(places)
 
     def at(self, shares: np.ndarray) -> np.ndarray:
-        """The places at these shares of the range, the reverse of `unit`."""
+        """Return the places at these shares of the range, the reverse of `unit`."""
         if self.scale == "log":
             return np.asarray(np.exp(np.log(self.low) + shares * (np.log(self.high) - np.log(self.low))))
         return self.low + shares * (self.high - self.low)
@@ -88,20 +91,20 @@ class Searched:
 
     @classmethod
     def of(cls, run: results.Run) -> "Searched":
-        """Of a run that did not search it has no trials."""
+        """Collect a run's search trials; of a run that did not search there are none."""
         trials = run.trials[run.trials["phase"] == "search"].sort_values("trial_id", kind="stable")
         trials = trials.reset_index(drop=True)
-        named = {name: way for name, way in (run.manifest.get("goals") or {}).items() if name in trials.columns}
-        signs = [-1.0 if way == "minimize" else 1.0 for way in named.values()]
+        goal_ways = {name: way for name, way in (run.manifest.get("goals") or {}).items() if name in trials.columns}
+        signs = [-1.0 if way == "minimize" else 1.0 for way in goal_ways.values()]
         knobs = knobs_of(run, trials)
         places = [knob.places(trials[results.KNOB + knob.path]) for knob in knobs]
         return cls(
             trials=trials,
             knobs=knobs,
             places=np.column_stack(places) if places else np.empty((len(trials), 0)),
-            names=tuple(named),
-            ways=tuple(named.values()),
-            goals=trials[list(named)].to_numpy(dtype=float) * signs,
+            names=tuple(goal_ways),
+            ways=tuple(goal_ways.values()),
+            goals=trials[list(goal_ways)].to_numpy(dtype=float) * signs,
             constraints=constraints_of(run.manifest),
         )
 
@@ -127,25 +130,28 @@ class Searched:
         """(trials,) whether each is eligible and no other eligible trial beats it."""
         return pareto.on_front(np.where(self.eligible[:, None], self.goals, np.nan)) if self.names else self.complete
 
-    def shown(self, goal: int) -> np.ndarray:
-        """(trials,) a goal as figures show it: in its own direction and unit; NaN where a trial is not complete."""
+    def goal_values(self, goal: int) -> np.ndarray:
+        """Return (trials,) a goal as figures show it, in its own direction and unit.
+
+        NaN where a trial is not complete.
+        """
         values = self.signs[goal] * self.goals[:, goal] * unit_of(self.names[goal])[1]
         return np.where(self.complete, values, np.nan)
 
 
 def constraints_of(manifest: Mapping[str, Any]) -> tuple[Constraint, ...]:
-    """What winners of a run's searches had to keep."""
+    """Return what winners of a run's searches had to keep."""
     return tuple(map(Constraint.parse, (manifest.get("experiment") or {}).get("constraints") or ()))
 
 
 def keeping(run: results.Run, trials: pd.DataFrame) -> pd.DataFrame:
-    """Those of some trials that keep the constraints of their search."""
+    """Return those trials that keep the constraints of their search."""
     limits = constraints_of(run.manifest)
     return trials[[violation(row, limits) == 0 for row in trials.to_dict("records")]] if limits else trials
 
 
 def knobs_of(run: results.Run, trials: pd.DataFrame) -> tuple[Knob, ...]:
-    """The knobs that took more than one value in these trials, in the order of the experiment's space."""
+    """Return the knobs that took more than one value, in the order of the space."""
     search = (run.manifest.get("experiment") or {}).get("search") or {}
     # A knob that is drawn in several ways has a dimension for each, such as `objective.beta[dpo]`.
     space: dict[str, Any] = {}
@@ -159,7 +165,7 @@ def knobs_of(run: results.Run, trials: pd.DataFrame) -> tuple[Knob, ...]:
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """Each path's last word; the whole path where two have the same one."""
+    """Shorten each path to its last word; two with the same one keep their whole paths."""
     short = {path: path.rpartition(".")[2] for path in paths}
     return short if len(set(short.values())) == len(short) else {path: path for path in paths}
 
@@ -171,7 +177,10 @@ def unit_of(goal: str) -> tuple[str, float, int]:
 
 
 def _knob(path: str, name: str, spec: Any, column: pd.Series) -> Knob:
-    """From the dimension as the manifest keeps it; from the values where they do not fit it, or it is not known."""
+    """Build a knob from its dimension in the manifest.
+
+    It is built from the values where they do not fit the dimension, or where that is unknown.
+    """
     spec = spec if isinstance(spec, dict) else {}
     values = [value for value in read(column) if value is not None]
     if spec.get("choice") is not None or not all(map(is_number, values)):
@@ -189,26 +198,29 @@ def _knob(path: str, name: str, spec: Any, column: pd.Series) -> Knob:
 
 
 def read(column: pd.Series) -> list[Any]:
-    """The values of a knob's column, which holds JSON where not all are numbers; None where a trial has none."""
+    """Read a knob's column; None where a trial has no value.
+
+    The column holds JSON where not all values are numbers.
+    """
     if pd.api.types.is_numeric_dtype(column):
         return [None if pd.isna(value) else value for value in column]
     return [None if pd.isna(value) else json.loads(value) for value in column]
 
 
 def is_number(value: Any) -> bool:
-    """Whether a knob's value is a number; of true and false it is not."""
+    """Tell whether a knob's value is a number; of true and false it is not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _written(value: Any) -> str:
-    """An option as text; numbers that are equal are the same option, whether 8 or 8.0 was written."""
+    """Write an option as text; equal numbers are the same option, such as 8 and 8.0."""
     if isinstance(value, str):
         return value
     return f"{value:.12g}" if is_number(value) else json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
 def short(value: Any) -> str:
-    """A knob's value with three digits, or all before the point; ABSENT where it is null."""
+    """Write a knob's value with three digits, or all before the point; ABSENT for null."""
     if not is_number(value):
         return ABSENT if value is None else one_line(str(value))
     if pd.isna(value):
@@ -219,40 +231,42 @@ def short(value: Any) -> str:
 def of_goal(
     knobs: tuple[Knob, ...], places: np.ndarray, values: np.ndarray, *, resamples: int = RESAMPLES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(1 + resamples, knobs) shares of a goal's importance and ranks from 1; the first as measured.
+    """Return (1 + resamples, knobs) shares of a goal's importance, and ranks from 1.
 
-    Shares sum to 1, and are NaN where nothing can be said. places: (trials, knobs), NaN where a trial has no such knob.
-    values: (trials,), more is better, -inf is worst.
+    The first is as measured. Shares sum to 1, and are NaN where nothing can be said. places: (trials, knobs), NaN where
+    a trial has no such knob. values: (trials,), more is better, -inf is worst.
     """
     trials = len(values)
     counts = np.concatenate([np.ones((trials, 1)), statistics.draws(trials, resamples=resamples)], axis=1)
     best = counts * is_best(values, counts, best_share(trials))
-    found = np.column_stack([divergence(knob, places[:, k], best, counts) for k, knob in enumerate(knobs)])
-    total = found.sum(axis=1, keepdims=True)
-    shares = np.divide(found, total, out=np.full_like(found, np.nan), where=total > 0)
-    return shares, 1 + (found[:, None, :] > found[:, :, None]).sum(axis=2)
+    divergences = np.column_stack([divergence(knob, places[:, k], best, counts) for k, knob in enumerate(knobs)])
+    total = divergences.sum(axis=1, keepdims=True)
+    shares = np.divide(divergences, total, out=np.full_like(divergences, np.nan), where=total > 0)
+    return shares, 1 + (divergences[:, None, :] > divergences[:, :, None]).sum(axis=2)
 
 
 def best_share(trials: int) -> float:
-    """Which share of so many trials counts as the best."""
+    """Return which share of so many trials counts as the best."""
     return min(1.0, max(BEST, FEWEST_BEST / trials))
 
 
 def is_best(values: np.ndarray, counts: np.ndarray, share: float) -> np.ndarray:
-    """(trials, draws) whether a trial is among the best `share`, and what equals the last of them.
+    """Return (trials, draws) whether a trial is among the best `share`.
 
-    values: (trials,). counts: (trials, draws) how often each draw has each trial.
+    What equals the last of them is among them. values: (trials,). counts: (trials, draws) how often each draw has each
+    trial.
     """
     order = np.argsort(-values, kind="stable")
-    wanted = np.ceil(share * counts.sum(axis=0) - 1e-9)
-    last = (counts[order].cumsum(axis=0) >= wanted).argmax(axis=0)
+    quota = np.ceil(share * counts.sum(axis=0) - 1e-9)
+    last = (counts[order].cumsum(axis=0) >= quota).argmax(axis=0)
     return values[:, None] >= values[order][last]
 
 
 def divergence(knob: Knob, places: np.ndarray, best: np.ndarray, all_: np.ndarray) -> np.ndarray:
-    """(draws,) Pearson divergence of a knob's density among the best from that among all, times their share squared.
+    """Return (draws,) Pearson divergence of a knob's density among the best from all.
 
-    places: (trials,), NaN without the knob. best, all_: (trials, draws) how often each trial counts.
+    It is times their share squared. places: (trials,), NaN without the knob. best, all_: (trials, draws) how often each
+    trial counts.
     """
     active = ~np.isnan(places)
     size = grid_size(knob)
@@ -269,7 +283,7 @@ def divergence(knob: Knob, places: np.ndarray, best: np.ndarray, all_: np.ndarra
 
 
 def grid_size(knob: Knob) -> int:
-    """How many cells a knob's range is cut into."""
+    """Return how many cells a knob's range is cut into."""
     if knob.scale == "choice":
         return len(knob.options)
     if knob.step is None:
@@ -279,9 +293,9 @@ def grid_size(knob: Knob) -> int:
 
 
 def density(counts: np.ndarray, knob: Knob) -> np.ndarray:
-    """(draws, cells) Parzen densities on a knob's grid, a prior of the weight of one trial included.
+    """Return (draws, cells) Parzen densities on a knob's grid.
 
-    counts: (draws, cells) trials in each cell.
+    A prior of the weight of one trial is included. counts: (draws, cells) trials in each cell.
     """
     total = counts.sum(axis=1, keepdims=True)
     size = counts.shape[1]
@@ -293,7 +307,7 @@ def density(counts: np.ndarray, knob: Knob) -> np.ndarray:
 
 
 def _bandwidths(counts: np.ndarray) -> np.ndarray:
-    """(draws,) by Scott's rule (1992), in cells."""
+    """Return (draws,) bandwidths by Scott's rule (1992), in cells."""
     at = np.arange(counts.shape[1])
     total = np.maximum(counts.sum(axis=1), 1)
     mean = counts @ at / total
@@ -307,9 +321,10 @@ def _bandwidths(counts: np.ndarray) -> np.ndarray:
 
 
 def _smoothed(counts: np.ndarray, widths: np.ndarray, *, shift: float = 0.0) -> np.ndarray:
-    """(draws, cells) sums of normal kernels over the cells, each cut off at the ends of the grid.
+    """Return (draws, cells) sums of normal kernels over the cells.
 
-    counts: (draws, cells) kernels centered on each cell, or `shift` cells above. widths: (draws,) in cells.
+    Each is cut off at the ends of the grid. counts: (draws, cells) kernels centered on each cell, or `shift` cells
+    above. widths: (draws,) in cells.
     """
     size = counts.shape[1]
     # The mass below an edge depends on its distance from the center alone, so all kernels of a draw are one, moved.
@@ -322,14 +337,14 @@ def _smoothed(counts: np.ndarray, widths: np.ndarray, *, shift: float = 0.0) -> 
 
 
 def importance(searched: Searched) -> Table:
-    """One row per knob: its share of the importance for each goal, and the interval of its rank."""
+    """Return each knob's share of the importance for each goal, and its rank's interval."""
     complete = searched.complete
     lost = (searched.trials["status"] == "diverged").to_numpy()
     counted = complete | lost
     trials = int(counted.sum())
     if len(searched.knobs) < 2 or int(complete.sum()) <= FEWEST_BEST:
-        why = "fewer than two knobs varied" if len(searched.knobs) < 2 else f"{int(complete.sum())} trials completed"
-        return empty(f"Nothing is said about the importance of knobs: {why}.", "knob")
+        reason = "fewer than two knobs varied" if len(searched.knobs) < 2 else f"{int(complete.sum())} trials completed"
+        return empty(f"Nothing is said about the importance of knobs: {reason}.", "knob")
     frame = pd.DataFrame(
         {"knob": [knob.name for knob in searched.knobs], "path": [knob.path for knob in searched.knobs]}
     )
@@ -354,11 +369,14 @@ def importance(searched: Searched) -> Table:
 
 
 def _ends(resampled: np.ndarray) -> np.ndarray:
-    """(knobs, 2) ends of 95 % percentile intervals. Where there is none in some resample, it is left out."""
-    known = ~np.isnan(resampled).any(axis=1)
-    if not known.any():
+    """Return (knobs, 2) ends of 95 % percentile intervals.
+
+    A knob without a value in some resample has none.
+    """
+    finite = ~np.isnan(resampled).any(axis=1)
+    if not finite.any():
         return np.full((resampled.shape[1], 2), np.nan)
-    return np.asarray(np.quantile(resampled[known], statistics.TAILS, axis=0, method="inverted_cdf").T)
+    return np.asarray(np.quantile(resampled[finite], statistics.TAILS, axis=0, method="inverted_cdf").T)
 
 
 def _columns(frame: pd.DataFrame, goal: str) -> tuple[Column, Column]:

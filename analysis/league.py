@@ -52,8 +52,11 @@ class Standings:
     topics: np.ndarray | None
 
     @classmethod
-    def each(cls, run: results.Run, main: Table) -> "list[Standings]":
-        """Those of every SFT checkpoint, whose entries are compared among themselves; none where it is no league."""
+    def by_checkpoint(cls, run: results.Run, main: Table) -> "list[Standings]":
+        """Return the standings from every SFT checkpoint; none where the run is no league.
+
+        Entries from one checkpoint are compared among themselves.
+        """
         league = League.of(run.manifest)
         if league is None:
             return []
@@ -80,11 +83,11 @@ class Standings:
         return members
 
     def interval(self, outcomes: Outcomes | None) -> statistics.Interval | None:
-        """A row's rate with its interval; None where it has no outcomes."""
+        """Return a row's rate with its interval; None where it has no outcomes."""
         return None if outcomes is None else statistics.row_interval(outcomes[1], self.topics)
 
     def of_entry(self, label: str, ending: str = "") -> Outcomes | None:
-        """The confirmed outcomes of an entry's winner, or of its defaults."""
+        """Return the confirmed outcomes of an entry's winner, or of its defaults."""
         winner = self.members[label].winner
         return None if winner is None else self.outcomes.get(winner + ending)
 
@@ -94,11 +97,14 @@ class Standings:
         return {label: outcomes for label in self.members if (outcomes := self.of_entry(label)) is not None}
 
     def searched(self, label: str) -> np.ndarray:
-        """(trials,) rates that an entry's search measured; of those that did not complete the worst. None where all."""
+        """Return (trials,) rates that an entry's search measured; none where all are unknown.
+
+        Trials that did not complete count as the worst.
+        """
         trials = self.members[label].trials
         values = trials[self.rate].where(trials["status"] == FINISHED).to_numpy(dtype=float)
-        known = np.isfinite(values)
-        return np.where(known, values, values[known].min()) if known.any() else values[:0]
+        finite = np.isfinite(values)
+        return np.where(finite, values, values[finite].min()) if finite.any() else values[:0]
 
     @cached_property
     def differences(self) -> dict[Pair, np.ndarray | None]:
@@ -122,9 +128,12 @@ class Standings:
         """Stabilities of the confirmed rows, by their label."""
         return rows.stabilities_by_label(self.run.trials[self.run.trials["phase"] == "confirm"])
 
-    def steadier(self, one: str, other: str, ending: str = "") -> np.ndarray | None:
-        """(seeds,) stability of an entry's winner minus that of another's, or of its own defaults, by common seeds."""
-        first, second = (self.members[label].winner for label in (one, other))
+    def stability_difference(self, entry: str, rival: str, ending: str = "") -> np.ndarray | None:
+        """Return (seeds,) stability of an entry's winner minus a rival's, by common seeds.
+
+        The rival may be the entry's own defaults.
+        """
+        first, second = (self.members[label].winner for label in (entry, rival))
         if first is None or second is None or not {first, second + ending} <= self.scores.keys():
             return None
         return rows.difference(self.scores[first], self.scores[second + ending])
@@ -132,7 +141,7 @@ class Standings:
     @cached_property
     def stability_claims(self) -> dict[Pair, Claim]:
         """What may be claimed of the pairs' stability, corrected over all of them."""
-        return effects.claims({pair: self.steadier(*pair) for pair in self.differences})
+        return effects.claims({pair: self.stability_difference(*pair) for pair in self.differences})
 
     @cached_property
     def ranks(self) -> dict[str, tuple[float, float]]:
@@ -153,21 +162,22 @@ class Standings:
 
 
 def ranks(claims: Mapping[Pair, Claim | None]) -> dict[str, tuple[float, float]]:
-    """Return the lowest and the highest rank of every entry at 95 %, by its comparisons with every other one.
+    """Return the lowest and the highest rank of every entry at 95 %.
 
-    Two with too few common seeds may stand either way; NaN of what has too few with every other. claims: of every pair
-    the first minus the second, more is better; None where they have nothing in common.
+    They follow from its comparisons with every other entry. Two with too few common seeds may stand either way; NaN of
+    what has too few with every other. claims: of every pair the first minus the second, more is better; None where they
+    have nothing in common.
     """
     ranks_by_label = {}
     for label in dict.fromkeys(name for pair in claims for name in pair):
-        beside = {pair: claim for pair, claim in claims.items() if label in pair}
+        label_claims = {pair: claim for pair, claim in claims.items() if label in pair}
         # The t over seeds and prompts alone would cover 93 % where seeds differ much: docs/benchmarks/statistics.md.
         p_values = [
             np.nan if claim is None or claim.of_checkpoints else max(claim.p_values.values())
-            for claim in beside.values()
+            for claim in label_claims.values()
         ]
-        lowest, highest = (np.nan, np.nan) if np.isnan(p_values).all() else (1.0, 1.0 + len(beside))
-        for (pair, claim), p in zip(beside.items(), effects.holm(np.array(p_values)), strict=True):
+        lowest, highest = (np.nan, np.nan) if np.isnan(p_values).all() else (1.0, 1.0 + len(label_claims))
+        for (pair, claim), p in zip(label_claims.items(), effects.holm(np.array(p_values)), strict=True):
             if claim is not None and p < effects.LEVEL:
                 ahead = (claim.difference.value > 0) == (pair[0] == label)
                 lowest, highest = lowest + (not ahead), highest - ahead
@@ -175,13 +185,16 @@ def ranks(claims: Mapping[Pair, Claim | None]) -> dict[str, tuple[float, float]]
     return ranks_by_label
 
 
-def letters(order: list[str], apart: list[Pair]) -> dict[str, str]:
-    """Compact letters by name (Piepho 2004): two share one exactly where they are not told apart."""
+def letters(order: list[str], pairs: list[Pair]) -> dict[str, str]:
+    """Return compact letters by name (Piepho 2004).
+
+    Two share a letter exactly where they are none of `pairs`, which are told apart.
+    """
     groups = [frozenset(order)]
-    for one, other in apart:
-        split = [group - {gone} for group in groups if {one, other} <= group for gone in (one, other)]
-        kept = [group for group in groups if not {one, other} <= group]
-        candidates = list(dict.fromkeys([*kept, *split]))
+    for first, second in pairs:
+        split = [group - {member} for group in groups if {first, second} <= group for member in (first, second)]
+        intact = [group for group in groups if not {first, second} <= group]
+        candidates = list(dict.fromkeys([*intact, *split]))
         groups = [group for group in candidates if not any(group < other_group for other_group in candidates)]
     groups.sort(key=lambda group: sorted(order.index(name) for name in group))
     signs = [f"{string.ascii_lowercase[place % 26]}{place // 26 or ''}" for place in range(len(groups))]

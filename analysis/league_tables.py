@@ -25,23 +25,26 @@ COVERED, ESTIMATED = 5, 2
 """Trials to each of k for the expected best of k to be printed with an interval, and to be printed at all."""
 
 
-def standings(found: Standings) -> Table:
-    """A row per entry, the best first; what has no confirmed winner last, with its reason."""
-    known = found.main.by("label")
-    frame = pd.DataFrame([_standing(found, member, known) for member in found.members.values()])
-    frame = frame.sort_values([found.rate, "entry"], ascending=[False, True], na_position="last", ignore_index=True)
-    frame["rank"] = frame[found.rate].rank(ascending=False, method="min").where(frame["rank_low"].notna())
-    rate = unit_of(found.rate)[0]
-    measured = f"{rate} against {rows.baseline_of(found.run)}'s answers, judge {rows.judge_of(found.run)}"
+def standings(standings: Standings) -> Table:
+    """Return a row per entry, the best first.
+
+    What has no confirmed winner is last, with its reason.
+    """
+    main_rows = standings.main.by("label")
+    frame = pd.DataFrame([_standing(standings, member, main_rows) for member in standings.members.values()])
+    frame = frame.sort_values([standings.rate, "entry"], ascending=[False, True], na_position="last", ignore_index=True)
+    frame["rank"] = frame[standings.rate].rank(ascending=False, method="min").where(frame["rank_low"].notna())
+    rate = unit_of(standings.rate)[0]
+    measured = f"{rate} against {rows.baseline_of(standings.run)}'s answers, judge {rows.judge_of(standings.run)}"
     return Table(
         frame=frame,
-        caption=f"{rows.name_of(found.run)}: {len(frame)} entries, {found.league.trials} tuning trials each, winners "
-        f"confirmed with {found.league.seeds} seeds on other prompts. "
-        + (f"{measured}." if found.rate == "win_rate" else f"Not judged: {rate} on held-out pairs leads instead."),
-        notes=_notes(found, frame),
+        caption=f"{rows.name_of(standings.run)}: {len(frame)} entries, {standings.league.trials} tuning trials each, "
+        f"winners confirmed with {standings.league.seeds} seeds on other prompts. "
+        + (f"{measured}." if standings.rate == "win_rate" else f"Not judged: {rate} on held-out pairs leads instead."),
+        notes=_notes(standings, frame),
         columns=(
             Column("entry", tuple(frame["entry"]), numeric=False, keep=10),
-            Column(f"{rate} [95 %]", interval_cells(frame, found.rate, 1, scale=100), keep=9),
+            Column(f"{rate} [95 %]", interval_cells(frame, standings.rate, 1, scale=100), keep=9),
             Column("not separable", tuple(frame["letters"]), numeric=False, keep=9),
             Column("rank [95 %]", interval_cells(frame, "rank", 0), keep=8),
             Column("stability S [95 %]", cells(frame, stability_cell), keep=8),
@@ -57,33 +60,33 @@ def standings(found: Standings) -> Table:
     )
 
 
-def _standing(found: Standings, member: Member, known: Mapping[Any, Any]) -> dict[str, Any]:
+def _standing(standings: Standings, member: Member, main_rows: Mapping[Any, Any]) -> dict[str, Any]:
     label, winner = member.entry.label, member.winner
-    row = known.get(winner, {})
+    row = main_rows.get(winner, {})
     ends = statistics.interval_names("win_rate", "stability")
-    others = ["preference_accuracy", "stability_min", "stability_max", "seeds_finished", "seeds"]
-    low, high = found.ranks.get(label, (np.nan, np.nan))
-    trials = found.run.trials
-    own = trials[(trials["trial_id"].map(entry_of) == label) | (trials["label"] == winner)]
-    of_answers = found.run.answers[found.run.answers["trial_id"].isin(own["trial_id"])]
+    columns = ["preference_accuracy", "stability_min", "stability_max", "seeds_finished", "seeds"]
+    low, high = standings.ranks.get(label, (np.nan, np.nan))
+    trials = standings.run.trials
+    entry_trials = trials[(trials["trial_id"].map(entry_of) == label) | (trials["label"] == winner)]
+    of_answers = standings.run.answers[standings.run.answers["trial_id"].isin(entry_trials["trial_id"])]
     rate = results.KNOB + LEARNING_RATE
     chosen = member.trials[member.trials["trial_id"] == winner]
-    values = {name: row.get(name, np.nan) for name in [*ends, *others]}
-    if found.rate == "preference_accuracy":
-        values |= statistics.columns({"preference_accuracy": found.interval(found.of_entry(label))})
+    values = {name: row.get(name, np.nan) for name in [*ends, *columns]}
+    if standings.rate == "preference_accuracy":
+        values |= statistics.columns({"preference_accuracy": standings.interval(standings.of_entry(label))})
     return {
         "entry": label,
         "objective": member.entry.objective,
         **values,
-        "letters": found.groups.get(label, ""),
+        "letters": standings.groups.get(label, ""),
         "rank_low": low,
         "rank_high": high,
         "learning_rate": float(chosen[rate].iloc[0]) if len(chosen) and rate in chosen else np.nan,
         "winner": winner or "",
         "completed": int((member.trials["status"] == FINISHED).sum()),
-        "trials": found.league.trials,
-        "tokens": int(own["tokens"].fillna(0).sum()),
-        "seconds": float((own["total_seconds"].fillna(0) * own["workers"].fillna(1)).sum()),
+        "trials": standings.league.trials,
+        "tokens": int(entry_trials["tokens"].fillna(0).sum()),
+        "seconds": float((entry_trials["total_seconds"].fillna(0) * entry_trials["workers"].fillna(1)).sum()),
         "verdicts": int(of_answers[["verdict_ab", "verdict_ba"]].count().sum()),
         "note": _note(member, row),
     }
@@ -91,61 +94,61 @@ def _standing(found: Standings, member: Member, known: Mapping[Any, Any]) -> dic
 
 def _note(member: Member, row: Mapping[str, Any]) -> str:
     completed = (member.trials["status"] == FINISHED).any()
-    why = "no completed trial keeps the constraints" if completed else "no trial completed"
-    said = [] if row else ["no confirmed winner" if member.winner else why]
+    cause = "no completed trial keeps the constraints" if completed else "no trial completed"
+    remarks = [] if row else ["no confirmed winner" if member.winner else cause]
     for status, ended in member.trials[member.trials["status"] != FINISHED].groupby("status"):
         reasons = list(dict.fromkeys(str(reason) for reason in ended["reason"].dropna()))
         more = f", and {len(reasons) - 1} more reasons" if len(reasons) > 1 else ""
-        said.append(f"tuning: {status} {len(ended)}: {reasons[0] if reasons else 'no reason was recorded'}{more}")
-    return "; ".join([*said, *filter(None, [_main_note(row)])])
+        remarks.append(f"tuning: {status} {len(ended)}: {reasons[0] if reasons else 'no reason was recorded'}{more}")
+    return "; ".join([*remarks, *filter(None, [_main_note(row)])])
 
 
 def _main_note(row: Mapping[str, Any]) -> str:
-    """The note of a row of the main table, which says of all of them that they are confirmed."""
+    """Return a main table row's note, without what it says of all confirmed rows."""
     return str(row.get("note") or "").removeprefix("confirmed").lstrip("; ")
 
 
-def _notes(found: Standings, frame: pd.DataFrame) -> list[str]:
-    notes = [f"How winners were chosen: {found.league.rule}."]
-    if found.few:
-        notes += [*rows.few_seeds_notes([found.few]), "Nothing is separated, and no rank is given."]
+def _notes(standings: Standings, frame: pd.DataFrame) -> list[str]:
+    notes = [f"How winners were chosen: {standings.league.rule}."]
+    if standings.few:
+        notes += [*rows.few_seeds_notes([standings.few]), "Nothing is separated, and no rank is given."]
     else:
         notes.append(
             "not separable: entries that share a letter are not told apart, by all tests below "
-            f"{effects.LEVEL} after Holm's correction over all {len(found.differences)} pairs. rank: of the "
-            f"{len(found.ranks)} confirmed, 95 % for each entry alone, by the same tests "
+            f"{effects.LEVEL} after Holm's correction over all {len(standings.differences)} pairs. rank: of the "
+            f"{len(standings.ranks)} confirmed, 95 % for each entry alone, by the same tests "
             "against every other one, corrected by Holm over these (Mogstad et al. 2024)."
         )
-        if lacking := [label for label in found.groups if np.isnan(found.ranks[label][0])]:
+        if lacking := [label for label in standings.groups if np.isnan(standings.ranks[label][0])]:
             notes.append(
                 f"Fewer than {statistics.FEWEST_SEEDS} seeds in common with every other: {', '.join(lacking)}. It is "
                 "not separable from any, and the ranks of the others leave open on which side of it they are."
             )
-    notes += rows.left_out_notes({label: seeds for label, (seeds, _) in found.confirmed.items()})
-    notes += rows.topic_notes(found.run) if found.rate == "win_rate" else []
+    notes += rows.left_out_notes({label: seeds for label, (seeds, _) in standings.confirmed.items()})
+    notes += rows.topic_notes(standings.run) if standings.rate == "win_rate" else []
     notes.append(
-        f"{'One' if found.sft_seed is None else 'Each row is from one'} SFT checkpoint: how methods do from another "
-        "one is not in these intervals. tuned: trials that completed. "
+        f"{'One' if standings.sft_seed is None else 'Each row is from one'} SFT checkpoint: how methods do from "
+        "another one is not in these intervals. tuned: trials that completed. "
         "tokens, worker-min (GPU-minutes on GPUs), verdicts: of tuning and of the winner's confirmation, added up over "
         "trials and workers that ran side by side."
     )
-    if frame["completed"].min() < found.league.trials:
+    if frame["completed"].min() < standings.league.trials:
         notes.append("An entry whose trials failed or diverged keeps its place; its winner is of those that completed.")
     return notes
 
 
-def pairs(found: Standings) -> Table:
-    """Every pair: the better one minus the other."""
+def pairs(standings: Standings) -> Table:
+    """Return every pair: the better one minus the other."""
     records = []
-    for (one, other), d in found.differences.items():
-        claim = found.claims.get((one, other))
-        score = found.stability_claims.get((one, other))
+    for (first, second), d in standings.differences.items():
+        claim = standings.claims.get((first, second))
+        score = standings.stability_claims.get((first, second))
         both = {"difference": claim, "stability_difference": score}
         verdict = "nothing in common" if claim is None else "separable" if claim.matters else claim.verdict
         records.append(
             {
-                "better": one,
-                "other": other,
+                "better": first,
+                "other": second,
                 **statistics.columns({name: each.difference if each else None for name, each in both.items()}),
                 **effects.p_columns(claim),
                 "stability_p": np.nan if score is None else score.p,
@@ -177,15 +180,18 @@ def pairs(found: Standings) -> Table:
     )
 
 
-def tuning(found: Standings) -> Table:
-    """What more tuning trials buy: the expected best of k on the selection prompts, and the winner as confirmed."""
-    lead, trials = found.rate, found.league.trials
-    shown = [k for k in SHOWN if ESTIMATED * k <= trials]
+def tuning(standings: Standings) -> Table:
+    """Return what more tuning trials buy: the expected best of k, and the winner.
+
+    The best of k is on the selection prompts, the winner as confirmed.
+    """
+    lead, trials = standings.rate, standings.league.trials
+    budgets = [k for k in SHOWN if ESTIMATED * k <= trials]
     records = []
-    for label in found.members:
-        values = found.searched(label)
-        best = {f"best_of_{k}": best_of(values, k) for k in shown}
-        best["confirmed"] = found.interval(found.of_entry(label))
+    for label in standings.members:
+        values = standings.searched(label)
+        best = {f"best_of_{k}": best_of(values, k) for k in budgets}
+        best["confirmed"] = standings.interval(standings.of_entry(label))
         most = float(values.max()) if len(values) else np.nan
         records.append({"entry": label, **statistics.columns(best), "best_of_all": most})
     frame = pd.DataFrame(records).sort_values("confirmed", ascending=False, na_position="last", ignore_index=True)
@@ -203,7 +209,7 @@ def tuning(found: Standings) -> Table:
         ],
         columns=(
             Column("entry", tuple(frame["entry"]), numeric=False, keep=10),
-            *(measure(f"best of {k}", frame, f"best_of_{k}", 1, scale=100, keep=7) for k in shown),
+            *(measure(f"best of {k}", frame, f"best_of_{k}", 1, scale=100, keep=7) for k in budgets),
             Column(f"best of all {trials}", numbers(frame, "best_of_all", 1, scale=100), keep=8),
             Column("confirmed [95 %]", interval_cells(frame, "confirmed", 1, scale=100), keep=9),
         ),
@@ -211,10 +217,11 @@ def tuning(found: Standings) -> Table:
 
 
 def best_of(values: np.ndarray, k: int) -> Interval | None:
-    """Return the expected best of `k` of (trials,) values; None below ESTIMATED trials to each of k.
+    """Return the expected best of `k` of (trials,) values.
 
-    The ends are Student's by the jackknife, which cover 92 to 95 %; percentiles of resampled trials cover less, since
-    none holds a better trial than the best. NaN below COVERED trials to each of k, where they cover less.
+    None below ESTIMATED trials to each of k. The ends are Student's by the jackknife, which cover 92 to 95 %;
+    percentiles of resampled trials cover less, since none holds a better trial than the best. NaN below COVERED trials
+    to each of k, where they cover less.
     """
     count = len(values)
     if count < ESTIMATED * k:
@@ -226,11 +233,14 @@ def best_of(values: np.ndarray, k: int) -> Interval | None:
     return statistics.student_interval(best, without.std() * np.sqrt(count - 1), count - 1)
 
 
-def defaults(found: Standings) -> Table:
-    """How far each winner's knobs lie from its objective's defaults, and what these give at its learning rate."""
-    known = found.main.by("label")
+def defaults(standings: Standings) -> Table:
+    """Compare each winner's knobs with its objective's defaults, and their results.
+
+    The defaults are run at the winner's learning rate.
+    """
+    main_rows = standings.main.by("label")
     records = []
-    for label, member in found.members.items():
+    for label, member in standings.members.items():
         if member.winner is None:
             continue
         chosen = member.trials[member.trials["trial_id"] == member.winner].iloc[0]
@@ -243,23 +253,27 @@ def defaults(found: Standings) -> Table:
             _knob(path, value, chosen.get(results.KNOB + path), on_log_scale=path in on_log)
             for path, value in member.entry.defaults.items()
         ]
-        one, other, gap = found.of_entry(label), found.of_entry(label, DEFAULTS), None
-        if one is not None and other is not None and (d := rows.difference(one, other)) is not None:
-            gap = effects.interval(d, rows.shared_topics([one, other], found.topics))
-        score = found.steadier(label, label, DEFAULTS)
+        winner_outcomes, default_outcomes, gap = standings.of_entry(label), standings.of_entry(label, DEFAULTS), None
+        if (
+            winner_outcomes is not None
+            and default_outcomes is not None
+            and (d := rows.difference(winner_outcomes, default_outcomes)) is not None
+        ):
+            gap = effects.interval(d, rows.shared_topics([winner_outcomes, default_outcomes], standings.topics))
+        score = standings.stability_difference(label, label, DEFAULTS)
         records.append(
             {
                 "entry": label,
                 "knobs": "; ".join(knobs) or "no knobs",
                 **statistics.columns(
                     {
-                        "tuned": found.interval(one),
-                        "defaults": found.interval(other),
+                        "tuned": standings.interval(winner_outcomes),
+                        "defaults": standings.interval(default_outcomes),
                         "difference": gap,
                         "stability_difference": None if score is None else effects.interval(score),
                     }
                 ),
-                "note": _main_note(known.get(member.winner + DEFAULTS, {})),
+                "note": _main_note(main_rows.get(member.winner + DEFAULTS, {})),
             }
         )
     if not records:
@@ -295,51 +309,55 @@ def _knob(path: str, default: Any, value: Any, *, on_log_scale: bool) -> str:
     return f"{words} ({value - default:+.2g})"
 
 
-def sentences(found: Standings, table: Table) -> Sentences:
-    """What a league leaves open, and what it says: who is not separable, who is best, what more would change."""
-    frame = table.frame.dropna(subset=[found.rate])
+def sentences(standings: Standings, table: Table) -> Sentences:
+    """Say what a league leaves open, and what it shows.
+
+    It says who is not separable, who is best, and what more trials would change.
+    """
+    frame = table.frame.dropna(subset=[standings.rate])
     open_: list[str] = []
     settled: list[str] = []
-    for row in table.frame[table.frame[found.rate].isna()].to_dict("records"):
+    for row in table.frame[table.frame[standings.rate].isna()].to_dict("records"):
         open_.append(f"How {row['entry']} does: {row['note'].removesuffix('.') or 'nothing of it was confirmed'}.")
     if frame.empty:
         return open_, settled
-    unit = unit_of(found.rate)[0].removesuffix(" %")
+    unit = unit_of(standings.rate)[0].removesuffix(" %")
     first = frame.iloc[0]
-    ends = ", ".join(number(first[f"{found.rate}_{end}"], 1, scale=100) for end in ("low", "high"))
-    shape = found.confirmed[str(first["entry"])][1].shape
+    ends = ", ".join(number(first[f"{standings.rate}_{end}"], 1, scale=100) for end in ("low", "high"))
+    shape = standings.confirmed[str(first["entry"])][1].shape
     settled.append(
-        f"Highest {unit}: {first['entry']} with {number(first[found.rate], 1, scale=100)} % [{ends}], at stability "
-        f"{number(first['stability'])} ({basis(found.run, *shape, label=str(first['winner']))})."
+        f"Highest {unit}: {first['entry']} with {number(first[standings.rate], 1, scale=100)} % [{ends}], at stability "
+        f"{number(first['stability'])} ({basis(standings.run, *shape, label=str(first['winner']))})."
     )
     scored = frame.dropna(subset=["stability"])
     steady = scored.sort_values("stability", ascending=False, kind="stable").iloc[0] if len(scored) else None
     if steady is not None:
         settled.append(
             f"Highest stability: {steady['entry']} with {number(steady['stability'])}, at a {unit} of "
-            f"{number(steady[found.rate], 1, scale=100)} % ({basis(found.run, int(steady['seeds_finished']), 0)})."
+            f"{number(steady[standings.rate], 1, scale=100)} % "
+            f"({basis(standings.run, int(steady['seeds_finished']), 0)})."
         )
-    if not found.claims:
+    if not standings.claims:
         open_.append("Which entries differ: no two of them have confirmed seeds in common.")
         return open_, settled
-    if found.few:
+    if standings.few:
         open_.append("Which entries differ: with so few seeds it is about these checkpoints only.")
         return open_, settled
     for name, label, claims in (
-        (unit, str(first["entry"]), found.claims),
-        ("stability", "" if steady is None else str(steady["entry"]), found.stability_claims),
+        (unit, str(first["entry"]), standings.claims),
+        ("stability", "" if steady is None else str(steady["entry"]), standings.stability_claims),
     ):
-        beside = [one for pair, claim in claims.items() if label in pair and not claim.matters for one in pair]
-        if others := [one for one in frame["entry"] if one in beside and one != label]:
-            open_.append(f"Which is best of {', '.join([label, *others])}: they are not separable by {name}.")
+        ties = [entry for pair, claim in claims.items() if label in pair and not claim.matters for entry in pair]
+        if rivals := [entry for entry in frame["entry"] if entry in ties and entry != label]:
+            open_.append(f"Which is best of {', '.join([label, *rivals])}: they are not separable by {name}.")
         apart = sum(claim.matters for claim in claims.values())
         rests = ""
         if claims:
-            least = (min(one.seeds for one in claims.values()), min(one.prompts for one in claims.values()))
-            rests = f" (at least {basis(found.run, *least)} each)"
-        settled.append(f"{apart} of {len(found.differences)} pairs are separable by {name}{rests}.")
-    near = {pair: claim for pair, claim in found.claims.items() if not claim.matters}
-    three = 3 * found.league.seeds
+            least = (min(claim.seeds for claim in claims.values()), min(claim.prompts for claim in claims.values()))
+            rests = f" (at least {basis(standings.run, *least)} each)"
+        settled.append(f"{apart} of {len(standings.differences)} pairs are separable by {name}{rests}.")
+    near = {pair: claim for pair, claim in standings.claims.items() if not claim.matters}
+    three = 3 * standings.league.seeds
     more = [
         " and ".join(pair)
         for pair, claim in near.items()
@@ -347,27 +365,27 @@ def sentences(found: Standings, table: Table) -> Sentences:
     ]
     if near:
         which = f"{len(more) or 'none'} of the {len(near)} open pairs would be"
-        named = f" ({'; '.join(more[:4])}{'; ...' if len(more) > 4 else ''})" if more else ""
+        examples = f" ({'; '.join(more[:4])}{'; ...' if len(more) > 4 else ''})" if more else ""
         open_.append(
-            f"With three times the seeds ({three}) {which} settled in four of five tries{named}, were the differences "
-            "those seen here."
+            f"With three times the seeds ({three}) {which} settled in four of five tries{examples}, were the "
+            "differences those seen here."
         )
-    open_.append(f"What three times the tuning would change: {more_tuning(found)}")
+    open_.append(f"What three times the tuning would change: {more_tuning(standings)}")
     return open_, settled
 
 
-def more_tuning(found: Standings) -> str:
-    """By how much the expected best still rises from a third of the trials to all of them."""
+def more_tuning(standings: Standings) -> str:
+    """Say how much the expected best rises from a third of the trials to all of them."""
     rises = []
-    for label in found.members:
-        values = found.searched(label)
+    for label in standings.members:
+        values = standings.searched(label)
         if len(values) >= 3:
             best = expected_best(values)
             rises.append((100 * float(best[-1] - best[len(values) // 3 - 1]), label))
     if not rises:
         return "too few trials completed to say."
     rise, label = max(rises)
-    middle = np.median([one for one, _ in rises])
+    middle = np.median([points for points, _ in rises])
     return (
         f"from a third of the trials to all of them the expected best rose by {middle:.1f} points in the median entry "
         f"and by {rise:.1f} in {label}. That is on the selection prompts, where luck raises it too, and three times "

@@ -44,9 +44,9 @@ Flat = dict[str, Any]
 
 
 def methods(run: Run) -> list[str]:
-    """Return a note for each estimator of the main table, after what of the data was not trained on as given.
+    """Return a note for each estimator of the main table.
 
-    What other tables are computed by stands below them.
+    Before them is what of the data was not trained on as given. What other tables are computed by stands below them.
     """
     limits = ", ".join(f"{PARTS[name]} {value:.2f}" for name, value in asdict(TOLERANCES).items())
     return [
@@ -72,8 +72,8 @@ def methods(run: Run) -> list[str]:
     ]
 
 
-def asked(run: Run) -> Facts:
-    """What the run was to do: arms, seeds, search, goals, judge, decoding."""
+def plan_facts(run: Run) -> Facts:
+    """Return what the run was to do: arms, seeds, search, goals, judge, decoding."""
     manifest = run.manifest
     experiment = manifest.get("experiment") or {}
     arms = [str(arm.get("label", "")) for arm in experiment.get("arms") or [] if isinstance(arm, dict)]
@@ -81,7 +81,7 @@ def asked(run: Run) -> Facts:
     budget = experiment.get("budget") or {}
     confirm = budget.get("confirm") or {}
     winners = f"; the best {confirm['best']} confirmed with {confirm.get('seeds')} seeds" if confirm.get("best") else ""
-    said = [
+    entries = [
         ("arms", ", ".join(arms) or "none"),
         ("seeds", ", ".join(str(seed) for seed in manifest.get("seeds") or []) or "none recorded"),
         ("search", f"{budget.get('trials')} trials over {', '.join(knobs)}{winners}" if knobs else "none"),
@@ -89,11 +89,11 @@ def asked(run: Run) -> Facts:
         ("judge", judge_of(run)),
         ("decoding", decoding_words(manifest)),
     ]
-    return [(key, one_line(value)) for key, value in said]
+    return [(key, one_line(value)) for key, value in entries]
 
 
 def facts(run: Run) -> Facts:
-    """What the manifest says of when, with what and on what the run was made."""
+    """Return what the manifest says of when, with what and on what the run was made."""
     manifest, trials = run.manifest, run.trials
     data = manifest.get("data") or {}
     counts = {key: value for key, value in data.items() if isinstance(value, (int, float))}
@@ -105,7 +105,7 @@ def facts(run: Run) -> Facts:
         for name, numbers in (data.get("truncated") or {}).items()
         if isinstance(numbers, dict)
     }
-    said: list[tuple[str, Any]] = [
+    entries: list[tuple[str, Any]] = [
         ("started", manifest.get("created")),
         ("finished", manifest.get("finished") or "not finished"),
         ("command", " ".join(redact(list(map(str, manifest.get("command") or []))))),
@@ -122,7 +122,7 @@ def facts(run: Run) -> Facts:
         ("fingerprint", manifest.get("fingerprint")),
         ("stability", manifest.get("stability_version")),
     ]  # fmt: skip
-    return [(key, one_line(str(value))) for key, value in said if value not in (None, "")]
+    return [(key, one_line(str(value))) for key, value in entries if value not in (None, "")]
 
 
 def _pairs(mapping: Mapping[str, Any] | None) -> str:
@@ -130,7 +130,10 @@ def _pairs(mapping: Mapping[str, Any] | None) -> str:
 
 
 def paper(findings: Findings, tables: Sequence[tuple[ReportItem, Table]]) -> str:
-    """Write the part of a paper that the run supports, for LaTeX's input command. tables: all of the report."""
+    """Write the part of a paper that the run supports, for LaTeX's input command.
+
+    tables: all of the report.
+    """
     run, space, run_facts = findings.run, _space(findings.run), dict(facts(findings.run))
     # Without arms and confirmed winners the search trials are all there is.
     names = TABLES if len(findings.main.frame) else (*TABLES, "search_trials")
@@ -159,10 +162,10 @@ def paper(findings: Findings, tables: Sequence[tuple[ReportItem, Table]]) -> str
 
 
 def methods_paragraph(findings: Findings) -> list[str]:
-    """Say in a sentence each what was trained, on what, how it was searched, and how it was judged."""
+    """Say in a sentence each what was trained, on what, and how it was searched and judged."""
     run, settings = findings.run, _settings(findings.run)
     experiment = run.manifest.get("experiment") or {}
-    known, plan = dict(facts(run)), dict(asked(run))
+    recorded, plan = dict(facts(run)), dict(plan_facts(run))
     objectives = sorted({str(name) for name in run.trials["objective"].dropna()})
     stopping = _words(experiment["early_stopping"]) or "none" if "early_stopping" in experiment else UNKNOWN
     limits = experiment.get("constraints") or []
@@ -181,13 +184,17 @@ def methods_paragraph(findings: Findings) -> list[str]:
         f"Early stopping: {stopping}.",
         _judging(run, plan["judge"]),
         f"Decoding: {plan['decoding']}.",
-        f"Software: slime_ray {known.get('slime_ray', UNKNOWN)}; {known.get('versions') or f'versions {UNKNOWN}'}.",
-        f"The experiment's hash is {known.get('fingerprint', UNKNOWN)}.",
+        f"Software: slime_ray {recorded.get('slime_ray', UNKNOWN)}; "
+        f"{recorded.get('versions') or f'versions {UNKNOWN}'}.",
+        f"The experiment's hash is {recorded.get('fingerprint', UNKNOWN)}.",
     ]
 
 
 def _stage(title: str, settings: list[Flat], stage: str) -> str:
-    """One optimisation run. Where every trial has a number of updates, the epochs count for nothing."""
+    """Describe one optimisation run.
+
+    Where every trial has a number of updates, the epochs count for nothing.
+    """
     if settings and all(stage in each for each in settings):
         return f"{title}: none."  # It is null, and has no settings of its own.
     counted = all(each.get(f"{stage}.updates") is not None for each in settings)
@@ -197,14 +204,14 @@ def _stage(title: str, settings: list[Flat], stage: str) -> str:
 
 
 def _of(title: str, settings: list[Flat], *paths: str, more: Sequence[str | None] = ()) -> str:
-    """What these settings are, by their names; those that are null are left out."""
-    known = {path.partition(".")[2].replace("_", " "): _value(settings, path) for path in paths}
-    terms = [f"{name} {value}" for name, value in known.items() if value is not None]
+    """Describe settings by their names; those that are null are left out."""
+    values = {path.partition(".")[2].replace("_", " "): _value(settings, path) for path in paths}
+    terms = [f"{name} {value}" for name, value in values.items() if value is not None]
     return f"{title}: {', '.join([*(terms or [UNKNOWN]), *filter(None, more)])}."
 
 
 def _search(run: Run, experiment: Mapping[str, Any], words: str) -> str:
-    """The budget and the sampler; of a league those that every entry has."""
+    """Describe the budget and the sampler; of a league those that every entry has."""
     if (league := League.of(run.manifest)) is not None:
         samplers = sorted({_words(entry.search.get("sampler")) for entry in league.entries} - {""})
         return (
@@ -214,7 +221,7 @@ def _search(run: Run, experiment: Mapping[str, Any], words: str) -> str:
     search = experiment.get("search") or {}
     if not search.get("dimensions"):
         return f"Search: {words if experiment else UNKNOWN}."
-    points = f", {len(known)} known points first" if (known := search.get("known_points")) else ""
+    points = f", {len(known_points)} known points first" if (known_points := search.get("known_points")) else ""
     return f"Search: {words}; sampler {_words(search.get('sampler')) or UNKNOWN}{points}."
 
 
@@ -227,7 +234,7 @@ def _judging(run: Run, judge: str) -> str:
 
 
 def _objectives(findings: Findings) -> Iterator[tuple[str, str]]:
-    """Each row of the main table with its objective, the knobs of that, and what else it sets."""
+    """Return each row of the main table with its objective, the knobs, and other settings."""
     for row in findings.main.frame.to_dict("records"):
         trial = of_label(findings.run, findings.run.trials, str(row["label"])).iloc[0]
         settings, set_ = (flat(_read(trial[column])) for column in ("settings", "overrides"))
@@ -243,7 +250,10 @@ def _objectives(findings: Findings) -> Iterator[tuple[str, str]]:
 
 
 def _space(run: Run) -> Table | None:
-    """What was searched: a row for each knob, of a league by entry. None where nothing was."""
+    """Return what was searched: a row for each knob, of a league by entry.
+
+    None where nothing was.
+    """
     league = League.of(run.manifest)
     search = (run.manifest.get("experiment") or {}).get("search") or {}
     spaces = {entry.label: entry.search for entry in league.entries} if league else {"": search}
@@ -254,15 +264,15 @@ def _space(run: Run) -> Table | None:
     ]
     if not rows:
         return None
-    frame, shown = pd.DataFrame(rows), ("entry", "knob", "range")[not league :]
+    frame, heads = pd.DataFrame(rows), ("entry", "knob", "range")[not league :]
     needed = dict.fromkeys(str(each) for space in spaces.values() for each in space.get("require") or [])
     notes = [f"Required: {'; '.join(needed)}."] if needed else []
-    columns = tuple(Column(name, tuple(frame[name]), numeric=False) for name in shown)
+    columns = tuple(Column(name, tuple(frame[name]), numeric=False) for name in heads)
     return Table(frame, f"{name_of(run)}: the search space, bounds inclusive.", notes, columns)
 
 
 def _all_settings(run: Run) -> Iterator[tuple[str, str]]:
-    """Every setting by its section, each as the trials have it."""
+    """Yield every setting by its section, each as the trials have it."""
     settings = _settings(run)
     paths = dict.fromkeys(path for each in settings for path in each if not path.startswith(OBJECTIVE))
     for section in dict.fromkeys(path.partition(".")[0] for path in paths):
@@ -274,13 +284,13 @@ def _all_settings(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _placed(name: str, table: Table, source: str) -> str:
-    """The table's environment, without its line on packages: they stand at the top."""
+    """Return the table's environment, without its line on packages, which is at the top."""
     latex = table.latex(f"tab:{name.replace('_', '-')}")
     return f"% numbers: {source}\n{latex.partition(chr(10))[2]}"
 
 
 def _listed(title: str, items: Iterable[str], environment: str = "description") -> list[str]:
-    """A paragraph with a list, which breaks over pages; nothing where it would be empty."""
+    """Return a paragraph with a list, which breaks over pages; nothing where it is empty."""
     begin, end = rf"\begin{{{environment}}}\footnotesize\raggedright", rf"\end{{{environment}}}"
     lines = list(items)
     return [rf"\paragraph{{{title}.}}", begin, *lines, end] if lines else []
@@ -291,8 +301,11 @@ def _terms(items: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def _settings(run: Run) -> list[Flat]:
-    """The different settings that the trials had, by path; those of a trial that has none are left out."""
-    return [known for text in dict.fromkeys(run.trials["settings"].dropna()) if (known := flat(_read(text)))]
+    """Return the different settings that the trials had, by path.
+
+    A trial without settings is left out.
+    """
+    return [settings for text in dict.fromkeys(run.trials["settings"].dropna()) if (settings := flat(_read(text)))]
 
 
 def _read(text: Any) -> Any:
@@ -300,7 +313,7 @@ def _read(text: Any) -> Any:
 
 
 def _value(settings: list[Flat], path: str) -> str | None:
-    """A setting as the trials have it; None where it is null, or not there, in all of them."""
+    """Return a setting as the trials have it; None where it is null or missing in all."""
     values = [each.get(path) for each in settings]
     words = list(dict.fromkeys("null" if value is None else _words(value) for value in values))
     if len(words) < 2:
@@ -309,7 +322,10 @@ def _value(settings: list[Flat], path: str) -> str | None:
 
 
 def _words(value: Any) -> str:
-    """A value as a sentence has it, a drawn number with six digits, a file of one's own machine by its name alone."""
+    """Write a value as a sentence has it.
+
+    A drawn number has six digits, and a file of one's own machine its name alone.
+    """
     if value in ({}, []):
         return "none"
     if isinstance(value, float):

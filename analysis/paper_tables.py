@@ -67,7 +67,7 @@ TABLE_5: dict[Any, Score] = {
     3.0: Score(5.66, 12.7, 1.4, 1.2),
 }
 """By the stabilizer's exponent; Gemma3-4B."""
-THEIRS: dict[str, tuple[int, dict[str, dict[Any, Score]]]] = {
+PAPER_TABLES: dict[str, tuple[int, dict[str, dict[Any, Score]]]] = {
     "baselines": (3, TABLE_3),
     "leave_one_out": (4, {"Gemma3-4B": TABLE_4}),
     "factorial": (4, {"Gemma3-4B": TABLE_4}),
@@ -80,42 +80,43 @@ SLIME = {"slime", "slime-released"}
 """Objectives with these parts; others may have an anchor too, which is another one."""
 
 
-def beside_the_paper(found: Cells, ablation: Table) -> Table:
-    """The paper's table of this design with ours beside it. ablation: `ablation_table.ablation(found, ...)`.
+def beside_the_paper(design_cells: Cells, ablation: Table) -> Table:
+    """Return the paper's table of this design with ours next to it.
 
-    Empty where the paper has no such table. In `frame` the paper's numbers are as printed, ours are shares.
+    ablation: `ablation_table.ablation(design_cells, ...)`. Empty where the paper has no such table. In `frame` the
+    paper's numbers are as printed, ours are shares.
     """
-    run, design = found.run, found.design
+    run, design = design_cells.run, design_cells.design
     of_slime = {*run.trials["objective"]} <= SLIME
-    if design.kind not in THEIRS or (design.kind in PARTS_OF_SLIME and not of_slime):
+    if design.kind not in PAPER_TABLES or (design.kind in PARTS_OF_SLIME and not of_slime):
         return empty("The paper has no table of such a design.", "row")
-    table, theirs = THEIRS[design.kind]
-    ours = {
+    table, paper_scores = PAPER_TABLES[design.kind]
+    labels_by_center = {
         center: {_row_of(cell): cell.label for cell in reversed(design.around(center)) if not cell.control}
         for center in design.centers
     }
     reference = _row_of(design.reference(design.centers[0]))
     measured = ablation.by("label")
     rows = []
-    for name in next(iter(theirs.values())):
+    for name in next(iter(paper_scores.values())):
         row: dict[str, Any] = {"row": _words(name)}
-        for model, scores in theirs.items():
-            row |= _theirs(model, scores[name], scores.get(reference))
-        for center, labels in ours.items():
+        for model, scores in paper_scores.items():
+            row |= _paper_columns(model, scores[name], scores.get(reference))
+        for center, labels in labels_by_center.items():
             of_cell = measured.get(labels.get(name, ""), {})
-            ends = interval_names(found.rate, "difference")
+            ends = interval_names(design_cells.rate, "difference")
             row |= {f"{center} {end}": of_cell.get(end, np.nan) for end in ends}
             row[f"{center} verdict"] = of_cell.get("verdict", "not measured")
         rows.append(row)
     frame = pd.DataFrame(rows)
-    against = f" against {baseline_of(run)}'s answers, judge {judge_of(run)}" if found.rate == "win_rate" else ""
+    against = f" against {baseline_of(run)}'s answers, judge {judge_of(run)}" if design_cells.rate == "win_rate" else ""
     return Table(
         frame=frame,
         caption=f"Table {table} of the paper (arXiv 2602.02383) beside {name_of(run)}. Differences in points, each row "
         f"minus {_words(reference)}.",
         notes=[
-            f"Theirs, as printed: MT-Bench (MT) and Arena-Hard (AH) of {', '.join(theirs)}. Ours: "
-            f"{METRICS[found.rate]} in %{against}, seeds {', '.join(map(str, found.planned))}.",
+            f"Theirs, as printed: MT-Bench (MT) and Arena-Hard (AH) of {', '.join(paper_scores)}. Ours: "
+            f"{METRICS[design_cells.rate]} in %{against}, seeds {', '.join(map(str, design_cells.planned))}.",
             *few_seeds_notes(ablation.frame["compared_seeds"]),
             "These are not one measure: other models, data, prompts, judges and baselines. What can be compared is "
             "which rows come first, and whether a difference leaves 0 out.",
@@ -124,19 +125,22 @@ def beside_the_paper(found: Cells, ablation: Table) -> Table:
             "votes. Their differences are those of the printed scores; the intervals of these are not known.",
             "Ours: intervals and verdicts as in the ablation table, with its notes.",
         ],
-        columns=_columns(frame, list(theirs), list(ours), found.rate),
+        columns=_columns(frame, list(paper_scores), list(labels_by_center), design_cells.rate),
     )
 
 
 def _row_of(cell: Cell) -> Any:
-    """Which row of the paper's tables a cell is: the exponent, the one component that it lacks, or a method."""
+    """Return which row of the paper's tables a cell is.
+
+    It is the exponent, the one component that it lacks, or a method.
+    """
     for path, value in cell.levels.items():
         if path.endswith("stabilizer_exponent"):
             return value
     if not cell.levels:
         return cell.variant
-    gone = [component for component, present in cell.levels.items() if not present]
-    return FULL if not gone else gone[0] if len(gone) == 1 else None
+    lacking = [component for component, present in cell.levels.items() if not present]
+    return FULL if not lacking else lacking[0] if len(lacking) == 1 else None
 
 
 def _words(name: Any) -> str:
@@ -145,7 +149,7 @@ def _words(name: Any) -> str:
     return f"without {name.replace('_', ' ')}" if name in COMPONENTS else str(name)
 
 
-def _theirs(model: str, score: Score, reference: Score | None) -> dict[str, float]:
+def _paper_columns(model: str, score: Score, reference: Score | None) -> dict[str, float]:
     arena_hard = score.arena_hard
     return {
         f"{model} mt_bench": score.mt_bench,

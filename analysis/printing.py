@@ -68,7 +68,7 @@ class Column:
     bars: tuple[float, ...] = ()
 
     def mark(self, row: int) -> Mark:
-        """The mark of one cell."""
+        """Return the mark of one cell."""
         return self.marks[row] if self.marks else ""
 
 
@@ -84,7 +84,7 @@ class Table:
     """A remark per row ("no change", "failed 1 of 2: ..."): a last column, or lines under the table."""
 
     def by(self, column: str) -> dict[Any, dict[Any, Any]]:
-        """The rows of `frame` by a column, none of whose values is there twice."""
+        """Return the rows of `frame` by a column, none of whose values is there twice."""
         return self.frame.set_index(column).to_dict("index") if len(self.frame) else {}
 
     def _printed(self) -> tuple[Column, ...]:
@@ -92,7 +92,7 @@ class Table:
         return (*self.columns, *remarks)
 
     def _remarks(self) -> list[str]:
-        """The remarks, each after the names of its row."""
+        """Return the remarks, each after the names of its row."""
         naming = list(takewhile(lambda column: column.keep >= NAMES, self.columns))
         rows = [", ".join(column.cells[row] for column in naming) for row in range(len(self.remarks))]
         return [f"{row}: {remark}" for row, remark in zip(rows, self.remarks, strict=True) if remark]
@@ -100,7 +100,7 @@ class Table:
     def _marked(
         self, columns: Sequence[Column], escape: Callable[[str], str], best: str, second: str
     ) -> list[list[str]]:
-        """The cells of each row, escaped and then put into the form of their mark."""
+        """Return the cells of each row, escaped and in the form of their mark."""
         forms = {"": "{}", "best": best, "second": second}
         return [
             [forms[column.mark(row)].format(escape(column.cells[row])) for column in columns]
@@ -108,15 +108,15 @@ class Table:
         ]
 
     def csv(self) -> str:
-        """The numbers of `frame`, unrounded."""
+        """Write the numbers of `frame`, unrounded."""
         return self.frame.to_csv(index=False, lineterminator="\n")
 
     def json(self) -> str:
-        """The same as a list of objects, one a row; null where there is no number."""
+        """Write the same as a list of objects, one a row; null where there is no number."""
         return self.frame.to_json(orient="records", indent=1, double_precision=15, force_ascii=False)
 
     def markdown(self) -> str:
-        """A pipe table. **Bold** is the best, <u>underlined</u> the second."""
+        """Render a pipe table. **Bold** is the best, <u>underlined</u> the second."""
         columns = self._printed()
         rows = self._marked(columns, _markdown, "**{}**", "<u>{}</u>")
         if rows:
@@ -128,9 +128,9 @@ class Table:
         )
 
     def latex(self, label: str = "") -> str:
-        """A table environment for the packages booktabs and graphicx, with remarks and notes below the table.
+        """Render a table environment for the packages booktabs and graphicx.
 
-        label: by which a text refers to it.
+        Remarks and notes are below the table. label: by which a text refers to it.
         """
         heads = [latex_text(column.head) for column in self.columns]
         shape = "".join("r" if column.numeric else "l" for column in self.columns) or "l"
@@ -157,10 +157,13 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def html(self) -> str:
-        """A <table> whose heads and first cells say what they head; every text escaped. The notes are the page's."""
+        """Render a <table> whose heads and first cells say what they head.
+
+        Every text is escaped. The notes are the page's.
+        """
         columns = self._printed()
-        shown = [column for column in columns if not column.group or column is _group(columns, column)[-1]]
-        kinds = [_kind(column) for column in shown]
+        visible = [column for column in columns if not column.group or column is _group(columns, column)[-1]]
+        kinds = [_kind(column) for column in visible]
 
         def line(scope: str, cells: list[str]) -> str:
             tags = [f'th scope="{scope}"' if scope == "col" or place == 0 else "td" for place in range(len(cells))]
@@ -176,18 +179,21 @@ class Table:
                 text = re.sub(r"^(\S+) ([\[(].+)$", r"\1 <span>\2</span>", text)
             return {"": "{}", "best": "<b>{}</b>", "second": "<u>{}</u>"}[column.mark(row)].format(text)
 
-        head = line("col", [_html_head(column) for column in shown])
-        body = (line("row", [cell(column, row) for column in shown]) for row in range(len(self.frame)))
+        head = line("col", [_html_head(column) for column in visible])
+        body = (line("row", [cell(column, row) for column in visible]) for row in range(len(self.frame)))
         caption = f"<table><caption><span>{html.escape(self.caption)}</span></caption>"
         return "\n".join([caption, f"<thead>{head}</thead>", "<tbody>", *body, "</tbody></table>"])
 
     def _repr_html_(self) -> str:
-        """As a notebook shows it: the table and its notes."""
+        """Render it as a notebook shows it: the table and its notes."""
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
         return f"{self.html()}\n<ul>{notes}</ul>"
 
     def text(self, width: int = 140) -> str:
-        """For the terminal: `*` stands after the best, `+` after the second; at most `width` wide if it can be."""
+        """Render for the terminal: `*` after the best, `+` after the second.
+
+        Lines are at most `width` wide if they can be.
+        """
         lines = _wrapped(self.caption, width)
         columns = list(self.columns)
         left_out = []
@@ -213,12 +219,12 @@ class Table:
 
 
 def empty(caption: str, column: str = "label") -> Table:
-    """A table without rows, whose caption says why. column: of its frame."""
+    """Return a table without rows, whose caption says why. column: of its frame."""
     return Table(frame=pd.DataFrame(columns=[column]), caption=caption, notes=[])
 
 
 def number(value: float, digits: int = 2, *, scale: float = 1.0, signed: bool = False) -> str:
-    """A number as a cell says it; ABSENT where there is none."""
+    """Write a number as a cell says it; ABSENT where there is none."""
     if pd.isna(value):
         return ABSENT
     text = f"{scale * value:{'+' if signed else ''}.{digits}f}"
@@ -227,7 +233,10 @@ def number(value: float, digits: int = 2, *, scale: float = 1.0, signed: bool = 
 
 
 def with_interval(row: pd.Series, name: str, digits: int = 2, *, scale: float = 1.0, signed: bool = False) -> str:
-    """`value [low, high]` from the columns `name`, `name`_low and `name`_high; the value alone where it has no ends."""
+    """Write `value [low, high]`; the value alone where it has no ends.
+
+    They are the columns `name`, `name`_low and `name`_high.
+    """
     columns = (name, f"{name}_low", f"{name}_high")
     value, low, high = (number(row[column], digits, scale=scale, signed=signed) for column in columns)
     return value if ABSENT in (low, high) else f"{value} [{low}, {high}]"
@@ -236,7 +245,7 @@ def with_interval(row: pd.Series, name: str, digits: int = 2, *, scale: float = 
 def numbers(
     frame: pd.DataFrame, name: str, digits: int = 2, *, scale: float = 1.0, signed: bool = False
 ) -> tuple[str, ...]:
-    """One `number` a row; ABSENT in all rows where the frame has no such column."""
+    """Write one `number` a row; ABSENT in all rows where the frame has no such column."""
     values = frame[name] if name in frame else [math.nan] * len(frame)
     return tuple(number(value, digits, scale=scale, signed=signed) for value in values)
 
@@ -244,7 +253,7 @@ def numbers(
 def interval_cells(
     frame: pd.DataFrame, name: str, digits: int = 2, *, scale: float = 1.0, signed: bool = False
 ) -> tuple[str, ...]:
-    """One `with_interval` a row."""
+    """Write one `with_interval` a row."""
     return cells(frame, lambda row: with_interval(row, name, digits, scale=scale, signed=signed))
 
 
@@ -258,19 +267,19 @@ def measure(
     signed: bool = False,
     keep: int = 5,
 ) -> Column:
-    """A column of numbers, with intervals and a head that says so where the frame has any."""
+    """Build a column of numbers, with intervals and a head that says so where there are any."""
     has_ends = f"{name}_low" in frame and frame[f"{name}_low"].notna().any()
-    shown = (interval_cells if has_ends else numbers)(frame, name, digits, scale=scale, signed=signed)
-    return Column(f"{head} [95 %]" if has_ends else head, shown, keep=keep)
+    column_cells = (interval_cells if has_ends else numbers)(frame, name, digits, scale=scale, signed=signed)
+    return Column(f"{head} [95 %]" if has_ends else head, column_cells, keep=keep)
 
 
 def cells(frame: pd.DataFrame, say: Callable[[pd.Series], str]) -> tuple[str, ...]:
-    """One text a row."""
+    """Write one text a row."""
     return tuple(say(row) for _, row in frame.iterrows())
 
 
 def one_line(text: str) -> str:
-    """`text` without line breaks and control characters (a terminal would obey them)."""
+    """Strip `text` of line breaks and control characters (a terminal would obey them)."""
     return " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text).split())
 
 
@@ -292,9 +301,12 @@ def _column_width(column: Column) -> int:
 
 
 def _total_width(columns: list[Column]) -> int:
-    """What decides which columns are left out: a label of any length costs no more than one of _LONGEST_LABEL."""
-    label, *others = (_column_width(column) for column in columns)
-    return min(label, _LONGEST_LABEL) + sum(others) + 2 * len(others)
+    """Return the width that decides which columns are left out.
+
+    A label of any length costs no more than one of _LONGEST_LABEL.
+    """
+    label, *widths = (_column_width(column) for column in columns)
+    return min(label, _LONGEST_LABEL) + sum(widths) + 2 * len(widths)
 
 
 def _text_row(cells: list[str], columns: list[Column]) -> str:
@@ -313,35 +325,41 @@ def _kind(column: Column) -> str:
 
 
 def _html_head(column: Column) -> str:
-    """An escaped head that may go on in a new line within a setting's path, and not before a percent sign."""
+    """Escape a head and let it break within a setting's path.
+
+    It does not break before a percent sign.
+    """
     head = html.escape(column.group or column.words or column.head)
     return re.sub(r"(?<=\w)([._])(?=\w)", r"\1<wbr>", head.replace(" %", "&nbsp;%"))
 
 
-def _group(columns: Sequence[Column], one: Column) -> list[Column]:
-    return [column for column in columns if column.group == one.group]
+def _group(columns: Sequence[Column], member: Column) -> list[Column]:
+    return [column for column in columns if column.group == member.group]
 
 
 def _bars(group: list[Column], row: int) -> str:
-    """Small bars side by side, each over its column's letter; the numbers for a pointer and a screen reader."""
+    """Draw small bars side by side, each over its column's letter.
+
+    The numbers are there for a pointer and a screen reader.
+    """
     heights = [column.bars[row] for column in group]
     if all(map(math.isnan, heights)):
         return ABSENT
-    said = html.escape("; ".join(f"{column.words or column.head} {column.cells[row]}" for column in group))
+    label = html.escape("; ".join(f"{column.words or column.head} {column.cells[row]}" for column in group))
     bars = "".join(
         f'<i style="--h:{0 if math.isnan(height) else height:.3g}">{html.escape(column.head[:1])}</i>'
         for column, height in zip(group, heights, strict=True)
     )
-    return f'<span class="bars" role="img" aria-label="{said}" title="{said}">{bars}</span>'
+    return f'<span class="bars" role="img" aria-label="{label}" title="{label}">{bars}</span>'
 
 
 def _markdown(text: str) -> str:
-    """Text that Markdown shows as it is, in one table cell."""
+    """Escape text for Markdown, in one table cell."""
     return re.sub(r"([\\`*_|<>\[\]~$])", r"\\\1", one_line(text)).replace("&", "&amp;")
 
 
 def latex_text(text: str) -> str:
-    """Text that LaTeX prints as it is, in any font encoding."""
+    """Escape text for LaTeX, in any font encoding."""
     quoted = re.sub(r'"([^"]*)"', r"``\1''", one_line(text))
     pairs = zip(" " + quoted, quoted, strict=False)
     return "".join("{}" * (pair in _LIGATURES) + _LATEX.get(pair[1], pair[1]) for pair in map("".join, pairs))

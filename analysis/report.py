@@ -43,10 +43,13 @@ COLOURS = {
 """Colours of drawings that are others where a reader prefers a dark page: the variables of web/report.css."""
 
 
-def build_page(found: Findings, things: Sequence[tuple[ReportItem, Table | bytes]]) -> str:
-    """The page. things: its tables, and its figures as SVG, with their items and in the order of those."""
-    unsettled, settled = answer(found.run, found.main, of_design=found.of_design())
-    settled += map(unbroken, found.on_search())
+def build_page(findings: Findings, things: Sequence[tuple[ReportItem, Table | bytes]]) -> str:
+    """Build the page.
+
+    things: its tables, and its figures as SVG, with their items and in the order of those.
+    """
+    unsettled, settled = answer(findings.run, findings.main, of_design=findings.of_design())
+    settled += map(unbroken, findings.on_search())
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
         autoescape=True,
@@ -57,20 +60,20 @@ def build_page(found: Findings, things: Sequence[tuple[ReportItem, Table | bytes
     environment.filters["pieces"] = pieces
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
     template = environment.get_template("report.html.jinja")
-    front = front_data(found)
+    front = front_data(findings)
     scripts = [_web("vega.min.js"), _web("report.js")] if front else []
     return template.render(
-        name=one_line(name_of(found.run)),
-        asked=methods.asked(found.run),
+        name=one_line(name_of(findings.run)),
+        plan_facts=methods.plan_facts(findings.run),
         unsettled=unsettled,
         settled=settled,
         sections=[
             {"title": under, "things": [_placed(item, thing) for item, thing in group]}
             for under, group in groupby(things, key=lambda item: item[0].under)
         ],
-        examples=examples(found.run, found.main),
-        methods=methods.methods(found.run),
-        facts=methods.facts(found.run),
+        examples=examples(findings.run, findings.main),
+        methods=methods.methods(findings.run),
+        facts=methods.facts(findings.run),
         style=_web("report.css"),
         scripts=scripts,
         policy=_policy(scripts),
@@ -85,7 +88,7 @@ def _web(name: str) -> str:
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """What a browser may do with the page: run these very scripts, and load nothing from anywhere.
+    """Return what a browser may do with the page: run these scripts, and load nothing.
 
     Whatever an answer holds, a script in it is none of these.
     """
@@ -104,15 +107,16 @@ def _placed(item: ReportItem, thing: Table | bytes) -> dict[str, Any]:
 
 
 def _inline(svg: bytes, name: str) -> str:
-    """The drawing as part of a page: no XML head, metadata or namespaces, and ids that no other drawing has.
+    """Turn a drawing into a part of a page, with ids that no other drawing has.
 
-    Coordinates keep a hundredth of a point, and no space is left between tags: of a large search that is a third.
+    It has no XML head, metadata or namespaces. Coordinates keep a hundredth of a point, and no space is left between
+    tags: of a large search that is a third.
     """
     text = svg.decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text, count=2)
     text = re.sub(r">\s+<", "><", text)
-    text = re.sub(r' (?:d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
+    text = re.sub(r' (?:d|x|y)="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), text)
     text = (
         text.replace(' id="', f' id="{name}-').replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
     )
@@ -131,7 +135,7 @@ class ReportFiles:
     tables: Mapping[str, Table]
 
     def json(self) -> str:
-        """Where it was written and the unrounded numbers of its tables, for a script."""
+        """Write where the report is and the unrounded numbers of its tables, for a script."""
         numbers = {name: json.loads(table.json()) for name, table in self.tables.items()}
         return json.dumps({"report": str(self.html), "tables": numbers}, indent=1)
 
@@ -144,9 +148,9 @@ def write_report(
     difficulties: str | Path | None = None,
     paper: bool = False,
 ) -> ReportFiles:
-    """Write all tables, figures and `report.html` of a run to `out` (default: its folder `report`).
+    """Write all tables, figures and `report.html` of a run to `out`.
 
-    paper: `paper.tex` as well, a methods paragraph and an appendix.
+    The default of `out` is its folder `report`. paper: `paper.tex` as well, a methods paragraph and an appendix.
 
     Every file is made whole before the first is moved into place: what fails leaves an older report as it was. The same
     run gives the same bytes. Raises InputError where `run_path` is no run, where nothing has finished, where its judges
@@ -154,65 +158,69 @@ def write_report(
     a file of the prompts' (`controlled.Difficulties.read`).
     """
     folder = Path(run_path) / "report" if out is None else Path(out)
-    found = Findings(
+    findings = Findings(
         results.load(run_path),
         None if labels is None else judges.read_labels(Path(labels)),
         None if difficulties is None else Difficulties.read(Path(difficulties)),
     )
-    files, placed = _made(found)
+    files, placed = _render_files(findings)
     if paper:
-        files["paper.tex"] = methods.paper(found, placed).encode()
+        files["paper.tex"] = methods.paper(findings, placed).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             write(folder / name, content, durable=False)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}. Give another place with --out.") from None
-    written = {item.name: table for item, table in placed if len(table.frame) or table is found.main}
-    shown = [table for item, table in placed if item.terminal]
+    written = {item.name: table for item, table in placed if len(table.frame) or table is findings.main}
+    terminal_tables = [table for item, table in placed if item.terminal]
     # Of a run that only searched, its search trials replace the main table in the terminal.
-    if found.main.frame.empty:
-        shown = [found.search_trials if table is found.main else table for table in shown]
-    text = "\n\n\n".join(table.text() for table in shown)
+    if findings.main.frame.empty:
+        terminal_tables = [findings.search_trials if table is findings.main else table for table in terminal_tables]
+    text = "\n\n\n".join(table.text() for table in terminal_tables)
     return ReportFiles(folder / "report.html", folder, tuple(folder / name for name in files), text, written)
 
 
 def build_live_page(run_path: str | Path) -> str:
-    """The page of a run that goes on: of the drawings only the front, since the others take seconds.
+    """Build the page of a run that goes on, with the front as its only drawing.
 
-    Raises InputError where nothing has finished, or a file cannot be read.
+    The other drawings take seconds. Raises InputError where nothing has finished, or a file cannot be read.
     """
-    found = Findings(results.load(run_path))
+    findings = Findings(results.load(run_path))
     quick = [item for item in SECTIONS if not item.caption or item.name == "pareto"]
     things = [
-        (item, thing if isinstance(thing, Table) else render(thing, "svg")["svg"]) for item, thing in made(found, quick)
+        (item, thing if isinstance(thing, Table) else render(thing, "svg")["svg"])
+        for item, thing in made(findings, quick)
     ]
-    return build_page(found, things)
+    return build_page(findings, things)
 
 
-def _made(found: Findings) -> tuple[dict[str, bytes], list[tuple[ReportItem, Table]]]:
-    """The content of every file by its name, and the tables."""
+def _render_files(findings: Findings) -> tuple[dict[str, bytes], list[tuple[ReportItem, Table]]]:
+    """Render the content of every file by its name; return it with the tables."""
     files: dict[str, bytes] = {}
     placed: list[tuple[ReportItem, Table | bytes]] = []
-    for item, thing in made(found):
+    for item, thing in made(findings):
         kinds: Mapping[str, bytes] = {}
         if isinstance(thing, Table):
             placed.append((item, thing))
-            if len(thing.frame) or thing is found.main:
+            if len(thing.frame) or thing is findings.main:
                 kinds = {"md": thing.markdown().encode(), "csv": thing.csv().encode(), "tex": thing.latex().encode()}
         else:
             kinds = render(thing)
             placed.append((item, kinds["svg"]))
         files |= {f"{item.name}.{kind}": content for kind, content in kinds.items()}
-    files["report.html"] = build_page(found, placed).encode()
+    files["report.html"] = build_page(findings, placed).encode()
     return files, [(item, thing) for item, thing in placed if isinstance(thing, Table)]
 
 
 def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentences:
-    """What the run does not settle, and what it says. of_design: the same of its design, where it has one."""
+    """Say what the run does not settle, and what it shows.
+
+    of_design: the same of its design, where it has one.
+    """
     frame = main.frame
     open_: list[str] = []
-    said: list[str] = []
+    settled: list[str] = []
     lost = run.trials["status"].isin(LOST)
     if not run.manifest.get("finished"):
         open_.append("The run has not finished: this is what there is so far.")
@@ -227,33 +235,35 @@ def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentenc
     if not judged:
         open_.append("Which answers are better: nothing was judged, so there is no win rate.")
     lead = "win_rate" if judged else "preference_accuracy"
-    known = frame.dropna(subset=[lead]) if len(frame) else frame
-    if len(known):
+    rows = frame.dropna(subset=[lead]) if len(frame) else frame
+    if len(rows):
         if seeds := few_seeds(frame["seeds_finished"]):
             open_.append(
                 f"Whether this holds for other seeds: with {seeds} finished per row it is about these checkpoints only."
             )
         if not league:
-            for own in tables.by_start(known):
+            for start_rows in tables.by_start(rows):
                 if judged:
-                    _say_win_rates(run, own, open_, said)
+                    _say_win_rates(run, start_rows, open_, settled)
                 else:
-                    said.append(_on_accuracy(run, own))
-                open_ += _on_stability(run, own, judged=judged)
-            if judged and not ((known["stability"] >= 0.5) & (known["win_rate_low"] > 0.5)).any():
-                said.append("No row both wins with an interval above 50 % and keeps a stability of 0.5 or more.")
+                    settled.append(_on_accuracy(run, start_rows))
+                open_ += _on_stability(run, start_rows, judged=judged)
+            if judged and not ((rows["stability"] >= 0.5) & (rows["win_rate_low"] > 0.5)).any():
+                settled.append("No row both wins with an interval above 50 % and keeps a stability of 0.5 or more.")
     elif len(frame):
         open_.append("No arm and no confirmed winner has a finished trial, so nothing can be compared.")
     open_ += of_design[0]
-    said += of_design[1]
+    settled += of_design[1]
     if not league:
-        _say_search(run, frame, judged, open_, said)
+        _say_search(run, frame, judged, open_, settled)
     # What is said of the rows from each SFT checkpoint may be the same.
-    return [unbroken(sentence) for sentence in dict.fromkeys(open_)], [unbroken(text) for text in dict.fromkeys(said)]
+    return [unbroken(sentence) for sentence in dict.fromkeys(open_)], [
+        unbroken(text) for text in dict.fromkeys(settled)
+    ]
 
 
 def unbroken(sentence: str) -> str:
-    """No line break before a percent sign."""
+    """Keep a percent sign on the line of its number."""
     return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
@@ -265,18 +275,18 @@ def _at_stability(row: pd.Series) -> str:
     return f", at stability {number(row['stability'])}" if pd.notna(row["stability"]) else ""
 
 
-def _say_win_rates(run: Run, known: pd.DataFrame, open_: list[str], said: list[str]) -> None:
-    best, from_ = known.iloc[0], " from its SFT checkpoint" if tables.START in known else ""
-    tied = known[known["win_rate_mark"] == "best"]["label"].tolist()
+def _say_win_rates(run: Run, rows: pd.DataFrame, open_: list[str], settled: list[str]) -> None:
+    best, from_ = rows.iloc[0], " from its SFT checkpoint" if tables.START in rows else ""
+    tied = rows[rows["win_rate_mark"] == "best"]["label"].tolist()
     if len(tied) > 1:
         open_.append(f"Which of {_list(tied)} wins most: their win rates cannot be told apart on these prompts.")
-    covers = (known["win_rate_low"] <= 0.5) & (known["win_rate_high"] >= 0.5)
+    covers = (rows["win_rate_low"] <= 0.5) & (rows["win_rate_high"] >= 0.5)
     # An arm without updates is the SFT checkpoint.
-    unclear = known[covers & (known["objective"] != "none")]["label"].tolist()
+    unclear = rows[covers & (rows["objective"] != "none")]["label"].tolist()
     if unclear:
         open_.append(f"Whether {_list(unclear)} {'is' if len(unclear) == 1 else 'are'} better or worse than the SFT "
                      "checkpoint: the win interval covers 50 %.")  # fmt: skip
-    prompts = int(known["prompts"].max())
+    prompts = int(rows["prompts"].max())
     few = prompts < FEWEST_PROMPTS
     if few:
         open_.append(
@@ -284,33 +294,35 @@ def _say_win_rates(run: Run, known: pd.DataFrame, open_: list[str], said: list[s
             "See evaluation.prompts, and selection_prompts and data.held_out_pairs beside it."
         )
     # Nor where it is open whether it is better than the SFT checkpoint, which is a row or stands behind all of them.
-    shared = len(tied) > 1 or len(known) == 1 or few or best["label"] in unclear
-    alone = "" if shared else f", separable from every other row{from_}"
+    shared = len(tied) > 1 or len(rows) == 1 or few or best["label"] in unclear
+    separable = "" if shared else f", separable from every other row{from_}"
     low, high = 100 * best["win_rate_low"], 100 * best["win_rate_high"]
     ends = f"({TOO_FEW})" if pd.isna(low) else f"[{low:.1f}, {high:.1f}]"
-    said.append(
-        f"{best['label']} has the highest win rate{from_}: {_percent(best)} {ends}{alone}{_at_stability(best)} "
+    settled.append(
+        f"{best['label']} has the highest win rate{from_}: {_percent(best)} {ends}{separable}{_at_stability(best)} "
         f"({basis(run, best['seeds_finished'], best['prompts'], label=best['label'])})."
     )
-    if len(tied) > 1 and known["stability"][known["label"].isin(tied)].notna().any():
-        calm = known[known["label"].isin(tied)].sort_values("stability", ascending=False, kind="stable").iloc[0]
-        said.append(
+    if len(tied) > 1 and rows["stability"][rows["label"].isin(tied)].notna().any():
+        calm = rows[rows["label"].isin(tied)].sort_values("stability", ascending=False, kind="stable").iloc[0]
+        settled.append(
             f"Of the rows that cannot be told apart, {calm['label']} has the highest stability: "
             f"{number(calm['stability'])}."
         )
-    worse = known[known["win_rate_high"] < 0.5]
+    worse = rows[rows["win_rate_high"] < 0.5]
     if len(worse):
         rests = basis(run, int(worse["seeds_finished"].min()), int(worse["prompts"].min()))
-        said.append(f"Worse than the baseline on these prompts: {_list(worse['label'].tolist())} (at least {rests}).")
+        settled.append(
+            f"Worse than the baseline on these prompts: {_list(worse['label'].tolist())} (at least {rests})."
+        )
 
 
-def _on_accuracy(run: Run, known: pd.DataFrame) -> str:
-    best, from_ = known.iloc[0], " from its SFT checkpoint" if tables.START in known else ""
+def _on_accuracy(run: Run, rows: pd.DataFrame) -> str:
+    best, from_ = rows.iloc[0], " from its SFT checkpoint" if tables.START in rows else ""
     pairs = int(run.trials["pairs"].max()) if run.trials["pairs"].notna().any() else 0
     value = _percent(best, "preference_accuracy")
-    tied = known[known["preference_accuracy"] == best["preference_accuracy"]]
+    tied = rows[rows["preference_accuracy"] == best["preference_accuracy"]]
     rests = basis(run, int(tied["seeds_finished"].min()), pairs)
-    if len(known) == 1:
+    if len(rows) == 1:
         claim = f"The held-out preference accuracy of {best['label']} is {value}{_at_stability(best)}"
     elif len(tied) > 1:
         rests = f"at least {rests}"
@@ -321,31 +333,31 @@ def _on_accuracy(run: Run, known: pd.DataFrame) -> str:
     return f"{claim} ({rests}). Accuracy can rise while answers get worse."
 
 
-def _on_stability(run: Run, known: pd.DataFrame, *, judged: bool) -> list[str]:
+def _on_stability(run: Run, rows: pd.DataFrame, *, judged: bool) -> list[str]:
     """Say where S rests on too few answers, and which rows its intervals do not tell apart."""
     # An arm without updates is the SFT checkpoint, whose S is 1.
-    scored = known[(known["objective"] != "none") & known["stability"].notna()]
+    scored = rows[(rows["objective"] != "none") & rows["stability"].notna()]
     scored = scored.sort_values("stability", ascending=False, kind="stable")
     answers = judged_answers(run)
     answers = answers[answers["label"].isin(scored["label"])]
     if answers.empty:
         return []
-    each = int(answers.groupby("trial_id")["prompt_id"].nunique().min())
+    answers_per_trial = int(answers.groupby("trial_id")["prompt_id"].nunique().min())
     open_ = []
     # A row without an interval is not told apart, either.
     tied = scored["label"][~(scored["stability_high"] < scored["stability_low"].iloc[0])].tolist()
     if len(tied) > 1:
         open_.append(f"Which of {_list(tied)} is the most stable: by the intervals of S they cannot be told apart "
-                     f"({each} answers of each trial).")  # fmt: skip
-    if each < FEWEST_PROMPTS and not judged:
+                     f"({answers_per_trial} answers of each trial).")  # fmt: skip
+    if answers_per_trial < FEWEST_PROMPTS and not judged:
         open_.append(
-            f"How stable the rows are: S rests on {each} answers of each trial; below {FEWEST_PROMPTS} its interval is "
-            "rough. See evaluation.prompts."
+            f"How stable the rows are: S rests on {answers_per_trial} answers of each trial; "
+            f"below {FEWEST_PROMPTS} its interval is rough. See evaluation.prompts."
         )
     return open_
 
 
-def _say_search(run: Run, frame: pd.DataFrame, judged: bool, open_: list[str], said: list[str]) -> None:
+def _say_search(run: Run, frame: pd.DataFrame, judged: bool, open_: list[str], settled: list[str]) -> None:
     search = trial_tables.search_trials(run).frame
     confirmed = frame[frame["phase"] == "confirm"] if len(frame) else frame
     if search.empty:
@@ -360,7 +372,7 @@ def _say_search(run: Run, frame: pd.DataFrame, judged: bool, open_: list[str], s
         where = "on the selection prompts" if judged else "by held-out accuracy"
         items = search["prompts"].max() if judged else run.trials["pairs"].max()
         rests = f" (a trial: {basis(run, 1, int(items))})" if pd.notna(items) else ""
-        said.append(f"Search: {len(front)} of {len(search)} trials on the front{number} {where}{rests}.")
+        settled.append(f"Search: {len(front)} of {len(search)} trials on the front{number} {where}{rests}.")
 
 
 def _list(names: list[str]) -> str:

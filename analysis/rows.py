@@ -33,82 +33,93 @@ Outcomes = tuple[list[int], np.ndarray]
 
 
 @contextmanager
-def reading(name: str, wanted: str) -> Iterator[None]:
-    """Raise InputError for a file that cannot be read. name: as the message begins. wanted: the file to give."""
+def reading(name: str, file_kind: str) -> Iterator[None]:
+    """Raise InputError for a file that cannot be read.
+
+    name: as the message begins. file_kind: the file to give.
+    """
     try:
         yield
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0].rstrip(".")
-        raise InputError(f"{name}: cannot be read: {reason}. Give {wanted}.") from None
+        raise InputError(f"{name}: cannot be read: {reason}. Give {file_kind}.") from None
 
 
 def is_judged(run: results.Run) -> bool:
-    """Whether a judge compared answers in this run."""
+    """Tell whether a judge compared answers in this run."""
     return run.manifest.get("judge") not in (None, "", "none") or bool(run.trials["win_rate"].notna().any())
 
 
 def judged_trials(run: results.Run) -> pd.DataFrame:
-    """The trials whose answers a judge compared, whatever it made of them."""
+    """Return the trials whose answers a judge compared, whatever it made of them."""
     return run.trials[run.trials["status"].isin(MEASURED) & (run.trials["judge"].fillna("none") != "none")]
 
 
 def judge_of(run: results.Run) -> str:
-    """The judge whose verdicts the run holds. Raises InputError where there are several: no table may mix them."""
+    """Name the judge whose verdicts the run holds.
+
+    Raises InputError where there are several: no table may mix them.
+    """
     first = judged_trials(run).groupby("judge", sort=True)["trial_id"].first()
     if len(first) > 1:
-        said = ", ".join(f"{trial_id} by {judge}" for judge, trial_id in first.items())
+        examples = ", ".join(f"{trial_id} by {judge}" for judge, trial_id in first.items())
         raise InputError(
-            f"{run.path} holds verdicts of {len(first)} judges ({said}): their win rates cannot stand in one table. "
-            "Judge all of its answers with one of them, or run what another judge is to say under another --name."
+            f"{run.path} holds verdicts of {len(first)} judges ({examples}): their win rates cannot stand in one "
+            "table. Judge all of its answers with one of them, or run what another judge is to say under another "
+            "--name."
         )
     return str(first.index[0]) if len(first) else str(run.manifest.get("judge") or "none")
 
 
 def of_label(run: results.Run, frame: pd.DataFrame, label: str) -> pd.DataFrame:
-    """The rows of a result frame that a row of the table stands for.
+    """Return the rows of a result frame that a row of the table stands for.
 
     A confirmed winner has its search trial's label, but not its phase; search trials stand only in a run without both
     arms and confirmed winners.
     """
-    shown = frame["phase"].isin(["arm", "confirm"])
+    in_table = frame["phase"].isin(["arm", "confirm"])
     if not run.trials["phase"].isin(["arm", "confirm"]).any():
-        shown = ~shown
-    return frame[shown & (frame["label"] == label)]
+        in_table = ~in_table
+    return frame[in_table & (frame["label"] == label)]
 
 
 def _measured(run: results.Run, frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a result frame that are of a measured arm or confirmed winner."""
+    """Return the rows of a result frame that are of a measured arm or confirmed winner."""
     measured = run.trials[run.trials["phase"].isin(["arm", "confirm"]) & run.trials["status"].isin(MEASURED)]
     return frame[frame["trial_id"].isin(measured["trial_id"])]
 
 
 def judged_answers(run: results.Run) -> pd.DataFrame:
-    """The answers to the report prompts of every measured arm and confirmed winner."""
+    """Return the answers to the report prompts of every measured arm and confirmed winner."""
     return _measured(run, run.answers[run.answers["prompt_set"] == "report"])
 
 
 def judged_verdicts(run: results.Run) -> pd.DataFrame:
-    """The single verdicts of a panel on those answers; empty where no panel judged."""
+    """Return the single verdicts of a panel on those answers; none where no panel judged."""
     return _measured(run, run.verdicts[run.verdicts["prompt_set"] == "report"])
 
 
 def outcomes_by_label(run: results.Run) -> dict[str, Outcomes]:
-    """The outcomes of every arm and confirmed winner; prompts in the same order for all."""
+    """Return the outcomes of every arm and confirmed winner, prompts in the same order."""
     # Several answers to one prompt are averaged: the prompt is what the bootstrap draws.
     return _by_label(judged_answers(run), "prompt_id", "outcome")
 
 
 def accuracies_by_label(run: results.Run) -> dict[str, Outcomes]:
-    """1 where a held-out pair's chosen completion has the higher mean log-probability, 0.5 for a tie, by label."""
+    """Return the accuracy on each held-out pair, by label: 1, 0, or 0.5 for a tie.
+
+    It is 1 where the chosen completion has the higher mean log-probability.
+    """
     pairs = _measured(run, run.pairs)
     right = np.sign(pairs["chosen_logp"] - pairs["rejected_logp"]) / 2 + 0.5
     return _by_label(pairs.assign(right=right), "pair", "right")
 
 
 def rates_by_label(run: results.Run, *, accuracy: bool = False) -> tuple[str, dict[str, Outcomes], np.ndarray | None]:
-    """Return what rates a run's rows, the outcomes of that by label, and the topics of its prompts where it has some.
+    """Return what rates a run's rows, its outcomes by label, and its prompts' topics.
 
-    The win rate; the held-out accuracy where that is asked for, or nothing was judged.
+    What rates them is the win rate, or the held-out accuracy where that is asked for or nothing was judged. Topics are
+    None where the prompts have none.
     """
     if accuracy or not is_judged(run):
         return "preference_accuracy", accuracies_by_label(run), None
@@ -116,13 +127,16 @@ def rates_by_label(run: results.Run, *, accuracy: bool = False) -> tuple[str, di
 
 
 def retention_by_label(run: results.Run) -> dict[str, Outcomes]:
-    """Scores on the retention prompts minus the SFT checkpoint's, by label; NaN where one of them has none."""
+    """Return scores on the retention prompts minus the SFT checkpoint's, by label.
+
+    NaN where one of them has none.
+    """
     answers = _measured(run, run.retention)
     return _by_label(answers.assign(change=answers["score"] - answers["baseline_score"]), "prompt_id", "change")
 
 
 def _by_label(frame: pd.DataFrame, item: str, value: str) -> dict[str, Outcomes]:
-    """Means of a column by label, seed and item; items in the same order for all."""
+    """Return means of a column by label, seed and item; items in the same order for all."""
     if frame.empty:
         return {}
     wide = frame.pivot_table(index=["label", "seed"], columns=item, values=value, aggfunc="mean", dropna=False)
@@ -133,11 +147,15 @@ def _by_label(frame: pd.DataFrame, item: str, value: str) -> dict[str, Outcomes]
 
 
 def stabilities_by_label(trials: pd.DataFrame) -> dict[str, Outcomes]:
-    """S by label. A trial that failed or diverged counts as 0, however far it got."""
+    """Return S by label.
+
+    A trial that failed or diverged counts as 0, however far it got.
+    """
     scores = trials.assign(score=trials["stability"].where(~trials["status"].isin(LOST), 0.0))
     scores = scores.dropna(subset=["score"]).sort_values("seed")
     return {
-        str(label): (own["seed"].tolist(), own["score"].to_numpy(dtype=float)) for label, own in scores.groupby("label")
+        str(label): (group["seed"].tolist(), group["score"].to_numpy(dtype=float))
+        for label, group in scores.groupby("label")
     }
 
 
@@ -146,9 +164,10 @@ FEWEST_TOPICS = 5
 
 
 def topics_by_prompt(run: results.Run, prompts: pd.Index | None = None) -> np.ndarray | None:
-    """(prompts,) number of the topic of each of these prompts; of all in the order of `outcomes_by_label`.
+    """Return (prompts,) the number of the topic of each of these prompts.
 
-    None where some prompt has no category, or where there are fewer topics than FEWEST_TOPICS.
+    Without `prompts`, of all in the order of `outcomes_by_label`. None where some prompt has no category, or where
+    there are fewer topics than FEWEST_TOPICS.
     """
     answers = judged_answers(run)
     if answers.empty or "category" not in answers or answers["category"].isna().any():
@@ -174,21 +193,24 @@ def topic_notes(run: results.Run) -> list[str]:
 
 
 def shared_items(outcomes: Sequence[Outcomes]) -> np.ndarray:
-    """(items,) which items all rows have, with all seeds that they share."""
+    """Return (items,) which items all rows have, with all seeds that they share."""
     seeds = set.intersection(*(set(seeds) for seeds, _ in outcomes))
-    complete = [~np.isnan(values[[seed in seeds for seed in own]]).any(axis=0) for own, values in outcomes]
+    complete = [~np.isnan(values[[seed in seeds for seed in row_seeds]]).any(axis=0) for row_seeds, values in outcomes]
     return np.asarray(np.all(complete, axis=0))
 
 
 def shared_topics(outcomes: Sequence[Outcomes], topics: np.ndarray | None) -> np.ndarray | None:
-    """The topics of the `shared_items`; None without topics."""
+    """Return the topics of the `shared_items`; None without topics."""
     return None if topics is None else topics[shared_items(outcomes)]
 
 
 def on_common_seeds(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:
-    """Return the seeds that all rows have, and (rows, seeds, ...) outcomes; items that a row lacks stay, as NaN."""
+    """Return the seeds that all rows have, and their (rows, seeds, ...) outcomes.
+
+    Items that a row lacks stay, as NaN.
+    """
     seeds = sorted(set.intersection(*(set(seeds) for seeds, _ in outcomes)))
-    return seeds, np.stack([values[[own.index(seed) for seed in seeds]] for own, values in outcomes])
+    return seeds, np.stack([values[[row_seeds.index(seed) for seed in seeds]] for row_seeds, values in outcomes])
 
 
 def common(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:
@@ -199,28 +221,33 @@ def common(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:
     return seeds, values
 
 
-def difference(one: Outcomes, other: Outcomes) -> np.ndarray | None:
-    """Return the outcomes of one row minus those of another, on the seeds and items that both have.
+def difference(outcomes: Outcomes, reference: Outcomes) -> np.ndarray | None:
+    """Return the outcomes of one row minus those of another.
+
+    They are on the seeds and items that both have.
 
     Returns:
         (seeds, items) or (seeds,); None where they have nothing in common, or were asked other numbers of items.
     """
-    if one[1].shape[1:] != other[1].shape[1:]:
+    if outcomes[1].shape[1:] != reference[1].shape[1:]:
         return None
-    _, (first, second) = common([one, other])
+    _, (first, second) = common([outcomes, reference])
     return first - second if first.size else None
 
 
 def few_seeds(counts: Iterable[int]) -> str:
-    """Say how many seeds rows have, of those with any; empty where all have FEWEST_SEEDS or more."""
-    known = sorted({int(count) for count in counts if count > 0})
-    if not known or known[0] >= FEWEST_SEEDS:
+    """Say how many seeds rows have, of those with any.
+
+    Empty where all have FEWEST_SEEDS or more.
+    """
+    seeds = sorted({int(count) for count in counts if count > 0})
+    if not seeds or seeds[0] >= FEWEST_SEEDS:
         return ""
-    return " to ".join(map(str, dict.fromkeys((known[0], known[-1])))) + f" seed{'s' * (known[-1] > 1)}"
+    return " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) + f" seed{'s' * (seeds[-1] > 1)}"
 
 
 def few_seeds_notes(counts: Iterable[int]) -> list[str]:
-    """What a table cannot say whose rows have so many seeds; empty where all have enough."""
+    """Say what a table with so few seeds cannot say; empty where all rows have enough."""
     seeds = few_seeds(counts)
     return [
         f"These checkpoints only: {seeds} per row cannot say how a method does over other seeds. Intervals of fewer "
@@ -229,37 +256,48 @@ def few_seeds_notes(counts: Iterable[int]) -> list[str]:
 
 
 def left_out(seeds: Mapping[str, Sequence[int]]) -> str:
-    """Name the seeds that a comparison of these rows leaves out, since not all have them. seeds: by row."""
+    """Name the seeds that a comparison of these rows leaves out.
+
+    Not all rows have them. seeds: by row.
+    """
     shared = set.intersection(*map(set, seeds.values()))
-    rest = {name: [str(seed) for seed in own if seed not in shared] for name, own in seeds.items()}
-    return " and ".join(f"seed{'s' * (len(own) > 1)} {', '.join(own)} of {name}" for name, own in rest.items() if own)
+    rest = {name: [str(seed) for seed in row_seeds if seed not in shared] for name, row_seeds in seeds.items()}
+    return " and ".join(
+        f"seed{'s' * (len(row_seeds) > 1)} {', '.join(row_seeds)} of {name}"
+        for name, row_seeds in rest.items()
+        if row_seeds
+    )
 
 
 def left_out_notes(seeds: Mapping[str, Sequence[int]]) -> list[str]:
-    """Say which seeds the comparisons of a table's rows may leave out; empty where all have the same. seeds: by row."""
-    left = left_out(seeds) if seeds else ""
-    return [f"Rows are compared on the seeds that both have. Not common to all: {left}."] if left else []
+    """Say which seeds the comparisons of a table's rows may leave out.
+
+    Empty where all have the same. seeds: by row.
+    """
+    words = left_out(seeds) if seeds else ""
+    return [f"Rows are compared on the seeds that both have. Not common to all: {words}."] if words else []
 
 
 def name_of(run: results.Run) -> str:
-    """What the run is called."""
+    """Return what the run is called."""
     return str(run.manifest.get("name", run.path.name))
 
 
 def version_of(run: results.Run) -> str:
-    """The version of stability that scored the run."""
+    """Return the version of stability that scored the run."""
     return str(run.manifest.get("stability_version") or run.trials["stability_version"].iloc[0])
 
 
 def baseline_of(run: results.Run) -> str:
-    """Whose answers the policies' are compared with."""
+    """Name whose answers the policies' are compared with."""
     return str(run.manifest.get("baseline") or "the SFT checkpoint")
 
 
 def basis(run: results.Run, seeds: int, items: int, *, label: str | None = None) -> str:
-    """What a claim rests on, in one clause: seeds, prompts, judges with their repeats, and of one row its verdicts.
+    """Say what a claim rests on: seeds, prompts, judges with their repeats, and verdicts.
 
-    items: prompts, or pairs where nothing was judged; 0 for a claim of what a seed has one number of.
+    Verdicts are named of one row. items: prompts, or pairs where nothing was judged; 0 for a claim of what a seed has
+    one number of.
     """
     of_seeds = f"{seeds} seeds" if seeds != 1 else "1 seed"
     if not items:
@@ -281,7 +319,7 @@ def basis(run: results.Run, seeds: int, items: int, *, label: str | None = None)
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Settings by path; a list, and a mapping without anything in it, is a value."""
+    """Flatten settings by path; a list, and an empty mapping within, is a value."""
     if not isinstance(value, Mapping) or (path and not value):
         return {path: value}
     inner = [flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()]
@@ -289,7 +327,7 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def decoding_words(manifest: Mapping[str, Any]) -> str:
-    """The decoding settings, in one phrase."""
+    """Describe the decoding settings in one phrase."""
     decoding = dict(manifest.get("decoding") or {})
     by_category = decoding.pop("temperatures", {})
     words = [f"{name} {value}" for name, value in decoding.items() if value is not None]

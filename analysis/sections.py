@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-Made = Union[Table, "Figure", None]
+ItemContent = Union[Table, "Figure", None]
 LEAGUE, ROWS, ABLATION, STABILITY, TRAINING, SEARCH, LOST = (
     "The league",
     "Win rate and stability",
@@ -85,12 +85,12 @@ class Findings:
     @cached_property
     def leagues(self) -> list[Standings]:
         """What a league's tables are made of, for each SFT checkpoint that it is run across."""
-        return Standings.each(self.run, self.main)
+        return Standings.by_checkpoint(self.run, self.main)
 
     @cached_property
     def standings(self) -> list[Table]:
         """A league's entries, for each SFT checkpoint."""
-        return [league_tables.standings(one) for one in self.leagues]
+        return [league_tables.standings(league) for league in self.leagues]
 
     @cached_property
     def over_checkpoints(self) -> Table | None:
@@ -131,23 +131,26 @@ class Findings:
         return knobs.importance(self.searched)
 
     def on_search(self) -> list[str]:
-        """Constraints, the knee and the most important knobs, as far as they are clear."""
-        said = trial_tables.constraint_notes(self.searched)
+        """Say what is clear of constraints, the knee and the most important knobs."""
+        sentences = trial_tables.constraint_notes(self.searched)
         if self.front is not None and len(self.front.frame) and self.front.frame["knee"].any():
             row = self.front.frame[self.front.frame["knee"]].iloc[0]
             sure = f" (in {100 * row['knee_share']:.0f} % of resamples)" if "knee_share" in row else ""
-            said.append(f"The knee of the search's front is {row['trial_id']}{sure}.")
+            sentences.append(f"The knee of the search's front is {row['trial_id']}{sure}.")
         ranks = self.importance.frame
         for goal in self.searched.names if len(ranks) else ():
             first = ranks[ranks[f"{goal}_rank_high"] == 1]["knob"].tolist()
             if first:
                 trials = int(self.searched.complete.sum())
                 words = f"{first[0]} is the most important knob that was searched ({trials} trials, one seed each)"
-                said.append(f"For {goal.replace('_', ' ')} {words}.")
-        return said
+                sentences.append(f"For {goal.replace('_', ' ')} {words}.")
+        return sentences
 
     def of_design(self) -> Sentences:
-        """Of a league its entries, of a factorial design its declared main effects, of others the cells."""
+        """Say what the design leaves open and shows.
+
+        Of a league these are its entries, of a factorial design its main effects, of others the cells.
+        """
         if self.over_checkpoints is not None:
             over = self.over_checkpoints
             return checkpoints.league_sentences(self.leagues, over) if self.leagues else checkpoints.sentences(over)
@@ -172,7 +175,7 @@ class ReportItem:
 
     name: str
     under: str
-    make: Callable[[Findings], Made]
+    make: Callable[[Findings], ItemContent]
     caption: str = ""
     without_rows: bool = False
     terminal: bool = True
@@ -180,114 +183,130 @@ class ReportItem:
 
 
 SECTIONS: tuple[ReportItem, ...] = (
-    ReportItem("league_checkpoints", LEAGUE, lambda found: found.over_checkpoints if found.leagues else None),
-    ReportItem("league", LEAGUE, lambda found: checkpoints.stacked(found.leagues, found.standings)),
-    ReportItem("league_pairs", LEAGUE, lambda found: _of_league(found, league_tables.pairs), terminal=False),
-    ReportItem("league_tuning", LEAGUE, lambda found: _of_league(found, league_tables.tuning)),
-    ReportItem("league_defaults", LEAGUE, lambda found: _of_league(found, league_tables.defaults)),
-    ReportItem("win_rate_stability", ROWS, lambda found: found.main, without_rows=True),
+    ReportItem("league_checkpoints", LEAGUE, lambda findings: findings.over_checkpoints if findings.leagues else None),
+    ReportItem("league", LEAGUE, lambda findings: checkpoints.stacked(findings.leagues, findings.standings)),
+    ReportItem("league_pairs", LEAGUE, lambda findings: _of_league(findings, league_tables.pairs), terminal=False),
+    ReportItem("league_tuning", LEAGUE, lambda findings: _of_league(findings, league_tables.tuning)),
+    ReportItem("league_defaults", LEAGUE, lambda findings: _of_league(findings, league_tables.defaults)),
+    ReportItem("win_rate_stability", ROWS, lambda findings: findings.main, without_rows=True),
     ReportItem(
         "pareto",
         ROWS,
-        lambda found: figures.pareto(found.run, table=found.main),
+        lambda findings: figures.pareto(findings.run, table=findings.main),
         "Filled: rows of the table, with its 95 % intervals and the range of S over seeds. Hollow: "
         "trials of the search, measured on other prompts with one seed; the line is their front in these two measures.",
     ),
-    ReportItem("ablation_checkpoints", ABLATION, lambda found: None if found.leagues else found.over_checkpoints),
-    ReportItem("ablation", ABLATION, lambda found: found.ablation),
+    ReportItem(
+        "ablation_checkpoints", ABLATION, lambda findings: None if findings.leagues else findings.over_checkpoints
+    ),
+    ReportItem("ablation", ABLATION, lambda findings: findings.ablation),
     ReportItem(
         "sensitivity",
         ABLATION,
-        lambda found: _of_design(found, knob_figures.sensitivity, "sensitivity", "exponent"),
+        lambda findings: _of_design(findings, knob_figures.sensitivity, "sensitivity", "exponent"),
         "What each knob does around the center, whose own value is the diamond. Bars: 95 % intervals as in "
         "the tables. Hollow: the 95 % interval of the difference to the center covers 0.",
     ),
-    ReportItem("factorial", "Effects of the components", lambda found: found.factorial),
-    ReportItem("beside_the_paper", "Beside the paper", lambda found: _of_design(found, paper_tables.beside_the_paper)),
-    ReportItem("stability_parts", STABILITY, lambda found: stability.stability_parts(found.run, found.main)),
+    ReportItem("factorial", "Effects of the components", lambda findings: findings.factorial),
+    ReportItem(
+        "beside_the_paper", "Beside the paper", lambda findings: _of_design(findings, paper_tables.beside_the_paper)
+    ),
+    ReportItem("stability_parts", STABILITY, lambda findings: stability.stability_parts(findings.run, findings.main)),
     ReportItem(
         "stability_parts",
         STABILITY,
-        lambda found: figures.stability_parts(found.run, table=found.main),
+        lambda findings: figures.stability_parts(findings.run, table=findings.main),
         "What each row lost its stability to: 1 − S cut by the parts' shares of the summed (x/h)², mean "
         "over seeds. What a bar leaves free is S.",
     ),
     ReportItem(
         "logprob_curves",
         TRAINING,
-        lambda found: figures.logprob_curves(found.run, table=found.main),
+        lambda findings: figures.logprob_curves(findings.run, table=findings.main),
         "Mean log-probability per token of held-out chosen and rejected completions during training; "
         "bands span the seeds. A chosen curve that falls is unlearning.",
     ),
-    ReportItem("alarms", "The sentinel", lambda found: trial_tables.alarms(found.run)),
-    ReportItem("judging", "The judging", lambda found: found.judging),
+    ReportItem("alarms", "The sentinel", lambda findings: trial_tables.alarms(findings.run)),
+    ReportItem("judging", "The judging", lambda findings: findings.judging),
     ReportItem(
         "corrected",
         "The judging",
-        lambda found: None if found.labels is None else judges.corrected(found.run, found.main, found.labels),
+        lambda findings: (
+            None if findings.labels is None else judges.corrected(findings.run, findings.main, findings.labels)
+        ),
         without_rows=True,
     ),
-    ReportItem("panel", "The judging", lambda found: judges.panel(found.run, found.main)),
-    ReportItem("agreement", "The judging", lambda found: judges.agreement(found.run)),
-    ReportItem("search_trials", SEARCH, lambda found: found.search_trials, terminal=False),
-    ReportItem("search_winners", SEARCH, lambda found: trial_tables.winners(found.run, found.searched, found.main)),
-    ReportItem("search_front", SEARCH, lambda found: found.front),
-    ReportItem("search_importance", SEARCH, lambda found: found.importance),
+    ReportItem("panel", "The judging", lambda findings: judges.panel(findings.run, findings.main)),
+    ReportItem("agreement", "The judging", lambda findings: judges.agreement(findings.run)),
+    ReportItem("search_trials", SEARCH, lambda findings: findings.search_trials, terminal=False),
+    ReportItem(
+        "search_winners", SEARCH, lambda findings: trial_tables.winners(findings.run, findings.searched, findings.main)
+    ),
+    ReportItem("search_front", SEARCH, lambda findings: findings.front),
+    ReportItem("search_importance", SEARCH, lambda findings: findings.importance),
     ReportItem(
         "search_importance",
         SEARCH,
-        lambda found: knob_figures.importance(found.searched, found.importance),
+        lambda findings: knob_figures.importance(findings.searched, findings.importance),
         "How unlike the best trials' values of a knob are to all trials' (PED-ANOVA); bars: 95 % "
         "intervals, the trials drawn anew.",
     ),
     ReportItem(
         "search_slices",
         SEARCH,
-        lambda found: _slices(found),
+        lambda findings: _slices(findings),
         "Every completed trial of the search, the most important knobs first; later trials lighter, the front ringed.",
         paper=True,
     ),
-    ReportItem("search_budget", SEARCH, lambda found: _budget(found, front.budget_curve), terminal=False),
+    ReportItem("search_budget", SEARCH, lambda findings: _budget(findings, front.budget_curve), terminal=False),
     ReportItem(
         "search_budget",
         SEARCH,
-        lambda found: _budget(found, knob_figures.budget),
+        lambda findings: _budget(findings, knob_figures.budget),
         "Blue: the search as it went. Orange: the expected best of as many of its trials at random, with 95 %.",
     ),
-    ReportItem("cost", "Budget and cost", lambda found: trial_tables.cost(found.run), terminal=False),
-    ReportItem("failures", LOST, lambda found: trial_tables.failures(found.run), without_rows=True, terminal=False),
+    ReportItem("cost", "Budget and cost", lambda findings: trial_tables.cost(findings.run), terminal=False),
+    ReportItem(
+        "failures", LOST, lambda findings: trial_tables.failures(findings.run), without_rows=True, terminal=False
+    ),
 )
 
 
-def made(found: Findings, items: Sequence[ReportItem] = SECTIONS) -> Iterator[tuple[ReportItem, "Table | Figure"]]:
-    """The tables and figures that this run has, in the order of the page. items: those that are made."""
+def made(findings: Findings, items: Sequence[ReportItem] = SECTIONS) -> Iterator[tuple[ReportItem, "Table | Figure"]]:
+    """Yield the tables and figures that this run has, in the order of the page.
+
+    items: those that are made.
+    """
     for item in items:
-        thing = item.make(found)
+        thing = item.make(findings)
         if isinstance(thing, Table) and thing.frame.empty and not item.without_rows:
             continue
         if thing is not None:
             yield item, thing
 
 
-def _of_league(found: Findings, make: Callable[[Standings], Table]) -> Table | None:
-    return checkpoints.stacked(found.leagues, [make(one) for one in found.leagues])
+def _of_league(findings: Findings, make: Callable[[Standings], Table]) -> Table | None:
+    return checkpoints.stacked(findings.leagues, [make(league) for league in findings.leagues])
 
 
-def _of_design(found: Findings, make: Callable[[Cells, Table], Made], *kinds: str) -> Made:
-    """What is made of the cells of a design and their table; None where the run has no design of these kinds."""
-    if found.cells is None or found.ablation is None or (kinds and found.cells.design.kind not in kinds):
+def _of_design(findings: Findings, make: Callable[[Cells, Table], ItemContent], *kinds: str) -> ItemContent:
+    """Make an item of the cells of a design and their table.
+
+    None where the run has no design of these kinds.
+    """
+    if findings.cells is None or findings.ablation is None or (kinds and findings.cells.design.kind not in kinds):
         return None
-    return make(found.cells, found.ablation)
+    return make(findings.cells, findings.ablation)
 
 
-def _slices(found: Findings) -> Made:
-    """Where there are trials and knobs enough to see something; the most important knobs first."""
-    paths = [knob.path for knob in found.searched.knobs]
-    if not paths or found.searched.complete.sum() < 2:
+def _slices(findings: Findings) -> ItemContent:
+    """Draw the slices where trials and knobs are enough; the most important knobs first."""
+    paths = [knob.path for knob in findings.searched.knobs]
+    if not paths or findings.searched.complete.sum() < 2:
         return None
-    ranked = found.importance.frame["path"] if len(found.importance.frame) else ()
-    return knob_figures.slices(found.searched, [paths.index(path) for path in dict.fromkeys([*ranked, *paths])])
+    ranked = findings.importance.frame["path"] if len(findings.importance.frame) else ()
+    return knob_figures.slices(findings.searched, [paths.index(path) for path in dict.fromkeys([*ranked, *paths])])
 
 
-def _budget(found: Findings, make: Callable[[Searched, front.Spent], Made]) -> Made:
-    return None if found.spent is None else make(found.searched, found.spent)
+def _budget(findings: Findings, make: Callable[[Searched, front.Spent], ItemContent]) -> ItemContent:
+    return None if findings.spent is None else make(findings.searched, findings.spent)

@@ -46,10 +46,10 @@ class ResampledStability:
 
 
 def resampled(run: results.Run, trials: pd.DataFrame, resamples: int) -> dict[str, ResampledStability]:
-    """Stability and its parts by trial, over its pairs, prompts and steps; empty where a trial has none recorded.
+    """Resample stability and its parts by trial, over its pairs, prompts and steps.
 
-    Pairs, prompts and (in blocks) steps are drawn with replacement, independently of each other; the trials share the
-    draws of pairs and of prompts.
+    Empty where a trial has none recorded. Pairs, prompts and (in blocks) steps are drawn with replacement,
+    independently of each other; the trials share the draws of pairs and of prompts.
     """
     names = trials["trial_id"].tolist()
     pairs, answers, curves = (
@@ -64,21 +64,22 @@ def resampled(run: results.Run, trials: pd.DataFrame, resamples: int) -> dict[st
     # Grouped once: a search of the whole table for each of a thousand trials takes longer than all else.
     series = _spiking(curves)
     spikes = [_spikes(*series.get(name, ([], [])), place, resamples) for place, name in enumerate(names)]
-    found = {}
+    resampled_trials = {}
     for name, (steps, quiet) in zip(names, spikes, strict=True):
         (of_pairs, of_tokens), (of_prompts, of_answers) = by_pairs[name], by_prompts[name]
         parts = of_pairs | of_prompts | {"training_spikes": steps}
-        found[name] = ResampledStability(parts, quiet, of_tokens | of_answers)
-    return found
+        resampled_trials[name] = ResampledStability(parts, quiet, of_tokens | of_answers)
+    return resampled_trials
 
 
 def intervals(
     run: results.Run, trials: pd.DataFrame, *, resamples: int = statistics.RESAMPLES
 ) -> dict[str, statistics.Interval]:
-    """Return intervals of `stability` and of each part, over the pairs, prompts and steps of one row's trials.
+    """Return intervals of `stability` and of each part, of one row's trials.
 
-    S is computed in every resample and averaged over seeds as in the table: a trial that failed or diverged is 0 there.
-    Empty where a trial has no recorded pairs or answers, or nothing was measured.
+    They are over pairs, prompts and steps. S is computed in every resample and averaged over seeds as in the table: a
+    trial that failed or diverged is 0 there. Empty where a trial has no recorded pairs or answers, or nothing was
+    measured.
     """
     lost = trials["status"].isin(rows.LOST)
     scored = trials[~lost & trials["stability"].notna()]
@@ -100,21 +101,29 @@ def intervals(
     units |= dict.fromkeys(("broken_outputs", "length_shift"), prompts)
     # The steps that spikes are counted over stand beside these.
     few = min(pairs, prompts)
-    found = {}
+    intervals_by_part = {}
     for name, value in values.items():
         low = statistics.interval(value, means[name], units=units.get(name, few)).low
         high = statistics.interval(value, above[name], units=units.get(name, few)).high
-        found[name] = statistics.Interval(float(value), float(np.minimum(low, value)), float(np.maximum(high, value)))
-    return found
+        intervals_by_part[name] = statistics.Interval(
+            float(value), float(np.minimum(low, value)), float(np.maximum(high, value))
+        )
+    return intervals_by_part
 
 
 def _shift(signed: np.ndarray) -> np.ndarray:
-    """(resamples,) sizes of a signed shift, without what chance adds to its square in the sample and in a resample."""
+    """Return (resamples,) sizes of a signed shift.
+
+    What chance adds to its square, in the sample and in a resample, is taken off.
+    """
     return np.asarray(np.sqrt(np.maximum(signed**2 - 2 * signed.var(), 0.0)))
 
 
 def _unseen(part: int, resamples: int) -> np.ndarray:
-    """(resamples,) how many more items each resample has of what a share counts: none seen is not none there."""
+    """Return (resamples,) how many more items each resample has of what a share counts.
+
+    None seen is not none there.
+    """
     return np.random.default_rng([UNSEEN_DRAWS, part]).poisson(statistics.PRIOR, resamples)
 
 
@@ -123,7 +132,7 @@ ByTrial = dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
 
 
 def _of_pairs(pairs: pd.DataFrame, resamples: int) -> ByTrial:
-    """Parts U, C and H."""
+    """Resample parts U, C and H."""
     columns: dict[str, np.ndarray | pd.Series] = {
         "pairs": np.ones(len(pairs)),
         "lost": np.maximum(0.0, pairs["chosen_logp0"] - pairs["chosen_logp"]),
@@ -134,7 +143,7 @@ def _of_pairs(pairs: pd.DataFrame, resamples: int) -> ByTrial:
     }
     drawn = _resampled_sums(columns, pairs["trial_id"], pairs["pair"], seed=PAIR_DRAWS, resamples=resamples)
     unseen = _unseen(0, resamples) * pairs["rejected_tokens"].mean()
-    found = {}
+    parts_by_trial = {}
     for trial_id, sums in drawn.items():
         with np.errstate(divide="ignore", invalid="ignore"):
             # log(entropy / entropy0), and 0 to the last digit where nothing changed.
@@ -145,12 +154,12 @@ def _of_pairs(pairs: pd.DataFrame, resamples: int) -> ByTrial:
             "rejected_collapse": np.minimum((sums["collapsed"] + unseen) / sums["rejected"], 1.0),
             "entropy_shift": _shift(shift),
         }
-        found[trial_id] = parts, {"entropy_shift": np.abs(shift)}
-    return found
+        parts_by_trial[trial_id] = parts, {"entropy_shift": np.abs(shift)}
+    return parts_by_trial
 
 
 def _of_prompts(answers: pd.DataFrame, resamples: int) -> ByTrial:
-    """Parts B and L."""
+    """Resample parts B and L."""
     new, old = (answers[name].clip(lower=1) for name in ("answer_tokens", "baseline_tokens"))
     columns: dict[str, np.ndarray | pd.Series] = {
         "answers": np.ones(len(answers)),
@@ -159,21 +168,24 @@ def _of_prompts(answers: pd.DataFrame, resamples: int) -> ByTrial:
     }
     drawn = _resampled_sums(columns, answers["trial_id"], answers["prompt_id"], seed=0, resamples=resamples)
     unseen = _unseen(1, resamples) - _unseen(2, resamples)
-    found = {}
+    parts_by_trial = {}
     for trial_id, sums in drawn.items():
         broken, longer = (sums["broken"] + unseen) / sums["answers"], sums["longer"] / sums["answers"]
         parts = {
             "broken_outputs": np.minimum(np.where(broken > 0, _shift(broken), 0.0), 1.0),
             "length_shift": _shift(longer),
         }
-        found[trial_id] = parts, {"broken_outputs": broken.clip(0.0, 1.0), "length_shift": np.abs(longer)}
-    return found
+        parts_by_trial[trial_id] = parts, {"broken_outputs": broken.clip(0.0, 1.0), "length_shift": np.abs(longer)}
+    return parts_by_trial
 
 
 def _resampled_sums(
     columns: Mapping[str, np.ndarray | pd.Series], trials: pd.Series, items: pd.Series, *, seed: int, resamples: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Sums of each column over the resampled items, by trial; an item that a trial lacks counts nothing there."""
+    """Return sums of each column over the resampled items, by trial.
+
+    An item that a trial lacks counts nothing there.
+    """
     (of_trial, ids), (of_item, names) = pd.factorize(trials), pd.factorize(items, sort=True)
     cell, cells = of_trial * len(names) + of_item, len(ids) * len(names)
     values = np.stack([np.bincount(cell, column, cells) for column in columns.values()])
@@ -186,7 +198,7 @@ def _resampled_sums(
 
 
 def _spiking(curves: pd.DataFrame) -> dict[str, tuple[list[float], list[float]]]:
-    """By trial, the values of both metrics of SPIKING in the order of its updates."""
+    """Return the values of both metrics of SPIKING in the order of updates, by trial."""
     curves = curves[curves["source"] == "train"].sort_values("step", kind="stable")
     groups = dict(curves.groupby(["trial_id", "metric"]).indices)
     values, none = curves["value"].to_numpy(dtype=float), np.empty(0, dtype=int)
@@ -199,7 +211,7 @@ def _spiking(curves: pd.DataFrame) -> dict[str, tuple[list[float], list[float]]]
 
 
 def _spikes(losses: list[float], norms: list[float], place: int, resamples: int) -> tuple[np.ndarray, bool]:
-    """Part T of every resample, its steps drawn in blocks, and whether no step spiked.
+    """Resample part T in blocks of steps; say also whether no step spiked.
 
     `place` tells the trials of a row apart.
 
@@ -218,34 +230,37 @@ def _spikes(losses: list[float], norms: list[float], place: int, resamples: int)
 
 
 def damage_shares(trials: pd.DataFrame) -> dict[str, float]:
-    """Each part's share of what the trials of a row lost to all parts; not a number where they lost nothing."""
-    taken = taken_by_parts(trials)
-    total = sum(taken[name] for name in PARTS)
-    return {name: taken[name] / total if total else float("nan") for name in PARTS}
+    """Return each part's share of what the trials of a row lost to all parts.
+
+    NaN where they lost nothing.
+    """
+    losses = loss_by_part(trials)
+    total = sum(losses[name] for name in PARTS)
+    return {name: losses[name] / total if total else float("nan") for name in PARTS}
 
 
-def taken_by_parts(trials: pd.DataFrame) -> dict[str, float]:
-    """Mean over seeds of what each part took from 1, with S itself; not a number where nothing was measured.
+def loss_by_part(trials: pd.DataFrame) -> dict[str, float]:
+    """Return the mean over seeds of what each part took from 1, with S itself.
 
-    What a trial that failed or diverged lost is under `failed`.
+    NaN where nothing was measured. What a trial that failed or diverged lost is under `failed`.
     """
     nothing = dict.fromkeys([*rows.PARTS, "failed"], 0.0)
     seeds = []
     for row in trials[["status", "stability", *rows.PARTS]].to_dict("records"):
-        taken = nothing | {"stability": 0.0}
+        losses = nothing | {"stability": 0.0}
         parts = {name: row[name] for name in rows.PARTS}
         if row["status"] in rows.LOST or (row["stability"] == 0 and not np.isfinite(list(parts.values())).all()):
-            taken["failed"] = 1.0
+            losses["failed"] = 1.0
         elif pd.isna(list(parts.values())).any():
             continue
         else:
             added = damage(StabilityParts(**parts))
-            taken |= {name: value / (1 + sum(added.values())) for name, value in added.items()}
-            taken["stability"] = row["stability"]
-        seeds.append(taken)
+            losses |= {name: value / (1 + sum(added.values())) for name, value in added.items()}
+            losses["stability"] = row["stability"]
+        seeds.append(losses)
     if not seeds:
         return nothing | {"stability": float("nan")}
-    return {name: float(np.mean([taken[name] for taken in seeds])) for name in seeds[0]}
+    return {name: float(np.mean([losses[name] for losses in seeds])) for name in seeds[0]}
 
 
 DAMAGE = "parts of the damage"
@@ -253,7 +268,10 @@ DAMAGE = "parts of the damage"
 
 
 def part_columns(frame: pd.DataFrame, *, keep: int) -> list[Column]:
-    """A column of each part, called by its letter; on the page small bars of their shares of the damage."""
+    """Return a column of each part, called by its letter.
+
+    On the page it has small bars of the parts' shares of the damage.
+    """
     return [
         Column(
             letter,
@@ -268,7 +286,7 @@ def part_columns(frame: pd.DataFrame, *, keep: int) -> list[Column]:
 
 
 def stability_cell(row: pd.Series) -> str:
-    """S with its interval; where it has none, with its lowest and highest seed."""
+    """Write S with its interval; where it has none, with its lowest and highest seed."""
     low, high, mean = (number(row[name]) for name in ("stability_min", "stability_max", "stability"))
     if pd.notna(row["stability_low"]):
         return with_interval(row, "stability")
@@ -276,7 +294,10 @@ def stability_cell(row: pd.Series) -> str:
 
 
 def stability_parts(run: results.Run, main: Table) -> Table:
-    """A row for each row of the main table. In `frame`, `<part>_low` and `_high` are the ends of its interval."""
+    """Return the parts of stability for each row of the main table.
+
+    In `frame`, `<part>_low` and `_high` are the ends of its interval.
+    """
     if main.frame.empty:
         return empty("This run has no arms and no winner.")
     ends = statistics.interval_names("stability", *PARTS)

@@ -41,17 +41,23 @@ class Interval:
     high: float
 
     def covers(self, value: float) -> bool:
-        """Whether `value` lies in the interval."""
+        """Tell whether `value` lies in the interval."""
         return self.low <= value <= self.high
 
     def excludes(self, value: float) -> bool:
-        """Whether `value` lies beyond one of the ends. Without ends it is neither covered nor excluded."""
+        """Tell whether `value` lies beyond one of the ends.
+
+        Without ends it is neither covered nor excluded.
+        """
         return value < self.low or value > self.high
 
 
 @lru_cache(maxsize=4)
 def draws(items: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """(items, resamples) how often each resample draws each item; kept, for all rows of a table share their prompts."""
+    """Return (items, resamples) how often each resample draws each item.
+
+    They are cached, for all rows of a table share their prompts.
+    """
     rng = np.random.default_rng(seed)
     counts = np.empty((resamples, items), dtype=np.float32)
     at_once = max(1, 500_000 // items)
@@ -64,10 +70,10 @@ def draws(items: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
 
 
 def resample_sums(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """(resamples, ...) sums over the last axis of `values`, its items drawn with replacement.
+    """Return (resamples, ...) sums over the last axis of `values`, its items resampled.
 
-    values: (..., items). All leading axes are resampled together, so that comparisons stay paired. How often the items
-    are drawn is counted first, which makes all resamples one matrix product.
+    Items are drawn with replacement. values: (..., items). All leading axes are resampled together, so that comparisons
+    stay paired. How often the items are drawn is counted first, which makes all resamples one matrix product.
     """
     *leading, items = values.shape
     rows, counts = values.reshape(-1, items), draws(items, seed, resamples)
@@ -80,7 +86,10 @@ def resample_sums(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPL
 
 
 def interval(value: float, resampled: np.ndarray, *, units: int) -> Interval:
-    """The percentile interval of an estimate; without ends where fewer than FEWEST_UNITS units were resampled."""
+    """Return the percentile interval of an estimate.
+
+    It has no ends where fewer than FEWEST_UNITS units were resampled.
+    """
     if units < FEWEST_UNITS:
         return Interval(float(value), np.nan, np.nan)
     low, high = np.quantile(resampled, TAILS)
@@ -88,18 +97,18 @@ def interval(value: float, resampled: np.ndarray, *, units: int) -> Interval:
 
 
 def interval_names(*names: str) -> list[str]:
-    """The columns of intervals: for each its value under its name, its ends under name_low and name_high."""
+    """Return the columns of intervals: the value's name, and name_low and name_high."""
     return [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
 
 
-def columns(found: Mapping[str, Interval | None]) -> dict[str, float]:
-    """Intervals as `interval_names` with their values; NaN for None."""
-    values = (astuple(one or Interval(np.nan, np.nan, np.nan)) for one in found.values())
-    return dict(zip(interval_names(*found), chain.from_iterable(values), strict=True))
+def columns(intervals: Mapping[str, Interval | None]) -> dict[str, float]:
+    """Return intervals as `interval_names` with their values; NaN for None."""
+    values = (astuple(interval or Interval(np.nan, np.nan, np.nan)) for interval in intervals.values())
+    return dict(zip(interval_names(*intervals), chain.from_iterable(values), strict=True))
 
 
 def prompt_means(outcomes: np.ndarray) -> np.ndarray:
-    """(prompts,) mean outcome of each prompt over seeds; NaN where it has none."""
+    """Return (prompts,) mean outcome of each prompt over seeds; NaN where it has none."""
     valid = ~np.isnan(outcomes)
     counts = valid.sum(axis=0)
     sums = np.where(valid, outcomes, 0.0).sum(axis=0)
@@ -107,23 +116,28 @@ def prompt_means(outcomes: np.ndarray) -> np.ndarray:
 
 
 def win_rate_interval(outcomes: np.ndarray) -> Interval | None:
-    """Win rate of these checkpoints with its interval over prompts; all orders and seeds of a prompt stay together.
+    """Return the win rate of these checkpoints with its interval over prompts.
 
-    outcomes: (seeds, prompts). Prompts without any verdict are left out; None where none has one.
+    All orders and seeds of a prompt stay together. outcomes: (seeds, prompts). Prompts without any verdict are left
+    out; None where none has one.
     """
     return row_interval(prompt_means(outcomes)[None])
 
 
 def is_of_method(outcomes: np.ndarray) -> bool:
-    """Whether (seeds, prompts) outcomes can speak of other seeds: enough seeds, and prompts that all of them have."""
+    """Tell whether (seeds, prompts) outcomes can speak of other seeds.
+
+    They need enough seeds, and prompts that all of these have.
+    """
     return len(outcomes) >= FEWEST_SEEDS and int((~np.isnan(outcomes).any(axis=0)).sum()) >= FEWEST_UNITS
 
 
 def row_interval(outcomes: np.ndarray, topics: np.ndarray | None = None) -> Interval | None:
-    """Return a row's win rate with its interval: of the method where `is_of_method`, else of these checkpoints.
+    """Return a row's win rate with its interval.
 
-    That of the method is over other seeds and prompts, its width from the prompts that all seeds have a verdict for.
-    That of the checkpoints is over prompts alone. Both are `score_interval`.
+    It is of the method where `is_of_method`, else of these checkpoints. That of the method is over other seeds and
+    prompts, its width from the prompts that all seeds have a verdict for. That of the checkpoints is over prompts
+    alone. Both are `score_interval`.
 
     Args:
         outcomes: (seeds, prompts) from 0 to 1, NaN where there is no verdict.
@@ -137,7 +151,10 @@ def row_interval(outcomes: np.ndarray, topics: np.ndarray | None = None) -> Inte
 
 
 def mean_interval(outcomes: np.ndarray) -> Interval | None:
-    """`row_interval` of outcomes without bounds: Student's, without ends where they are all the same."""
+    """Return `row_interval` of outcomes without bounds.
+
+    It is Student's, without ends where all outcomes are the same.
+    """
     means = prompt_means(outcomes)
     if np.isnan(means).all():
         return None
@@ -148,14 +165,17 @@ def mean_interval(outcomes: np.ndarray) -> Interval | None:
 
 
 def row_scatter(outcomes: np.ndarray, topics: np.ndarray | None = None) -> "Scatter":
-    """`Scatter` of a row's outcomes, of which some may be missing."""
+    """Return the `Scatter` of a row's outcomes, of which some may be missing."""
     values = outcomes if is_of_method(outcomes) else prompt_means(outcomes)[None]
     complete = ~np.isnan(values).any(axis=0)
     return Scatter.of(values[:, complete], None if topics is None else topics[complete])
 
 
 def by_topic(values: np.ndarray, topics: np.ndarray | None) -> np.ndarray:
-    """(..., topics) values whose mean is that of the items, each topic as one unit; (..., items) without topics."""
+    """Return (..., topics) values whose mean is that of the (..., items) values.
+
+    Each topic is one unit. Without topics they are as they were.
+    """
     if topics is None:
         return values
     names, places = np.unique(topics, return_inverse=True)
@@ -177,7 +197,7 @@ class Scatter:
 
     @classmethod
     def of(cls, values: np.ndarray, topics: np.ndarray | None = None) -> "Scatter":
-        """Over seeds and items from FEWEST_SEEDS seeds on, with fewer over items alone.
+        """Measure the scatter over seeds and items from FEWEST_SEEDS on, else over items alone.
 
         values: (seeds, items), none missing. topics: (items,) where items come in topics: those are the units then.
         """
@@ -194,24 +214,25 @@ class Scatter:
 
 
 def quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
-    """Student's t at the upper end of an interval."""
+    """Return Student's t at the upper end of an interval."""
     return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 def student_interval(mean: float, error: float, freedom: float, *, confidence: float = CONFIDENCE) -> Interval:
-    """Student's interval of a mean with this standard error."""
+    """Return Student's interval of a mean with this standard error."""
     half = quantile(freedom, confidence) * error
     return Interval(mean, mean - half, mean + half)
 
 
 def score_interval(rate: float, scatter: Scatter) -> Interval:
-    """Interval of a mean of outcomes from 0 to 1: Wilson's score (1927) on the effective number of items.
+    """Return the interval of a mean of outcomes from 0 to 1.
 
-    So many wins and losses alone would scatter as much as the outcomes do. PRIOR items lost and as many won are added
-    to how these scatter, so that outcomes which all agree, even in ties, have an interval of some width.
+    It is Wilson's score (1927) on the effective number of items. So many wins and losses alone would scatter as much as
+    the outcomes do. PRIOR items lost and as many won are added to how these scatter, so that outcomes which all agree,
+    even in ties, have an interval of some width.
     """
-    binary, seen = rate * (1 - rate) * scatter.items, scatter.variance * scatter.items**2
-    effective = scatter.items * (binary + PRIOR / 2) / (seen + PRIOR / 2)
+    binary, observed = rate * (1 - rate) * scatter.items, scatter.variance * scatter.items**2
+    effective = scatter.items * (binary + PRIOR / 2) / (observed + PRIOR / 2)
     t = quantile(scatter.freedom)
     center = (rate + t**2 / (2 * effective)) / (1 + t**2 / effective)
     half = t * np.sqrt(rate * (1 - rate) / effective + (t / effective / 2) ** 2) / (1 + t**2 / effective)
@@ -220,7 +241,10 @@ def score_interval(rate: float, scatter: Scatter) -> Interval:
 
 
 def logit_interval(rate: float, scatter: Scatter) -> Interval:
-    """Interval of a rate that a regression gives, Student's on its log odds; PRIOR is added as in `score_interval`."""
+    """Return the interval of a rate that a regression gives, Student's on its log odds.
+
+    PRIOR is added as in `score_interval`.
+    """
     # A regression may say 1 to the last digit: then nothing is known of its odds.
     inside = float(np.clip(rate, 1e-12, 1 - 1e-12))
     odds, error = logit(inside), np.sqrt(scatter.variance + PRIOR / 2 / scatter.items**2)
@@ -229,7 +253,7 @@ def logit_interval(rate: float, scatter: Scatter) -> Interval:
 
 
 def difference_interval(d: np.ndarray, topics: np.ndarray | None = None, *, confidence: float = CONFIDENCE) -> Interval:
-    """The mean of (seeds, items) differences from -1 to 1, with Student's interval.
+    """Return the mean of (seeds, items) differences from -1 to 1, with Student's interval.
 
     Over seeds and items: variance of the mean by the two-way analysis with random effects, v = v_seeds + v_prompts -
     v_rest; Satterthwaite's degrees of freedom (1946). The crossed bootstrap (Owen 2007) counts v_rest three times and
@@ -241,26 +265,33 @@ def difference_interval(d: np.ndarray, topics: np.ndarray | None = None, *, conf
 
 
 def difference_error(variance: float, items: float) -> float:
-    """Standard error of a mean difference, PRIOR items added that differ by 1, and as many that do by -1."""
+    """Return the standard error of a mean difference.
+
+    PRIOR items are added that differ by 1, and as many that do by -1.
+    """
     return float(np.sqrt(variance + 2 * PRIOR / items**2))
 
 
-def independent_difference(one: Interval, other: Interval) -> Interval:
-    """The difference of two rates on independent prompts, its interval from those of both (Newcombe 1998)."""
-    value = one.value - other.value
-    low = value - np.hypot(one.value - one.low, other.high - other.value)
-    return Interval(value, float(low), float(value + np.hypot(one.high - one.value, other.value - other.low)))
+def independent_difference(first: Interval, second: Interval) -> Interval:
+    """Return the difference of two rates on independent prompts, with its interval.
+
+    It is from the intervals of both (Newcombe 1998).
+    """
+    value = first.value - second.value
+    low = value - np.hypot(first.value - first.low, second.high - second.value)
+    return Interval(value, float(low), float(value + np.hypot(first.high - first.value, second.value - second.low)))
 
 
 def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> Interval | None:
-    """sum(numerators) / sum(denominators), from 0 to 1, with the interval of a rate; its variance by the delta method.
+    """Return sum(numerators) / sum(denominators), from 0 to 1, with a rate's interval.
 
-    Both (items,), denominators at least 0; items without one are left out, and None is returned where none has one.
+    Its variance is by the delta method. Both (items,), denominators at least 0; items without one are left out, and
+    None is returned where none has one.
     """
-    known = denominators > 0
-    if not known.any():
+    positive = denominators > 0
+    if not positive.any():
         return None
-    won, cast = numerators[known], denominators[known]
+    won, cast = numerators[positive], denominators[positive]
     rate = float(won.sum() / cast.sum())
     scatter = Scatter.of(((won - rate * cast) / cast.mean())[None])
     # Items of unequal weight say as much as fewer of equal weight (Kish 1965).
@@ -268,10 +299,13 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> Interval
 
 
 def arena_hard_score(verdicts: Sequence[str | None]) -> float | None:
-    """W_AH of verdicts with the policy as A: the share of votes that it won, `A>>B` counting as 3 of them."""
-    known = [verdict for verdict in verdicts if verdict in POINTS]
-    votes = sum(VOTES[verdict] for verdict in known)
-    return sum(POINTS[verdict] * VOTES[verdict] for verdict in known) / votes if votes else None
+    """Return W_AH of verdicts with the policy as A: the share of votes that it won.
+
+    `A>>B` counts as 3 of them.
+    """
+    valid = [verdict for verdict in verdicts if verdict in POINTS]
+    votes = sum(VOTES[verdict] for verdict in valid)
+    return sum(POINTS[verdict] * VOTES[verdict] for verdict in valid) / votes if votes else None
 
 
 @dataclass(frozen=True)
@@ -289,7 +323,7 @@ class TwoWay:
 
     @classmethod
     def of(cls, values: np.ndarray) -> "TwoWay":
-        """values: (seeds, prompts), at least two of each."""
+        """Analyse (seeds, prompts) values, at least two of each."""
         seeds, prompts = values.shape
         mean = values.mean()
         by_seed, by_prompt = values.mean(axis=1) - mean, values.mean(axis=0) - mean
@@ -304,19 +338,20 @@ class TwoWay:
         return max(of_seeds - rest, 0.0) / self.prompts, max(of_prompts - rest, 0.0) / self.seeds, rest
 
     def error(self) -> tuple[float, float]:
-        """Standard error of the mean over other seeds and prompts, and its degrees of freedom."""
+        """Return the standard error over other seeds and prompts, and its degrees of freedom."""
         return standard_error(self.mean_squares / (self.seeds * self.prompts), self.seeds, self.prompts)
 
 
 def degrees(seeds: float, prompts: float) -> np.ndarray:
-    """(3,) degrees of freedom of the mean squares between seeds, between prompts, of the rest."""
+    """Return (3,) degrees of freedom of the mean squares: seeds, prompts, the rest."""
     return np.array([seeds - 1, prompts - 1, (seeds - 1) * (prompts - 1)])
 
 
 def standard_error(variances: np.ndarray, seeds: float, prompts: float) -> tuple[float, float]:
-    """v = v_seeds + v_prompts - v_rest, its root and Satterthwaite's degrees of freedom (1946).
+    """Return the root of v = v_seeds + v_prompts - v_rest, and its degrees of freedom.
 
-    variances: (3,) what seeds, prompts and rest each seem to add to the variance of the mean: mean squares over size.
+    They are Satterthwaite's (1946). variances: (3,) what seeds, prompts and rest each seem to add to the variance of
+    the mean: mean squares over size.
     """
     of_seeds, of_prompts, of_rest = variances
     # Two that are equal but for rounding are equal, in whatever order the seeds come.
@@ -327,9 +362,9 @@ def standard_error(variances: np.ndarray, seeds: float, prompts: float) -> tuple
 
 
 def degrees_of_test(freedom: float, seeds: float) -> float:
-    """Degrees of freedom with which a mean's t over seeds and prompts is tested: at most three to each of the seeds'.
+    """Return the degrees of freedom of a test by a mean's t over seeds and prompts.
 
-    Where a few seeds happen to look alike, Satterthwaite's are too many just where the error is too small. Out in the
-    tail, where corrected tests are made, that shows: docs/ablation.md.
+    There are at most three to each of the seeds'. Where a few seeds happen to look alike, Satterthwaite's are too many
+    just where the error is too small. Out in the tail, where corrected tests are made, that shows: docs/ablation.md.
     """
     return min(freedom, 3 * (seeds - 1))

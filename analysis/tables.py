@@ -26,10 +26,10 @@ OVER = ("prompts", "seeds and prompts")
 
 
 def win_rate_stability(run: results.Run) -> Table:
-    """The main table: one row per arm and confirmed winner, over its seeds. Sorted by win rate.
+    """Return the main table: a row per arm and confirmed winner, sorted by win rate.
 
-    In `frame`, rates are shares (0..1), parts are means over the measured seeds (those that completed or were stopped),
-    and `stability` is the mean over all seeds with 0 for those that failed or diverged.
+    A row is over its seeds. In `frame`, rates are shares (0..1), parts are means over the measured seeds (those that
+    completed or were stopped), and `stability` is the mean over all seeds with 0 for those that failed or diverged.
     """
     trials = run.trials[run.trials["phase"].isin(["arm", "confirm"])]
     judged, judge = is_judged(run), judge_of(run)
@@ -56,9 +56,9 @@ def win_rate_stability(run: results.Run) -> Table:
     starts = frame["label"].map(_starts(groups))
     if starts.nunique() > 1:
         frame[START] = starts
-    for _, own in frame.groupby(starts, sort=False):
-        rates = dict(zip(own["label"], own["win_rate"], strict=True))
-        frame.loc[own.index, "win_rate_mark"] = best_marks(rates, outcomes, topics)
+    for _, start_rows in frame.groupby(starts, sort=False):
+        rates = dict(zip(start_rows["label"], start_rows["win_rate"], strict=True))
+        frame.loc[start_rows.index, "win_rate_mark"] = best_marks(rates, outcomes, topics)
     frame["preference_accuracy_mark"] = _marks(frame["preference_accuracy"])
     frame["stability_mark"] = _marks(frame["stability"])
     return Table(
@@ -71,36 +71,42 @@ def win_rate_stability(run: results.Run) -> Table:
 
 
 def _starts(groups: Mapping[str, pd.DataFrame]) -> dict[str, str]:
-    """What tells the SFT checkpoints of rows apart: another one has other weights and other answers.
+    """Return what tells the SFT checkpoints of rows apart.
 
-    Where a row's trials have recorded none, failed early or are of an earlier version, all settings that it can follow
-    from tell it.
+    Another checkpoint has other weights and other answers. Where a row's trials have recorded none, failed early or are
+    of an earlier version, all settings that it can follow from tell it.
     """
-    made_of = {label: _made_of(trials["settings"].iloc[0]) for label, trials in groups.items()}
+    keys = {label: _checkpoint_settings(trials["settings"].iloc[0]) for label, trials in groups.items()}
     recorded = {
-        label: str(known.iloc[0])
+        label: str(checkpoints.iloc[0])
         for label, trials in groups.items()
-        if "sft_checkpoint" in trials and len(known := trials["sft_checkpoint"].dropna())
+        if "sft_checkpoint" in trials and len(checkpoints := trials["sft_checkpoint"].dropna())
     }
-    same = {made_of[label]: checkpoint for label, checkpoint in recorded.items()}
-    return {label: recorded.get(label, same.get(key, key)) for label, key in made_of.items()}
+    same = {keys[label]: checkpoint for label, checkpoint in recorded.items()}
+    return {label: recorded.get(label, same.get(key, key)) for label, key in keys.items()}
 
 
-def _made_of(settings: Any) -> str:
-    """The settings of a trial that its SFT checkpoint can follow from. Adapters trained on it are none of them."""
+def _checkpoint_settings(settings: Any) -> str:
+    """Return the settings of a trial that its SFT checkpoint can follow from.
+
+    Adapters trained on it are none of them.
+    """
     if not isinstance(settings, str):
         return ""
-    known = json.loads(settings)
-    model, sft = dict(known.get("model") or {}), known.get("sft")
+    record = json.loads(settings)
+    model, sft = dict(record.get("model") or {}), record.get("sft")
     lora = model.pop("lora", None)
     if sft:
         sft = sft | {"lora": lora if sft.get("lora") == "same" else sft.get("lora")}
-    return json.dumps([sft, model, known.get("data")], sort_keys=True)
+    return json.dumps([sft, model, record.get("data")], sort_keys=True)
 
 
 def by_start(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """The rows of the table from each SFT checkpoint, which alone can be compared: all where there is one."""
-    return [own for _, own in frame.groupby(START, sort=False)] if START in frame else [frame]
+    """Split the table by SFT checkpoint: only rows from one can be compared.
+
+    With one checkpoint all rows are together.
+    """
+    return [group for _, group in frame.groupby(START, sort=False)] if START in frame else [frame]
 
 
 def _row(
@@ -128,8 +134,8 @@ def _row(
     for status, ended in group[group["status"] != FINISHED].groupby("status"):
         reasons = "; ".join(dict.fromkeys(str(reason) for reason in ended["reason"].dropna()))
         remarks.append(f"{status} {len(ended)} of {len(group)}: {reasons or 'no reason was recorded'}")
-    if again := int((group["attempts"].fillna(1) - 1).sum()):
-        remarks.append(f"begun again {again} times" if again > 1 else "begun again once")
+    if restarts := int((group["attempts"].fillna(1) - 1).sum()):
+        remarks.append(f"begun again {restarts} times" if restarts > 1 else "begun again once")
     if judged and interval is not None and math.isnan(interval.low):
         remarks.append(statistics.TOO_FEW)
     phase = str(group["phase"].iloc[0])
@@ -164,25 +170,29 @@ def _row(
     }
 
 
-def separable(one: Outcomes | None, other: Outcomes | None, topics: np.ndarray | None = None) -> bool:
-    """Whether the interval of the paired difference of two rows' win rates, on their common seeds, leaves 0 out.
+def separable(first: Outcomes | None, second: Outcomes | None, topics: np.ndarray | None = None) -> bool:
+    """Tell whether two rows' win rates differ by the interval of their paired difference.
 
-    Rows without anything in common are not told apart; one without outcomes has no win rate to be confused with.
+    They do where it leaves 0 out, on their common seeds. Rows without anything in common are not told apart; one
+    without outcomes has no win rate to be confused with.
     """
-    if one is None or other is None:
+    if first is None or second is None:
         return True
-    d = difference(one, other)
-    return d is not None and effects.interval(d, shared_topics([one, other], topics)).excludes(0.0)
+    d = difference(first, second)
+    return d is not None and effects.interval(d, shared_topics([first, second], topics)).excludes(0.0)
 
 
 def best_marks(
     rates: Mapping[str, float], outcomes: Mapping[str, Outcomes], topics: np.ndarray | None = None
 ) -> list[Mark]:
-    """Best: the highest rate and all not separable from it. Second: the highest of the rest. In the rates' order."""
-    known = sorted((label for label in rates if label in outcomes), key=lambda label: -rates[label])
+    """Mark the highest rate and all not separable from it as best, then the second.
+
+    Second is the highest of the rest. Marks are in the rates' order.
+    """
+    order = sorted((label for label in rates if label in outcomes), key=lambda label: -rates[label])
     marks: dict[str, Mark] = {}
-    for label in known:
-        if label == known[0] or not separable(outcomes[known[0]], outcomes[label], topics):
+    for label in order:
+        if label == order[0] or not separable(outcomes[order[0]], outcomes[label], topics):
             marks[label] = "best"
         elif "second" not in marks.values():
             marks[label] = "second"
@@ -190,7 +200,7 @@ def best_marks(
 
 
 def _marks(values: pd.Series) -> list[Mark]:
-    """The highest and the second highest value; no claim."""
+    """Mark the highest and the second highest value; no claim."""
     levels = sorted(values.dropna().unique(), reverse=True)
     names: dict[float, Mark] = dict(zip(levels[:2], ("best", "second"), strict=False))
     return [names.get(value, "") for value in values]
@@ -252,13 +262,17 @@ def _interval_words(frame: pd.DataFrame) -> str:
 
 def _left_out_notes(frame: pd.DataFrame, outcomes: Mapping[str, Outcomes]) -> list[str]:
     """Say which seeds not all rows have, and which rows cannot be compared with the best one."""
-    known = {label: outcomes[label] for label in frame["label"][frame["win_rate"].notna()] if label in outcomes}
-    notes = rows.left_out_notes({label: seeds for label, (seeds, _) in known.items()})
-    best = next(iter(known), "")
-    if apart := [label for label in known if difference(known[best], known[label]) is None]:
+    rated_outcomes = {
+        label: outcomes[label] for label in frame["label"][frame["win_rate"].notna()] if label in outcomes
+    }
+    notes = rows.left_out_notes({label: seeds for label, (seeds, _) in rated_outcomes.items()})
+    best = next(iter(rated_outcomes), "")
+    if incomparable := [
+        label for label in rated_outcomes if difference(rated_outcomes[best], rated_outcomes[label]) is None
+    ]:
         notes.append(
             f"No seed, or no prompt, in common with {best}, so neither compared with it nor told apart: "
-            f"{', '.join(apart)}."
+            f"{', '.join(incomparable)}."
         )
     return notes
 
@@ -288,7 +302,7 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
                 f"Rows start from {len(starts)} SFT checkpoints, and each has its win rate against the answers of its "
                 "own: rows are compared, and bold or underlined, among those from the same checkpoint."
             )
-        notes += [note for own in starts for note in _left_out_notes(own, outcomes)] + rows.topic_notes(run)
+        notes += [note for group in starts for note in _left_out_notes(group, outcomes)] + rows.topic_notes(run)
     else:
         notes.append("Bold and underlined go by the mean alone and claim nothing.")
     notes.append(

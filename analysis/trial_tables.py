@@ -31,16 +31,19 @@ COLLAPSED = 0.05
 
 
 def search_trials(run: Run) -> Table:
-    """One row per search trial with what it set, measured on the selection prompts; the front first."""
+    """Return a row per search trial with what it set, the front first.
+
+    It is measured on the selection prompts.
+    """
     searched = Searched.of(run)
     trials = searched.trials
     if trials.empty:
         return empty("This run did not search.", "trial_id")
     knobs = [name for name in trials.columns if name.startswith(results.KNOB) and trials[name].notna().any()]
-    shown = ["win_rate", "prompts", "stability", "chosen_drift", "preference_accuracy", "status", "reason"]
+    measures = ["win_rate", "prompts", "stability", "chosen_drift", "preference_accuracy", "status", "reason"]
     judged, judge = is_judged(run), judge_of(run)
     lead = "win_rate" if judged else "preference_accuracy"
-    frame = trials[["trial_id", *knobs, *shown]].assign(on_front=searched.on_front, eligible=searched.eligible)
+    frame = trials[["trial_id", *knobs, *measures]].assign(on_front=searched.on_front, eligible=searched.eligible)
     frame = frame.sort_values(
         ["on_front", lead, "trial_id"], ascending=[False, False, True], na_position="last", ignore_index=True
     )
@@ -50,7 +53,7 @@ def search_trials(run: Run) -> Table:
     goals = ", ".join(f"{name} ({way})" for name, way in (run.manifest.get("goals") or {}).items()) or "none recorded"
     prompts = int(frame["prompts"].max()) if frame["prompts"].notna().any() else 0
     where = f"{prompts} selection prompts, judge {judge}" if judged else "the held-out pairs; nothing was judged"
-    kept = cells(frame, lambda row: "yes" if row["eligible"] else "no")
+    eligible_cells = cells(frame, lambda row: "yes" if row["eligible"] else "no")
     return Table(
         frame=frame,
         caption=f"{name_of(run)}: {len(frame)} search trials, measured on {where}.",
@@ -68,25 +71,29 @@ def search_trials(run: Run) -> Table:
             Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
             Column("status", tuple(frame["status"]), numeric=False, keep=7),
             Column("front", cells(frame, lambda row: "yes" if row["on_front"] else ""), numeric=False, keep=8),
-            *([Column("keeps all", kept, numeric=False, keep=7)] if searched.constraints else []),
+            *([Column("keeps all", eligible_cells, numeric=False, keep=7)] if searched.constraints else []),
         ),
         remarks=cells(frame, lambda row: "" if pd.isna(row["reason"]) else str(row["reason"])),
     )
 
 
 def constraint_notes(searched: Searched) -> list[str]:
-    """How many trials keep the constraints; none of the others can win or be on the front."""
+    """Say how many trials keep the constraints.
+
+    None of the others can win or be on the front.
+    """
     if not searched.constraints:
         return []
-    kept, complete = int(searched.eligible.sum()), int(searched.complete.sum())
-    said = f"{kept} of {complete} completed trials keep {' and '.join(map(str, searched.constraints))}"
-    return [f"{said}; the others are on no front and cannot win." if kept else f"{said}: there is no winner."]
+    eligible, complete = int(searched.eligible.sum()), int(searched.complete.sum())
+    words = f"{eligible} of {complete} completed trials keep {' and '.join(map(str, searched.constraints))}"
+    return [f"{words}; the others are on no front and cannot win." if eligible else f"{words}: there is no winner."]
 
 
 def winners(run: Run, searched: Searched, main: Table) -> Table:
-    """One row per confirmed winner, by the first goal as confirmed: each goal in the search, confirmed, the change.
+    """Return a row per confirmed winner, by the first goal as confirmed.
 
-    main: win_rate_stability(run), which has the confirmed stability with its interval.
+    For each goal it has the value in the search, the confirmed one, and the change. main: win_rate_stability(run),
+    which has the confirmed stability with its interval.
     """
     confirmed = run.trials[run.trials["phase"] == "confirm"]
     if confirmed.empty or not searched.names:
@@ -96,9 +103,15 @@ def winners(run: Run, searched: Searched, main: Table) -> Table:
     outcomes = outcomes_by_label(run)
     remarks: dict[str, str] = {}
     # A confirmation that set something else than the trial does confirms another point.
-    own = dict(zip(searched.trials["trial_id"], searched.trials["overrides"], strict=True))
-    again = zip(confirmed["label"], confirmed["overrides"], strict=True)
-    strange = sorted({label for label, knobs in again if label in own and json.loads(knobs) != json.loads(own[label])})
+    overrides = dict(zip(searched.trials["trial_id"], searched.trials["overrides"], strict=True))
+    confirmations = zip(confirmed["label"], confirmed["overrides"], strict=True)
+    strange = sorted(
+        {
+            label
+            for label, knobs in confirmations
+            if label in overrides and json.loads(knobs) != json.loads(overrides[label])
+        }
+    )
     rows = []
     for label, group in confirmed.groupby("label", sort=True):
         if label not in drawn or label in strange:
@@ -140,32 +153,36 @@ def _warnings(strange: list[str]) -> list[str]:
     ] * bool(strange)
 
 
-def _win_rates(first: np.ndarray, again: Outcomes | None, row: pd.Series) -> dict[str, float]:
-    """Both win rates and their difference; the two sets of prompts are independent.
+def _win_rates(first: np.ndarray, confirmed_outcomes: Outcomes | None, row: pd.Series) -> dict[str, float]:
+    """Return both win rates and their difference.
 
-    The confirmed one is that of the main table's row. The difference is of these checkpoints, over prompts.
+    The two sets of prompts are independent. The confirmed one is that of the main table's row. The difference is of
+    these checkpoints, over prompts.
     """
     searched, change = statistics.win_rate_interval(first[None]), None
     confirmed = statistics.Interval(*(float(row[f"win_rate{end}"]) for end in ("", "_low", "_high")))
-    after = None if again is None else statistics.win_rate_interval(again[1])
-    if searched is not None and after is not None:
-        change = statistics.independent_difference(after, searched)
-    found = {"win_rate_searched": searched, "win_rate_confirmed": confirmed, "win_rate_change": change}
-    return statistics.columns(found)
+    confirmation = None if confirmed_outcomes is None else statistics.win_rate_interval(confirmed_outcomes[1])
+    if searched is not None and confirmation is not None:
+        change = statistics.independent_difference(confirmation, searched)
+    rates = {"win_rate_searched": searched, "win_rate_confirmed": confirmed, "win_rate_change": change}
+    return statistics.columns(rates)
 
 
 def _plain(run: Run, goal: str, trial: pd.DataFrame, group: pd.DataFrame, row: pd.Series) -> dict[str, float]:
-    """Both values of another goal; of stability with intervals, the confirmed one's as the main table's row has it."""
+    """Return both values of another goal.
+
+    Confirmed stability has its interval, as in the main table's row.
+    """
     both: dict[str, statistics.Interval | None] = {f"{goal}_searched": None, f"{goal}_confirmed": None}
-    again = group[goal].mean()
+    confirmed = group[goal].mean()
     if goal == "stability":
-        again, low, high = (float(row[f"stability{end}"]) for end in ("", "_low", "_high"))
+        confirmed, low, high = (float(row[f"stability{end}"]) for end in ("", "_low", "_high"))
         both = {
             "stability_searched": stability.intervals(run, trial).get("stability"),
-            "stability_confirmed": statistics.Interval(again, low, high),
+            "stability_confirmed": statistics.Interval(confirmed, low, high),
         }
-    before = float(trial[goal].iloc[0])
-    values = {f"{goal}_searched": before, f"{goal}_confirmed": again, f"{goal}_change": again - before}
+    searched = float(trial[goal].iloc[0])
+    values = {f"{goal}_searched": searched, f"{goal}_confirmed": confirmed, f"{goal}_change": confirmed - searched}
     return statistics.columns(both) | values
 
 
@@ -202,7 +219,10 @@ def _winner_notes(searched: Searched, frame: pd.DataFrame) -> list[str]:
 
 
 def cost(run: Run) -> Table:
-    """A row per phase and one for all. In `frame`: trials, updates made and planned, training tokens, and seconds."""
+    """Return a row per phase and one for all: trials, updates, tokens and seconds.
+
+    In `frame` updates are made and planned ones, and tokens those of training.
+    """
     groups = {words: run.trials[run.trials["phase"] == phase] for phase, words in PHASES.items()}
     groups = {words: group for words, group in groups.items() if len(group)} | {"all": run.trials}
     frame = pd.DataFrame([_cost_row(words, group) for words, group in groups.items()])
@@ -235,13 +255,13 @@ def cost(run: Run) -> Table:
 
 
 def _cost_row(words: str, group: pd.DataFrame) -> dict[str, Any]:
-    known = group["planned_updates"].notna()
+    has_plan = group["planned_updates"].notna()
     return {
         "phase": words,
         "trials": len(group),
         "completed": int((group["status"] == FINISHED).sum()),
         "updates": int(group["updates"].sum()),
-        "planned_updates": group["planned_updates"].sum() if known.all() else np.nan,
+        "planned_updates": group["planned_updates"].sum() if has_plan.all() else np.nan,
         "tokens": int(group["tokens"].sum()),
         **{name: float(group[name].sum()) for name in ("train_seconds", "evaluation_seconds", "total_seconds")},
         "lost_seconds": float(group["lost_seconds"].fillna(0).sum()),
@@ -253,15 +273,17 @@ def _cost_notes(run: Run) -> list[str]:
     spent, budget = manifest.get("spent") or {}, (manifest.get("experiment") or {}).get("budget") or {}
     searched = int((run.trials["phase"] == "search").sum())
     spent = {**spent, "trials": searched}
-    said = []
+    amounts = []
     for name, words in LIMITS.items():
         if budget.get(name) is not None and (searched or name != "trials"):
-            said.append(f"{_amount(spent.get(name))} of {_amount(budget[name])} {words}")
+            amounts.append(f"{_amount(spent.get(name))} of {_amount(budget[name])} {words}")
         elif spent.get(name) and name != "trials":
-            said.append(f"{_amount(spent[name])} {words}, without a limit")
+            amounts.append(f"{_amount(spent[name])} {words}, without a limit")
     notes = []
-    if said:
-        notes.append(f"Spent: {'; '.join(said)}. Hours are of the last start of the sweep, all else of the whole run.")
+    if amounts:
+        notes.append(
+            f"Spent: {'; '.join(amounts)}. Hours are of the last start of the sweep, all else of the whole run."
+        )
     if manifest.get("ended_by"):
         notes.append(f"The search ended by {manifest['ended_by']}.")
     if manifest.get("stage_seconds"):
@@ -277,9 +299,9 @@ def _amount(value: Any) -> str:
 
 
 def alarms(run: Run) -> Table:
-    """One row per arm, and one for the search: its runs, their alarms and first steps, and how stable they ended.
+    """Return a row per arm, and one for the search, with its alarms and stability.
 
-    Empty where the sentinel raised no alarm.
+    It has the runs, their alarms and first steps. Empty where the sentinel raised no alarm.
     """
     trials = run.trials[run.trials["status"] != "failed"]
     if trials["alarm"].isna().all():
@@ -287,15 +309,15 @@ def alarms(run: Run) -> Table:
     names = trials["label"].where(trials["phase"] != "search", "search")
     rows = []
     for label, group in trials.groupby(names, sort=False):
-        said = group["alarm"].dropna()
-        steps = said.str.extract(r" at step (\d{1,9})$")[0].dropna().astype(int)
+        alarm_texts = group["alarm"].dropna()
+        steps = alarm_texts.str.extract(r" at step (\d{1,9})$")[0].dropna().astype(int)
         # An alarm begins with the name of its sign.
-        signs = Counter(re.split(r", | at step ", alarm, maxsplit=1)[0] for alarm in said)
+        signs = Counter(re.split(r", | at step ", alarm, maxsplit=1)[0] for alarm in alarm_texts)
         rows.append(
             {
                 "label": str(label),
                 "runs": len(group),
-                "alarms": len(said),
+                "alarms": len(alarm_texts),
                 "first_step": steps.min() if len(steps) else pd.NA,
                 "last_step": steps.max() if len(steps) else pd.NA,
                 "stability_min": group["stability"].min(),
@@ -334,20 +356,29 @@ def alarms(run: Run) -> Table:
 
 
 def failures(run: Run) -> Table:
-    """Every trial that did not complete, with its reason; also those that the manifest alone knows."""
-    known = run.trials[run.trials["status"] != FINISHED][["trial_id", "phase", "label", "seed", "status", "reason"]]
+    """Return every trial that did not complete, with its reason.
+
+    Those that the manifest alone knows are among them.
+    """
+    incomplete = run.trials[run.trials["status"] != FINISHED][
+        ["trial_id", "phase", "label", "seed", "status", "reason"]
+    ]
     listed = run.manifest.get("failed_trials") or []
-    seen = set(run.trials["trial_id"])
-    others = pd.DataFrame([item for item in listed if isinstance(item, dict) and item.get("trial_id") not in seen])
-    frame = pd.concat([known, others], ignore_index=True) if len(others) else known.reset_index(drop=True)
+    recorded_ids = set(run.trials["trial_id"])
+    unrecorded = pd.DataFrame(
+        [item for item in listed if isinstance(item, dict) and item.get("trial_id") not in recorded_ids]
+    )
+    frame = (
+        pd.concat([incomplete, unrecorded], ignore_index=True) if len(unrecorded) else incomplete.reset_index(drop=True)
+    )
     frame = frame.sort_values("trial_id").reset_index(drop=True)
     if frame.empty:
         return Table(frame, f"All {len(run.trials)} trials completed.", [])
-    shown = ("trial_id", "status", "reason")
-    texts = {name: tuple(ABSENT if pd.isna(value) else str(value) for value in frame[name]) for name in shown}
+    names = ("trial_id", "status", "reason")
+    texts = {name: tuple(ABSENT if pd.isna(value) else str(value) for value in frame[name]) for name in names}
     return Table(
         frame=frame,
-        caption=f"{len(frame)} of {len(run.trials) + len(others)} trials did not complete.",
+        caption=f"{len(frame)} of {len(run.trials) + len(unrecorded)} trials did not complete.",
         notes=["Failed and diverged trials count as stability 0 and have no win rate; stopped ones count as measured."],
         columns=tuple(Column(name, cells_, numeric=False) for name, cells_ in texts.items()),
     )

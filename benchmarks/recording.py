@@ -57,7 +57,7 @@ TOKENS_A_SECOND = 10_000
 
 
 def experiment_in(folder: Path, name: str = "recorded", text: str = SPACE) -> Experiment:
-    """The experiment whose trials are recorded, or another one, from a file in the folder."""
+    """Load the experiment of the recorded trials, or another one, from a file in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / f"{name}.yaml"
     source.write_text(text, encoding="utf-8")
@@ -65,19 +65,22 @@ def experiment_in(folder: Path, name: str = "recorded", text: str = SPACE) -> Ex
 
 
 def cells_in(folder: Path) -> Experiment:
-    """The experiment that searches over the cells of the grid alone."""
+    """Load the experiment that searches over the cells of the grid alone."""
     knobs = "".join(f"  {path}: {{choice: {list(values)}}}\n" for path, values in GRID.items())
     text = SPACE.partition("search:")[0] + f"search:\n{knobs}budget: {{trials: {len(cells())}}}\n"
     return experiment_in(folder, "cells", text)
 
 
 def cells() -> list[dict[str, Scalar]]:
-    """The cells of the grid."""
+    """Return the cells of the grid."""
     return [dict(zip(GRID, values, strict=True)) for values in product(*GRID.values())]
 
 
 def cover(search: Search, count: int) -> list[dict[str, Scalar]]:
-    """Points that cover the space evenly: a Kronecker sequence on powers of the generalised golden ratio."""
+    """Return points that cover the space evenly.
+
+    They are a Kronecker sequence on powers of the generalised golden ratio.
+    """
     root = 2.0
     for _ in range(64):
         root = (1 + root) ** (1 / (len(search.dimensions) + 1))
@@ -91,7 +94,10 @@ def cover(search: Search, count: int) -> list[dict[str, Scalar]]:
 
 
 def recorded_trial(experiment: Experiment, name: str, phase: Any, seed: int, values: Mapping[str, Scalar]) -> Trial:
-    """A trial that may be recorded. phase: `arm` is measured on the report prompts, `search` on the selection ones."""
+    """Build a trial that may be recorded.
+
+    phase: `arm` is measured on the report prompts, `search` on the selection ones.
+    """
     return Trial(
         trial_id=f"{name}-s{seed}",
         phase=phase,
@@ -103,8 +109,11 @@ def recorded_trial(experiment: Experiment, name: str, phase: Any, seed: int, val
     )
 
 
-def wanted(experiment: Experiment) -> Iterator[Trial]:
-    """Everything that is recorded, the most needed first, so that a recording that is cut short is of use."""
+def trials_to_record(experiment: Experiment) -> Iterator[Trial]:
+    """Yield all trials to record, the most needed first.
+
+    So a recording that is cut short is of use.
+    """
     assert experiment.search is not None
     points = cover(experiment.search, POINTS)
     share = -(-POINTS // len(SEARCH_SEEDS))
@@ -117,19 +126,22 @@ def wanted(experiment: Experiment) -> Iterator[Trial]:
 
 
 def train(trial: Trial, folder: Path, say: Say) -> None:
-    """Train a trial that `folder` does not hold yet. Raises RunError where it fails; one that diverges is a result."""
-    own = folder / "run" / "trials" / trial.trial_id
-    if results.finished_trial(own) is not None:
+    """Train a trial that `folder` does not hold yet. One that diverges is a result.
+
+    Raises RunError where it fails.
+    """
+    trial_folder = folder / "run" / "trials" / trial.trial_id
+    if results.finished_trial(trial_folder) is not None:
         return
     row = run_trial(trial, run=folder / "run", storage=RunStore(folder), report=say_nothing)
     if row["status"] == "failed":
-        raise RunError(f"{trial.trial_id} failed: {row['reason']}. Delete {own} and record again.")
+        raise RunError(f"{trial.trial_id} failed: {row['reason']}. Delete {trial_folder} and record again.")
     say(f"{trial.trial_id} {row['status']}: win rate {row['win_rate']}, stability {row['stability']}")
 
 
 def record(folder: Path, say: Say) -> None:
     """Train what `folder` does not hold yet of all that is wanted."""
-    for trial in wanted(experiment_in(folder)):
+    for trial in trials_to_record(experiment_in(folder)):
         train(trial, folder, say)
 
 
@@ -165,12 +177,12 @@ SCHEMA = pa.schema(
 def _entry(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     steps = evaluations(pq.read_table(folder / "curves.parquet").to_pylist())
     lists = {f"told.{name}": [values.get(name) for values in steps.values()] for name in METRICS}
-    kept = {name: row[name] for name in SCHEMA.names if name in row}
-    return kept | {"settings": row["overrides"], "steps": list(steps)} | lists
+    columns = {name: row[name] for name in SCHEMA.names if name in row}
+    return columns | {"settings": row["overrides"], "steps": list(steps)} | lists
 
 
 def load_table(table: Path = TABLE) -> list[Recorded]:
-    """The recorded trials."""
+    """Load the recorded trials."""
     entries = pq.read_table(table, schema=SCHEMA).to_pylist()
     return [_recorded(entry) for entry in entries]
 

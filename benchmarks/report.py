@@ -57,7 +57,10 @@ class PageReport:
 
 
 def measure_report(*, trials: int, answer: int, rounds: int, say: Say) -> PageReport:
-    """Make up a run of so many trials whose answers have so many characters, and report it. At least 24 trials."""
+    """Make up a run of so many trials with answers of so many characters, and report it.
+
+    It has at least 24 trials.
+    """
     seconds, command = [], []
     with tempfile.TemporaryDirectory(prefix="slime-ray-bench-") as folder:
         run = Path(folder) / "run"
@@ -88,7 +91,7 @@ def measure_report(*, trials: int, answer: int, rounds: int, say: Say) -> PageRe
 
 
 def _time_command(run: Path, out: Path) -> float:
-    """Seconds that `slime-ray report` takes. Raises InputError where it fails."""
+    """Time `slime-ray report`. Raises InputError where it fails."""
     clock = time.perf_counter()
     line = [sys.executable, "-m", "slime_ray", "report", str(run), "--out", str(out)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
@@ -122,16 +125,19 @@ def page_table(report: PageReport) -> str:
 
 
 def make_run(run: Path, *, trials: int, answer: int) -> None:
-    """A run of 8 arms and 2 confirmed winners with 2 seeds each and a search, with all curves, pairs and answers."""
+    """Write a run of 8 arms, 2 confirmed winners with 2 seeds each, and a search.
+
+    It has all curves, pairs and answers.
+    """
     rng = np.random.default_rng(0)
     words = ["Tens:", "Ones:", "The", "total", "is", "10", "+", "30", "=", "40.", "That", "it."]
     text = " ".join(rng.choice(words, size=answer))[:answer]
-    found = trials - ARM_SEEDS * (ARMS + CONFIRMED)
+    search_trials = trials - ARM_SEEDS * (ARMS + CONFIRMED)
     for arm in range(ARMS):
         for seed in range(ARM_SEEDS):
             about = {"trial_id": f"arm-{arm}-s{seed}", "phase": "arm", "label": f"arm-{arm}", "seed": seed}
             _add(run, rng, about, {"objective.anchor_weight": 0.1 * arm}, text)
-    for number in range(1, found + 1):
+    for number in range(1, search_trials + 1):
         name = f"search-{number:04}"
         knobs = {path: float(np.exp(rng.uniform(*np.log(ends)))) for path, ends in SPACE.items()}
         _add(run, rng, {"trial_id": name, "phase": "search", "label": name, "seed": 1000}, knobs, text)
@@ -151,7 +157,7 @@ def make_run(run: Path, *, trials: int, answer: int) -> None:
         "experiment": {
             "arms": [{"label": f"arm-{arm}"} for arm in range(ARMS)],
             "search": {"dimensions": {path: {"log_uniform": list(ends)} for path, ends in SPACE.items()}},
-            "budget": {"trials": found, "confirm": {"best": CONFIRMED, "seeds": ARM_SEEDS}},
+            "budget": {"trials": search_trials, "confirm": {"best": CONFIRMED, "seeds": ARM_SEEDS}},
         },
     }
     results.write_manifest(run, manifest)
@@ -182,20 +188,20 @@ def _add(run: Path, rng: np.random.Generator, about: dict[str, Any], knobs: dict
         }
         for place, won in enumerate(outcomes)
     ]  # fmt: skip
-    own = {name: row[name] for name in ("trial_id", "label", "phase", "seed")}
+    identity = {name: row[name] for name in ("trial_id", "label", "phase", "seed")}
     steps = {
         "train": (TRAIN, range(1, UPDATES + 1)),
         "held_out": (HELD_OUT, range(0, UPDATES + 1, UPDATES // EVALUATIONS)),
     }
     curves = [
-        {**own, "step": step, "source": source, "metric": metric, "value": float(rng.normal())}
+        {**identity, "step": step, "source": source, "metric": metric, "value": float(rng.normal())}
         for source, (metrics, at) in steps.items()
         for metric in metrics
         for step in at
     ]
     pairs = [
         {
-            **own, "pair": pair, "chosen_tokens": 20, "rejected_tokens": 20, "chosen_logp0": -1.0,
+            **identity, "pair": pair, "chosen_tokens": 20, "rejected_tokens": 20, "chosen_logp0": -1.0,
             "chosen_logp": -1.0 - 0.1 * shift, "rejected_logp0": -1.5, "rejected_logp": -1.6,
             "rejected_collapsed": int(shift > 0.9), "entropy0": 1.0, "entropy": 1.0 - 0.2 * shift,
         }

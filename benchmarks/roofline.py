@@ -56,7 +56,7 @@ class StepCost:
 
 
 def measure_roofline(pairs: int, prompt: int, chosen: int, rejected: int, say: Say) -> list[StepCost]:
-    """Count the step with a frozen and a trained head, and as transformers' own modules compute it."""
+    """Count the step with a frozen and a trained head, and with transformers' modules."""
     steps = []
     for name, head, fused in (("frozen head", False, True), ("trained head", True, True), ("plain", False, False)):
         say(f"counting: {name}")
@@ -90,7 +90,7 @@ def _count(step: StepCost, model: Footprint, layers: int, pairs: list[Lengths], 
 
 
 def _answers(model: Footprint) -> str:
-    """What a report's answers take in batches, as kernels follow each other on the GPU and as Python starts them."""
+    """Return the minutes of a report's answers: by kernels, and by Python's starts of them."""
     seconds: list[float] = []
     model.decoding_meter(
         BATCH,
@@ -103,7 +103,7 @@ def _answers(model: Footprint) -> str:
 
 
 def _part(name: str, *, product: bool) -> str | None:
-    """Where a kernel that runs now belongs; None for one that a GPU does not run.
+    """Name the part of a kernel that runs now; None for one that a GPU does not run.
 
     Backward passes that autograd runs by itself leave no trace.
     """
@@ -122,15 +122,15 @@ def _part(name: str, *, product: bool) -> str | None:
             part = FILES[ending]
             return part if not product else "head, products" if part.startswith("head") else "products of layers"
         if "/transformers/models/" in code.co_filename:
-            found = [part for key, part in PARTS.items() if code.co_name == key or owner.endswith(key)]
-            if found and not product:
-                return found[0]
+            parts = [part for key, part in PARTS.items() if code.co_name == key or owner.endswith(key)]
+            if parts and not product:
+                return parts[0]
         frame = frame.f_back
     return "products of layers" if product else "all else"
 
 
 def roofline_table(steps: list[StepCost]) -> str:
-    """Markdown: a line per part, a column of milliseconds per way, and what they come to."""
+    """Render Markdown: a line per part, a column of milliseconds per way, and the sums."""
     parts = sorted(
         {part for step in steps for part in step.milliseconds}, key=lambda part: -steps[0].milliseconds[part]
     )

@@ -41,7 +41,7 @@ EVERY, CHOSEN = "every cell, random order", f"TPE, to {QUARTER:.0%} of the token
 
 
 @dataclass(frozen=True)
-class Found:
+class GridResult:
     """One way to search the grid, over all seeds.
 
     searcher: EVERY or CHOSEN. workers: side by side. best, top: in how many searches what it would confirm first is the
@@ -87,8 +87,8 @@ class Volume:
         return _wins(self.volumes, self.alike)
 
 
-def _wins(own: Sequence[float], others: Sequence[float]) -> int:
-    return sum(one > other for one, other in zip(own, others, strict=True))
+def _wins(volumes: Sequence[float], rivals: Sequence[float]) -> int:
+    return sum(volume > rival for volume, rival in zip(volumes, rivals, strict=True))
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class SearchReport:
     date: str
     recorded: int
     truth: list[GridCell]
-    found: list[Found]
+    found: list[GridResult]
     volumes: list[Volume]
 
 
@@ -119,27 +119,29 @@ def measure_search(*, recorded_table: Path, folder: Path, seeds: int, trials: in
     experiment = experiment_in(folder)
     truth = true_cells(recorded)
     grid = {seed: _grid(recorded, seed) for seed in SEARCH_SEEDS}
-    found = [
+    grid_results = [
         search_grid(searcher, name, rule, truth, grid, cells_in(folder), workers=workers, seeds=seeds)
         for searcher in (EVERY, CHOSEN)
         for name, rule in RULES.items()
         for workers in (1, 4)
     ]
-    known = [trial for trial in recorded if trial.row["phase"] == "search" and trial.row["seed"] == SEARCH_SEEDS[0]]
-    nearest = Nearest(known, experiment)
+    seed_trials = [
+        trial for trial in recorded if trial.row["phase"] == "search" and trial.row["seed"] == SEARCH_SEEDS[0]
+    ]
+    nearest = Nearest(seed_trials, experiment)
     volumes = [
         volume(experiment, nearest, rule=rule, trials=trials, seeds=range(seeds))
         for rule in ("none", "pareto", "pareto, spread")
     ]
-    return SearchReport(describe_machine(torch.device("cpu")), now(), len(recorded), truth, found, volumes)
+    return SearchReport(describe_machine(torch.device("cpu")), now(), len(recorded), truth, grid_results, volumes)
 
 
 def true_cells(recorded: Sequence[Recorded]) -> list[GridCell]:
-    """The cells, best first, each the mean of its trials on the report prompts."""
+    """Return the cells, best first, each the mean of its trials on the report prompts."""
     rows: list[Mapping[str, Any]] = []
     for label in sorted({trial.row["label"] for trial in recorded if trial.row["phase"] == "arm"}):
-        own = [trial for trial in recorded if trial.row["label"] == label and trial.row["phase"] == "arm"]
-        means = {goal: statistics.fmean(trial.row[goal] or 0.0 for trial in own) for goal in GOALS}
+        cell_trials = [trial for trial in recorded if trial.row["label"] == label and trial.row["phase"] == "arm"]
+        means = {goal: statistics.fmean(trial.row[goal] or 0.0 for trial in cell_trials) for goal in GOALS}
         rows.append({"status": "completed", "name": label, **means})
     return [
         GridCell(row["name"], row["win_rate"], row["stability"], place)
@@ -148,7 +150,7 @@ def true_cells(recorded: Sequence[Recorded]) -> list[GridCell]:
 
 
 def _grid(recorded: Sequence[Recorded], seed: int) -> dict[str, Recorded]:
-    """The grid as one search would train it, by cell."""
+    """Return the grid as one search would train it, by cell."""
     return {
         trial.row["label"]: trial
         for trial in recorded
@@ -166,8 +168,10 @@ def search_grid(
     *,
     workers: int,
     seeds: int,
-) -> Found:
-    """Search the grid `seeds` times, by EVERY or CHOSEN. grid: the recorded trials by training seed and cell.
+) -> GridResult:
+    """Search the grid `seeds` times, by EVERY or CHOSEN.
+
+    grid: the recorded trials by training seed and cell.
 
     space: of the cells.
     """
@@ -178,16 +182,22 @@ def search_grid(
         by_values = {_key(trial.values): trial for trial in trials.values()}
         whole = sum(trial.tokens for trial in trials.values())
         played = simulate(
-            _of_cells(searcher, space, seed, tokens=QUARTER * whole, each=max(one.tokens for one in trials.values())),
+            _of_cells(
+                searcher,
+                space,
+                seed,
+                tokens=QUARTER * whole,
+                trial_tokens=max(trial.tokens for trial in trials.values()),
+            ),
             build_rule(rule),
             lambda point: by_values[_key(point)],  # noqa: B023
             trials=len(trials),
             workers=workers,
         )
         runs.append(played)
-        winners.append(places[best_rows([one.row for one in played], GOALS)[0]["label"]])
-        shares.append(sum(one.tokens for one in played) / whole)
-    return Found(
+        winners.append(places[best_rows([trial.row for trial in played], GOALS)[0]["label"]])
+        shares.append(sum(trial.tokens for trial in played) / whole)
+    return GridResult(
         searcher=searcher,
         rule=name,
         workers=workers,
@@ -196,14 +206,14 @@ def search_grid(
         top=sum(place <= TOP for place in winners),
         share=statistics.fmean(shares),
         most=max(shares),
-        stopped=sum(one.row["status"] == "stopped" for played in runs for one in played) / seeds,
+        stopped=sum(trial.row["status"] == "stopped" for played in runs for trial in played) / seeds,
         trials=statistics.fmean(map(len, runs)),
     )
 
 
-def _of_cells(searcher: str, space: Experiment, seed: int, *, tokens: float, each: int) -> FixedPoints:
+def _of_cells(searcher: str, space: Experiment, seed: int, *, tokens: float, trial_tokens: int) -> FixedPoints:
     if searcher == CHOSEN:
-        return WithinTokens(Forgetful(space, trials=len(cells()), seed=seed), tokens, each=each)
+        return WithinTokens(Forgetful(space, trials=len(cells()), seed=seed), tokens, trial_tokens=trial_tokens)
     order = cells()
     random.Random(seed).shuffle(order)
     return FixedPoints(order)
@@ -226,7 +236,7 @@ class Nearest:
         return self.recorded[int(distances.argmin())]
 
     def _place(self, point: Mapping[str, Any]) -> np.ndarray:
-        """(knobs,) from 0 at the low end to 1 at the high one."""
+        """Return the (knobs,) shares of the ranges: 0 at the low end, 1 at the high one."""
         places = []
         for path, dimension in self.dimensions.items():
             low, high = dimension.bounds
@@ -245,36 +255,36 @@ def volume(
     trials: int,
     seeds: Sequence[int],
 ) -> Volume:
-    """The searcher of a sweep against random search, one trial after another, over the seeds."""
+    """Compare a sweep's searcher with random search, one trial after another."""
     assert experiment.search is not None
 
     def play(searcher: FixedPoints, early: EarlyStopping) -> list[Played]:
         return simulate(searcher, build_rule(early), replay, trials=trials)
 
-    own = [play(Forgetful(experiment, trials=trials, seed=seed), RULES[rule]) for seed in seeds]
-    other = [play(FixedPoints(random_points(experiment.search, trials, seed)), RULES["none"]) for seed in seeds]
-    spent, whole = (sum(one.tokens for played in runs for one in played) for runs in (own, other))
+    searcher_runs = [play(Forgetful(experiment, trials=trials, seed=seed), RULES[rule]) for seed in seeds]
+    random_runs = [play(FixedPoints(random_points(experiment.search, trials, seed)), RULES["none"]) for seed in seeds]
+    spent, whole = (sum(trial.tokens for played in runs for trial in played) for runs in (searcher_runs, random_runs))
     return Volume(
         searcher="TPE" if rule == "none" else f"TPE, {rule}",
         trials=trials,
-        volumes=[hypervolume([one.row for one in played]) for played in own],
-        random=[hypervolume([one.row for one in played]) for played in other],
+        volumes=[hypervolume([trial.row for trial in played]) for played in searcher_runs],
+        random=[hypervolume([trial.row for trial in played]) for played in random_runs],
         alike=[
-            hypervolume([one.row for one in _affordable(played, sum(one.tokens for one in taken))])
-            for taken, played in zip(own, other, strict=True)
+            hypervolume([trial.row for trial in _affordable(played, sum(trial.tokens for trial in budget_run))])
+            for budget_run, played in zip(searcher_runs, random_runs, strict=True)
         ],
         tokens=spent / whole,
     )
 
 
 def _affordable(played: Sequence[Played], tokens: int) -> list[Played]:
-    """The first trials that took no more than so many tokens."""
-    spent = np.cumsum([one.tokens for one in played])
+    """Return the first trials that took no more than so many tokens."""
+    spent = np.cumsum([trial.tokens for trial in played])
     return list(played[: int((spent <= tokens).sum())])
 
 
 def hypervolume(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Area that the completed trials dominate, of win rate and stability from 0 to 1; at most 1."""
+    """Return the area that completed trials dominate, of win rate and stability; at most 1."""
     points = [[row["win_rate"], row["stability"]] for row in rows if row["status"] == "completed"]
     return float(hypervolumes(np.array(points))[-1]) if points else 0.0
 
@@ -282,31 +292,31 @@ def hypervolume(rows: Sequence[Mapping[str, Any]]) -> float:
 def search_tables(report: SearchReport) -> str:
     """Render the report."""
     machine = report.machine
-    found = [
+    grid_rows = [
         (
-            one.searcher,
-            one.rule,
-            f"{one.workers}",
-            f"{one.best}/{one.seeds}",
-            f"{one.top}/{one.seeds}",
-            f"{one.share:.1%}",
-            f"{one.most:.1%}",
-            f"{one.stopped:.1f}",
+            result.searcher,
+            result.rule,
+            f"{result.workers}",
+            f"{result.best}/{result.seeds}",
+            f"{result.top}/{result.seeds}",
+            f"{result.share:.1%}",
+            f"{result.most:.1%}",
+            f"{result.stopped:.1f}",
         )
-        for one in report.found
+        for result in report.found
     ]
     volumes = [
         (
-            one.searcher,
-            f"{one.trials}",
-            f"{statistics.fmean(one.volumes):.3f}",
-            f"{statistics.fmean(one.random):.3f}",
-            f"{one.above}/{len(one.volumes)}",
-            f"{one.tokens:.0%}",
-            f"{statistics.fmean(one.alike):.3f}",
-            f"{one.above_alike}/{len(one.volumes)}",
+            result.searcher,
+            f"{result.trials}",
+            f"{statistics.fmean(result.volumes):.3f}",
+            f"{statistics.fmean(result.random):.3f}",
+            f"{result.above}/{len(result.volumes)}",
+            f"{result.tokens:.0%}",
+            f"{statistics.fmean(result.alike):.3f}",
+            f"{result.above_alike}/{len(result.volumes)}",
         )
-        for one in report.volumes
+        for result in report.volumes
     ]
     return "\n\n".join(
         [
@@ -314,7 +324,7 @@ def search_tables(report: SearchReport) -> str:
             f"{machine.processor}, {machine.cores} cores; {report.date}",
             "The grid searched, each cell trained with one seed. Found: what the search would confirm first is truly "
             "the best cell, or one of the two best.",
-            table(("searcher", "early stopping", "workers", "best", "top 2", "tokens", "most", "stopped"), found),
+            table(("searcher", "early stopping", "workers", "best", "top 2", "tokens", "most", "stopped"), grid_rows),
             "Hypervolume of win rate and stability, one trial after another, beside random search of the same seed.",
             table(("searcher", "trials", "volume", "random", "above", "tokens", "random alike", "above"), volumes),
             "Tokens: trained, as a share of what the same trials take without a stop; most: of the search that took "

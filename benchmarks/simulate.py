@@ -58,7 +58,7 @@ class FixedPoints:
         self.points = iter(points)
 
     def suggest(self, trial_id: str) -> Mapping[str, Any] | None:
-        """The next point; None where there is none left."""
+        """Return the next point; None where none is left."""
         return next(self.points, None)
 
     def complete(self, trial_id: str, row: Mapping[str, Any]) -> None:
@@ -92,15 +92,15 @@ class Forgetful(FixedPoints):
 class WithinTokens(FixedPoints):
     """Hands out a searcher's points while a whole trial fits in what is left of so many tokens.
 
-    each: tokens of a whole trial.
+    trial_tokens: of a whole trial.
     """
 
-    def __init__(self, searcher: FixedPoints, tokens: float, *, each: int):
-        self.searcher, self.left, self.each, self.running = searcher, tokens, each, 0
+    def __init__(self, searcher: FixedPoints, tokens: float, *, trial_tokens: int):
+        self.searcher, self.tokens_left, self.trial_tokens, self.running = searcher, tokens, trial_tokens, 0
 
     def suggest(self, trial_id: str) -> Mapping[str, Any] | None:
-        """The searcher's next point, if it can be paid for."""
-        if self.each * (self.running + 1) > self.left:
+        """Return the searcher's next point, if it can be paid for."""
+        if self.trial_tokens * (self.running + 1) > self.tokens_left:
             return None
         point = self.searcher.suggest(trial_id)
         self.running += point is not None
@@ -109,12 +109,12 @@ class WithinTokens(FixedPoints):
     def complete(self, trial_id: str, row: Mapping[str, Any]) -> None:
         """Leave to others what was not trained."""
         self.running -= 1
-        self.left -= row["tokens"]
+        self.tokens_left -= row["tokens"]
         self.searcher.complete(trial_id, row)
 
 
 def random_points(search: Search, count: int, seed: int) -> list[dict[str, Any]]:
-    """Points drawn at random, each by itself."""
+    """Draw points at random, each by itself."""
     draw = random.Random(seed)
     return [{path: dimension.at(draw.random()) for path, dimension in search.dimensions.items()} for _ in range(count)]
 
@@ -127,7 +127,9 @@ def simulate(
     trials: int,
     workers: int = 1,
 ) -> list[Played]:
-    """Play a sweep of so many trials, or until the searcher has no point left. In the order in which they ended.
+    """Play a sweep of so many trials, or until the searcher has no point left.
+
+    Trials are in the order in which they ended.
 
     replay: the recorded trial that a point becomes. Tokens and seconds of a trial that is stopped are its share of the
     updates. Everything follows from what is given: nothing is drawn, and of two events at one time the earlier trial's

@@ -92,7 +92,10 @@ def write_pairs(path: Path, pairs: int) -> None:
 
 
 def write_model(folder: Path, text: Path) -> None:
-    """Write a Llama of two narrow layers, and a byte-level tokenizer trained on the beginning of a file."""
+    """Write a Llama of two narrow layers, and a byte-level tokenizer.
+
+    The tokenizer is trained on the beginning of a file.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -129,7 +132,7 @@ def _run(folder: Path, name: str, objective: str) -> TrialCost:
 
 
 def pairs_table(report: PairsReport) -> str:
-    """A Markdown table with a line per trial."""
+    """Render a Markdown table with a line per trial."""
     rows = [
         [trial.trial, f"{report.pairs:,}", f"{trial.seconds:.1f}", f"{trial.wall:.1f}", f"{trial.peak:,.0f}"]
         for trial in report.trials

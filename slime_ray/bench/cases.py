@@ -43,14 +43,17 @@ class Case:
         self.head.weight.requires_grad_(trained)
 
     def twin(self) -> Any:
-        """A model of the very same weight tensors in modules of its own, so that what changes those stays in it."""
+        """Copy the modules around the very same weight tensors.
+
+        What changes the copy's modules stays in it.
+        """
         tensors = [*self.lm.parameters(), *self.lm.buffers()]
         twin = copy.deepcopy(self.lm, {id(tensor): tensor for tensor in tensors})
         assert all(mine is other for mine, other in zip(self.lm.parameters(), twin.parameters(), strict=True))
         return twin
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of a step."""
+        """Return the context of a step's precision."""
         if self.dtype != torch.bfloat16:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
@@ -66,7 +69,7 @@ def build_case(
     checkpointing: bool,
     seed: int,
 ) -> Case:
-    """A model of this shape with random weights that follow from `seed`, ready to be trained."""
+    """Build a model of this shape with random weights that follow from `seed`."""
     config = shape.config(vocabulary=vocabulary, shrink=shrink)
     adapters = LoraConfig(
         r=shape.rank,

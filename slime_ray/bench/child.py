@@ -11,7 +11,7 @@ from slime_ray.errors import is_memory_error
 
 
 def reason(error: BaseException) -> str:
-    """An error in a line."""
+    """Write an error in one line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return "out of memory" if is_memory_error(error) else lines[0][:160]
 

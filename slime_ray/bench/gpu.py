@@ -46,7 +46,7 @@ class GpuRow:
     failure: str | None = None
 
     def text(self) -> str:
-        """What was measured, or why it was not."""
+        """Say what was measured, or why it was not."""
         if self.failure:
             return f"no figure: {self.failure}"
         return ", ".join(f"{name} {value:,.4g}" for name, value in self.figures.items())
@@ -65,7 +65,7 @@ class GpuReport:
     rows: tuple[GpuRow, ...]
 
     def text(self) -> str:
-        """The one table."""
+        """Render the report as one table."""
         machine = self.machine
         where = machine.gpu or f"{machine.processor}, {machine.cores} cores: NOT MEASURED ON A GPU, sizes are cut"
         head = (
@@ -79,8 +79,8 @@ class GpuReport:
 
 def measure_gpu(*, minutes: float, device: str, say: Say) -> GpuReport:
     """Run all parts within the minutes. Raises InputError for a device that cannot be had."""
-    found = find_device(device)
-    sizes = FULL if found.type == "cuda" else CUT
+    torch_device = find_device(device)
+    sizes = FULL if torch_device.type == "cuda" else CUT
     clock = time.perf_counter()
     parts = [
         ("engine", "checks"), ("attention", "kernels"), *(("step", name) for name in RECIPES),
@@ -89,17 +89,17 @@ def measure_gpu(*, minutes: float, device: str, say: Say) -> GpuReport:
     ]  # fmt: skip
     rows: list[GpuRow] = []
     for part, case in parts:
-        left = 60 * minutes - (time.perf_counter() - clock)
-        if left < LEAST_SECONDS:
+        seconds_left = 60 * minutes - (time.perf_counter() - clock)
+        if seconds_left < LEAST_SECONDS:
             rows.append(GpuRow(part, case, failure="no time left"))
             continue
-        say(f"{part}, {case}: {left:.0f} s left")
-        rows += run_part(part, case, sizes, seconds=min(left, sizes.seconds))
+        say(f"{part}, {case}: {seconds_left:.0f} s left")
+        rows += run_part(part, case, sizes, seconds=min(seconds_left, sizes.seconds))
     _add_ratios(rows)
     return GpuReport(
         date=now(),
-        machine=describe_machine(found),
-        on_gpu=found.type == "cuda",
+        machine=describe_machine(torch_device),
+        on_gpu=torch_device.type == "cuda",
         minutes=minutes,
         sizes=sizes,
         seconds=time.perf_counter() - clock,
@@ -108,7 +108,7 @@ def measure_gpu(*, minutes: float, device: str, say: Say) -> GpuReport:
 
 
 def run_part(part: str, case: str, sizes: GpuSizes, *, seconds: float) -> list[GpuRow]:
-    """One part's rows, from a process of its own."""
+    """Run one part in a process of its own; return its rows."""
     # Memory is asked for as trials ask for it.
     allocator = os.environ.get("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     environment = {"TORCH_LOGS": "recompiles", "PYTORCH_ALLOC_CONF": allocator}
@@ -127,5 +127,5 @@ def _add_ratios(rows: Sequence[GpuRow]) -> None:
     speeds = {row.case: row.figures["pairs/s"] for row in rows if row.part == "step" and row.figures}
     for row in rows:
         if row.part == "step" and row.figures:
-            others = [name for name in ("authors", "padded", "chunked", "unshared") if name != row.case]
-            row.figures.update({f"x {name}": speeds[row.case] / speeds[name] for name in others if name in speeds})
+            baselines = [name for name in ("authors", "padded", "chunked", "unshared") if name != row.case]
+            row.figures.update({f"x {name}": speeds[row.case] / speeds[name] for name in baselines if name in speeds})

@@ -17,7 +17,10 @@ Figures = dict[str, float]
 
 
 def engine(case: str, sizes: GpuSizes) -> list[GpuRow]:
-    """All checks. One that fails, or needs a GPU that is not here, is a row with its reason."""
+    """Run all checks.
+
+    A check that fails, or needs a GPU that is not here, is a row with its reason.
+    """
     device, rows = find_device(sizes.device), []
     for name, check in CHECKS.items():
         torch.manual_seed(0)
@@ -29,31 +32,34 @@ def engine(case: str, sizes: GpuSizes) -> list[GpuRow]:
 
 
 def head(device: torch.device) -> Figures:
-    """Tiles in bfloat16, compiled on a GPU, beside all logits in float32: some thousandths."""
+    """Compare tiles in bfloat16 with all logits in float32: some thousandths.
+
+    On a GPU the tiles are compiled.
+    """
     from slime_ray.model.head import Head
 
     linear = nn.Linear(256, 5000, bias=False, device=device)
     hidden = torch.randn(300, 256, device=device, requires_grad=True)
     targets = torch.randint(5000, (300,), device=device)
-    wanted = [hidden, linear.weight]
+    leaves = [hidden, linear.weight]
     exact = linear(hidden).log_softmax(1).gather(1, targets[:, None]).squeeze(1)
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        found = Head(linear, None, 5000, 2**19, fused=True).logps(hidden, targets)
-    gradients = [torch.autograd.grad(logps.sum(), wanted) for logps in (found, exact)]
-    off = max(_off(mine, theirs) for mine, theirs in zip(*gradients, strict=True))
-    return {"log-probabilities off by": _off(found, exact), "gradients off by": off}
+        tiled = Head(linear, None, 5000, 2**19, fused=True).logps(hidden, targets)
+    gradients = [torch.autograd.grad(logps.sum(), leaves) for logps in (tiled, exact)]
+    off = max(_off(gradient, reference) for gradient, reference in zip(*gradients, strict=True))
+    return {"log-probabilities off by": _off(tiled, exact), "gradients off by": off}
 
 
 def segments(device: torch.device) -> Figures:
-    """The allocator took the setting that trials give it: 100 %."""
+    """Check that the allocator took the setting that trials give it: 100 %."""
     _needs_gpu(device)
-    held = torch.zeros(2**20, device=device)
-    known = [segment["is_expandable"] for segment in torch.cuda.memory_snapshot()]
-    return {"% expandable": 100 * sum(known) / len(known), "MiB": held.nbytes / 2**20}
+    block = torch.zeros(2**20, device=device)
+    expandable = [segment["is_expandable"] for segment in torch.cuda.memory_snapshot()]
+    return {"% expandable": 100 * sum(expandable) / len(expandable), "MiB": block.nbytes / 2**20}
 
 
 def halving(device: torch.device) -> Figures:
-    """Memory that runs out of 768 MiB, at 1 MiB a token, and is given back: 512 tokens, 0 MiB."""
+    """Run out of 768 MiB at 1 MiB a token, and give it back: 512 tokens, 0 MiB."""
     from slime_ray.model.memory import in_rows_that_fit
 
     _needs_gpu(device)
@@ -68,15 +74,15 @@ def halving(device: torch.device) -> Figures:
 
 
 def bits(device: torch.device) -> Figures:
-    """Gradients of variable-length attention that differ when it runs twice, and if torch is asked for none: 0."""
+    """Compare the gradients of two runs of variable-length attention: 0 where deterministic."""
     _needs_gpu(device)
     pairs = [Segment(180, 250, 250)] * 4
     inputs = [torch.randn(1, count, 4 * 680, 256, device=device).bfloat16() for count in (8, 4, 4)]
     weights = torch.randn(1, 4 * 680, 8, 256, device=device).bfloat16()
 
     def differing() -> float:
-        one, other = ([x.clone() for x in attend("varlen", None, inputs, weights, pairs)[0]] for _ in range(2))
-        return 100 * max(float((a != b).double().mean()) for a, b in zip(one, other, strict=True))
+        first, second = ([x.clone() for x in attend("varlen", None, inputs, weights, pairs)[0]] for _ in range(2))
+        return 100 * max(float((a != b).double().mean()) for a, b in zip(first, second, strict=True))
 
     figures = {"% differ": differing()}
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -87,7 +93,7 @@ def bits(device: torch.device) -> Figures:
 
 
 def continuous(device: torch.device) -> Figures:
-    """Greedy answers by continuous batching that are those of `generate`: 100 %."""
+    """Compare greedy answers by continuous batching with those of `generate`: 100 %."""
     from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
     from slime_ray.evaluation.continuous import continuous_batching
@@ -101,42 +107,42 @@ def continuous(device: torch.device) -> Figures:
     prompts = [torch.randint(2, 512, (length,)).tolist() for length in (3, 9, 17, 40)]
     greedy = GenerationConfig(do_sample=False, max_new_tokens=12, pad_token_id=0, eos_token_id=[1], use_cache=True)
 
-    def alone(prompt: list[int]) -> list[int]:
+    def generate_one(prompt: list[int]) -> list[int]:
         ids = torch.tensor([prompt], device=device)
-        found: list[int] = policy.generate(
+        answer: list[int] = policy.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy
         )[0, len(prompt) :].tolist()
-        return found
+        return answer
 
     with torch.no_grad():
-        found = continuous_batching(policy, prompts, greedy, seed=0)
-        equal = [ids == alone(prompt) for ids, prompt in zip(found, prompts, strict=True)]
+        answers = continuous_batching(policy, prompts, greedy, seed=0)
+        equal = [ids == generate_one(prompt) for ids, prompt in zip(answers, prompts, strict=True)]
     return {"% equal": 100 * sum(equal) / len(equal)}
 
 
 def attend(
     kernel: Any, window: int | None, inputs: list[Any], weights: Any, segments: list[Segment]
 ) -> tuple[list[Any], float]:
-    """Output and gradients of a kernel, and seconds of a pass forward and backward, the last of three."""
+    """Run a kernel forward and backward; return outputs, gradients and the last time of three."""
     from slime_ray.data.packing import Spans
     from slime_ray.model.attention import RowLayout, row_attention
 
     layout = RowLayout(segments, Spans.of(segments).to(weights.device), kernel)
     leaves = [x.detach().requires_grad_() for x in inputs]
-    found: list[Any] = []
+    tensors: list[Any] = []
 
     options: Any = {"scaling": leaves[0].shape[-1] ** -0.5, "sliding_window": window, "row_layout": layout}
 
     def run() -> None:
         query, key, value = leaves
         out, _ = row_attention(None, query, key, value, None, **options)
-        found[:] = [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
+        tensors[:] = [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
 
-    return found, [timed(run, weights.device) for _ in range(3)][-1]
+    return tensors, [timed(run, weights.device) for _ in range(3)][-1]
 
 
-def _off(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return float(((found - exact).norm() / exact.norm()).detach())
+def _off(values: torch.Tensor, exact: torch.Tensor) -> float:
+    return float(((values - exact).norm() / exact.norm()).detach())
 
 
 def _needs_gpu(device: torch.device) -> None:

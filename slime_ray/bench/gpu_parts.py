@@ -41,12 +41,15 @@ base:
 
 
 def rows_of(part: str, case: str, sizes: dict[str, Any]) -> list[dict[str, Any]]:
-    """One part's rows."""
+    """Return one part's rows."""
     return [asdict(row) for row in PARTS[part](case, GpuSizes(**sizes))]
 
 
 def attention(case: str, sizes: GpuSizes) -> list[GpuRow]:
-    """Each kernel's attention over a row in bfloat16, beside float32 by segments: outputs and gradients."""
+    """Compare each kernel's attention in bfloat16 with float32 by segments.
+
+    Outputs and gradients are compared, over one row.
+    """
     from slime_ray.model.attention import Kernel
 
     shape, device = SHAPES[sizes.shape], find_device(sizes.device)
@@ -64,18 +67,18 @@ def attention(case: str, sizes: GpuSizes) -> list[GpuRow]:
             if kernel == "auto":
                 continue
             try:
-                found, seconds = attend(kernel, window, [x.bfloat16() for x in inputs], weights.bfloat16(), segments)
+                outputs, seconds = attend(kernel, window, [x.bfloat16() for x in inputs], weights.bfloat16(), segments)
             except (RuntimeError, TypeError) as error:
                 rows.append(GpuRow("attention", name, failure=reason(error)))
                 continue
-            off = [float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
+            off = [float((a - b).norm() / b.norm()) for a, b in zip(outputs, exact, strict=True)]
             figures = {"ms": 1e3 * seconds, "output off by": off[0], "gradients off by": max(off[1:])}
             rows.append(GpuRow("attention", name, figures))
     return rows
 
 
 def step(case: str, sizes: GpuSizes) -> list[GpuRow]:
-    """A recipe's training step at its best micro-batch."""
+    """Time a recipe's training step at its best micro-batch."""
     options = Options(
         shape=sizes.shape, device=sizes.device, pairs=sizes.pairs, steps=2, rounds=2, recipes=(case,), best_batch=True
     )
@@ -99,7 +102,7 @@ def _case(sizes: GpuSizes, dtype: str | None = None) -> Case:
 
 
 def memory(case: str, sizes: GpuSizes) -> list[GpuRow]:
-    """The highest point of a row's step, and what a plan says of it."""
+    """Measure the highest memory of a row's step next to the plan's figure."""
     from slime_ray.config.model import Lora, Model
     from slime_ray.model.footprint import Footprint, fill_row
 
@@ -107,7 +110,7 @@ def memory(case: str, sizes: GpuSizes) -> list[GpuRow]:
     for head in ("frozen", "trained"):
         name = "packed" if head == "trained" else "packed-frozen-head"
         stepper = Stepper(name, _case(sizes))
-        pairs = [BenchPair(*((1,) * length for length in each)) for each in fill_row(sizes.row, PAIR)]
+        pairs = [BenchPair(*((1,) * length for length in lengths)) for lengths in fill_row(sizes.row, PAIR)]
         tensors = stepper.collate(pairs, None)
         stepper.run(tensors)
         measured = weigh(stepper, tensors, stepper.case.device)
@@ -124,7 +127,7 @@ def memory(case: str, sizes: GpuSizes) -> list[GpuRow]:
 
 
 def answers(case: str, sizes: GpuSizes) -> list[GpuRow]:
-    """Answers of one length, drawn together."""
+    """Time a batch of answers of one length."""
     from slime_ray.model.logprobs import Policy
 
     batch = int(case.split()[-1])
@@ -148,7 +151,7 @@ def answers(case: str, sizes: GpuSizes) -> list[GpuRow]:
 
 
 def trial(case: str, sizes: GpuSizes) -> list[GpuRow]:
-    """`slime-ray train` of a tiny model: stages, updates, answers, verdicts, files."""
+    """Time `slime-ray train` of a tiny model: stages, updates, answers, verdicts, files."""
     with tempfile.TemporaryDirectory() as folder:
         space = Path(folder, "tiny.yaml")
         space.write_text(TRIAL, encoding="utf-8")

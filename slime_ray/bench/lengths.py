@@ -40,7 +40,10 @@ Source = Callable[[int, int, random.Random], list[Lengths]]
 
 
 def ultrafeedback(count: int, max_tokens: int, state: random.Random) -> list[Lengths]:
-    """Draw lengths about as UltraFeedback has them in the tokens of a 3-4B model: long-tailed, means 180 and 250."""
+    """Draw lengths about as UltraFeedback has them: long-tailed, means 180 and 250.
+
+    They are in tokens of a 3-4B model.
+    """
 
     def draw(mean: float, sigma: float) -> int:
         return max(1, round(state.lognormvariate(math.log(mean) - sigma**2 / 2, sigma)))
@@ -93,7 +96,10 @@ class Workload:
 
 
 def find_source(lengths: str) -> Source:
-    """The named distribution, or the lengths of the file of this name. Raises InputError when it is neither."""
+    """Find the distribution of this name, or read the lengths of the file of this name.
+
+    Raises InputError when it is neither.
+    """
     if lengths in DISTRIBUTIONS:
         return DISTRIBUTIONS[lengths]
     path = Path(lengths)
@@ -103,11 +109,13 @@ def find_source(lengths: str) -> Source:
 
 
 def read_lengths(path: Path) -> list[Lengths]:
-    """Lengths of a JSONL file's pairs: pieces of text in `prompt`, `chosen` and `rejected`, see `PIECE`.
+    """Read the lengths of a JSONL file's pairs: pieces of text, see `PIECE`.
+
+    A line has `prompt`, `chosen` and `rejected`.
 
     Each of the three is a text or a list of chat messages. Raises InputError with file and line for anything else.
     """
-    found = []
+    lengths = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -122,10 +130,10 @@ def read_lengths(path: Path) -> list[Lengths]:
             raise InputError(f"{place}: not JSON ({error}). Give one JSON object a line.") from None
         if not isinstance(record, dict):
             raise InputError(f"{place}: not a JSON object. Give one with prompt, chosen and rejected.")
-        found.append(Lengths(*(_pieces(record, key, place) for key in Lengths._fields)))
-    if not found:
+        lengths.append(Lengths(*(_pieces(record, key, place) for key in Lengths._fields)))
+    if not lengths:
         raise InputError(f"--lengths {path}: holds no pairs. Give one JSON object a line.")
-    return found
+    return lengths
 
 
 def _pieces(record: dict[str, Any], key: str, place: str) -> int:
@@ -144,7 +152,10 @@ def _pieces(record: dict[str, Any], key: str, place: str) -> int:
 
 
 def cut(lengths: Lengths, max_tokens: int, shrink: int) -> Lengths:
-    """Lengths as they are run: prompts of at most half of `max_tokens`, sequences of at most all, then shrunk."""
+    """Cut lengths as they are run, then shrink them.
+
+    Prompts have at most half of `max_tokens`, sequences at most all.
+    """
     prompt = min(lengths.prompt, max_tokens // 2)
     parts = (prompt, min(lengths.chosen, max_tokens - prompt), min(lengths.rejected, max_tokens - prompt))
     return Lengths(*(max(1, round(part / shrink)) for part in parts))
@@ -161,7 +172,7 @@ def draw_workload(
     seed: int,
     sort_over: int = DRAWN_STEPS,
 ) -> Workload:
-    """`steps` steps of `pairs` pairs, the same for the same arguments.
+    """Draw `steps` steps of `pairs` pairs, the same for the same arguments.
 
     `sort_over` steps' worth is drawn and sorted by length, and of every equal share of the sorted steps one is taken:
     so the bucketed order is as good as sorting so many gives, and the pairs are as long as the source's. With
@@ -175,15 +186,15 @@ def draw_workload(
     for step in range(steps):
         first = (step * shares + state.randrange(shares)) * pairs
         buckets.append([_with_tokens(each, vocabulary, state) for each in lengths[first : first + pairs]])
-    every = [pair for bucket in buckets for pair in bucket]
-    state.shuffle(every)
+    all_pairs = [pair for bucket in buckets for pair in bucket]
+    state.shuffle(all_pairs)
     state.shuffle(buckets)
-    drawn = tuple(tuple(every[start : start + pairs]) for start in range(0, len(every), pairs))
+    drawn = tuple(tuple(all_pairs[start : start + pairs]) for start in range(0, len(all_pairs), pairs))
     return Workload(drawn=drawn, bucketed=drawn if sort_over == 1 else tuple(map(tuple, buckets)))
 
 
 def sequence_length(lengths: Lengths) -> int:
-    """Tokens of the longer of a pair's two sequences: what padding goes by."""
+    """Return the tokens of the longer of a pair's two sequences, which decides padding."""
     return lengths.prompt + max(lengths.chosen, lengths.rejected)
 
 

@@ -39,7 +39,7 @@ class Machine:
 
 
 def describe_machine(device: torch.device) -> Machine:
-    """This machine."""
+    """Describe this machine."""
     return Machine(
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -53,7 +53,7 @@ def describe_machine(device: torch.device) -> Machine:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of `--device`. Raises InputError for cuda where there is none."""
+    """Find the device of `--device`. Raises InputError for cuda where there is none."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -62,12 +62,12 @@ def find_device(name: str) -> torch.device:
 
 
 def now() -> str:
-    """The date and time, UTC, to the second."""
+    """Return the date and time, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of some work, once the device has done what it was given."""
+    """Return the seconds of some work, once the device has finished it."""
 
     def wait() -> None:
         if device.type == "cuda":
@@ -124,7 +124,10 @@ def in_a_process(
 
 
 def process_bytes(key: str, pid: int | str = "self") -> int:
-    """Memory of a process on Linux, by a line of its status: VmRSS is what it holds, VmHWM the most that it held."""
+    """Read a process's memory on Linux, by a line of its status.
+
+    VmRSS is what it holds, VmHWM the most that it held.
+    """
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
 

@@ -93,7 +93,10 @@ def _weigh(name: str, options: Options, vocabulary: int, device: torch.device) -
 
 
 def weigh_steps(recipe: str, values: dict[str, Any], vocabulary: int, device_type: str) -> list[int]:
-    """Bytes of each of the options' rounds, another step's pairs each, the same pairs for every recipe."""
+    """Return the bytes of each of the options' rounds.
+
+    Every round has another step's pairs, the same for every recipe.
+    """
     options, device = Options(**values), find_device(device_type)
     workload = workload_of(options, vocabulary, steps=options.rounds)
     with threads(options.threads):
@@ -103,7 +106,7 @@ def weigh_steps(recipe: str, values: dict[str, Any], vocabulary: int, device_typ
 
 
 def weigh(stepper: Stepper, step: Step, device: torch.device) -> int:
-    """Bytes that a step takes at its highest point beside what is held."""
+    """Return the bytes that a step takes at its highest point, next to what is held before."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -100,7 +100,10 @@ class PlanReport:
 
 
 def measure_plans(*, cases: Sequence[str], rounds: int, say: Say) -> PlanReport:
-    """Plan and run each case in turn, and all of them again. Raises RunError where none came to its end."""
+    """Plan and run each case in turn, and all of them again.
+
+    Raises RunError where none came to its end.
+    """
     runs, failed = [], []
     for number, case in enumerate([*cases] * rounds, 1):
         # Each in a storage of its own, so that stages are made again.
@@ -152,25 +155,31 @@ def _run_case(case: str, folder: Path, say: Say) -> PlannedRun:
 
 
 def _command(arguments: list[str]) -> tuple[str, int]:
-    """Run a command of slime-ray; return what it printed, and the peak of the processes that made stages or trained."""
+    """Run a command of slime-ray; return its output and the peak of its processes.
+
+    Only processes that made stages or trained count.
+    """
     command = [sys.executable, "-m", "slime_ray", *arguments]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     # Files, since Ray's processes hold a pipe open after the command has ended.
     with (
         tempfile.TemporaryFile("w+") as printed,
-        tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(command, stdout=printed, stderr=said, env=environment) as process,
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=printed, stderr=errors, env=environment) as process,
     ):
         peak = _watch(process)
-        said.seek(0)
+        errors.seek(0)
         if process.returncode:
-            raise RunError(f"`{' '.join(arguments)}` failed: {said.read().strip()[-500:]}")
+            raise RunError(f"`{' '.join(arguments)}` failed: {errors.read().strip()[-500:]}")
         printed.seek(0)
         return printed.read(), peak
 
 
 def _watch(process: "subprocess.Popen[bytes]") -> int:
-    """Wait for a process; return the highest peak of resident memory, in bytes, of those below it that worked."""
+    """Wait for a process; return the highest resident memory below it, in bytes.
+
+    Only processes that made stages or trained count.
+    """
     peak, working = 0, set[int]()
     while process.poll() is None:
         with suppress(psutil.Error):

@@ -57,7 +57,9 @@ class Sequences:
 
 
 def lay_out_sequences(pairs: Sequence[BenchPair], device: torch.device, *, prompts_end_together: bool) -> Sequences:
-    """Rows padded on the right; or, with `prompts_end_together`, prompts on the left and completions on the right.
+    """Pad rows on the right.
+
+    With `prompts_end_together`, prompts are padded on the left and completions on the right.
 
     No real token is 0, which is the padding.
     """
@@ -96,18 +98,18 @@ class Authors:
 
     @staticmethod
     def layout(lengths: Sequence[Lengths]) -> Layout:
-        """What one forward pass over these pairs computes."""
+        """Return what one forward pass over these pairs computes."""
         width = max(each.prompt for each in lengths) + max(max(each.chosen, each.rejected) for each in lengths)
         return Layout.of_rows(
             rows=2 * len(lengths), width=width, lengths=lengths, logits_everywhere=True, reference=True
         )
 
     def collate(self, pairs: Sequence[BenchPair], device: torch.device) -> Sequences:
-        """Prompts padded on the left beside completions padded on the right."""
+        """Pad prompts on the left, and completions on the right."""
         return lay_out_sequences(pairs, device, prompts_end_together=True)
 
     def loss(self, micro: Sequences, counts: Mapping[str, int]) -> Tensor:
-        """Three times this micro-batch's own loss, weighted by its share of the step's pairs.
+        """Return three times this micro-batch's own loss, weighted by its share of the pairs.
 
         The stabilizer is averaged over the micro-batch's rejected tokens, whatever the step holds.
         """
@@ -118,23 +120,28 @@ class Authors:
         return total * (len(micro.chosen_lengths) / counts["pairs"])
 
     def _token_logps(self, micro: Sequences) -> Tensor:
-        """(2 pairs, width - 1) log-probabilities of each next token, 0 where it is of no completion."""
+        """Return the log-probability of each next token, 0 where it is of no completion.
+
+        The shape is (2 pairs, width - 1).
+        """
         outputs = self.lm(input_ids=micro.input_ids, attention_mask=micro.attention_mask, use_cache=False)
         # Mixed precision's outputs are turned to float32, all of them.
         logits = outputs.logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         predicting, next_ids = logits[:, :-1].contiguous(), micro.input_ids[:, 1:].contiguous()
         everything = functional.log_softmax(predicting, dim=-1)
-        taken = everything.gather(2, next_ids[:, :, None]).squeeze(2) * micro.completion[:, 1:]
+        token_logps = everything.gather(2, next_ids[:, :, None]).squeeze(2) * micro.completion[:, 1:]
         half = len(logits) // 2
         for rows in (slice(None, half), slice(half, None)):
             # A metric: the mean logit at completion tokens.
             logits[rows][micro.completion[rows].bool()].mean()
-        return taken
+        return token_logps
 
 
 def released_loss(logps: Tensor, completion: Tensor, objective: SlimeObjective) -> Tensor:
-    """SLIME's loss as the released trainer sums it up, eqs. 5 to 10, without its factor of three. 0-d.
+    """Compute SLIME's loss as the released trainer does, eqs. 5 to 10, as a 0-d tensor.
+
+    Its factor of three is left out.
 
     logps, completion: (2 pairs, positions) token log-probabilities, 0 where `completion` is 0; chosen over rejected.
     A rejected token of log-probability 0 is taken for padding, as released.
@@ -162,7 +169,7 @@ class Padded:
 
     @staticmethod
     def layout(lengths: Sequence[Lengths]) -> Layout:
-        """What one forward pass over these pairs computes."""
+        """Return what one forward pass over these pairs computes."""
         return Layout.of_rows(
             rows=2 * len(lengths),
             width=max(each.prompt + max(each.chosen, each.rejected) for each in lengths),
@@ -172,11 +179,11 @@ class Padded:
         )
 
     def collate(self, pairs: Sequence[BenchPair], device: torch.device) -> Sequences:
-        """Two rows a pair, padded on the right."""
+        """Lay out two rows a pair, padded on the right."""
         return lay_out_sequences(pairs, device, prompts_end_together=False)
 
     def loss(self, micro: Sequences, counts: Mapping[str, int]) -> Tensor:
-        """This micro-batch's share of the step's loss."""
+        """Return this micro-batch's share of the step's loss."""
         causal = self.lm.get_base_model()
         states = causal.get_decoder()(
             input_ids=micro.input_ids,
@@ -189,7 +196,7 @@ class Padded:
         return OBJECTIVE(chosen, micro.chosen_lengths, rejected, micro.rejected_lengths).loss_over(counts)
 
     def _logps(self, head: Any, hidden: Tensor, targets: Tensor) -> Tensor:
-        """(positions,) log-probabilities of the targets."""
+        """Return the (positions,) log-probabilities of the targets."""
         logits = head(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logps: Tensor = logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(1)
@@ -217,15 +224,15 @@ class Packed:
 
     @staticmethod
     def layout(lengths: Sequence[Lengths]) -> Layout:
-        """What one forward pass over these pairs computes."""
+        """Return what one forward pass over these pairs computes."""
         return Layout.of_packed(lengths)
 
     def collate(self, pairs: Sequence[BenchPair], device: torch.device) -> Rows:
-        """One row of all pairs."""
+        """Pack all pairs into one row."""
         return pack(pairs).to(device)
 
     def loss(self, micro: Rows, counts: Mapping[str, int]) -> Tensor:
-        """This row's share of the step's loss."""
+        """Return this row's share of the step's loss."""
         logps = self.policy(micro)
         return OBJECTIVE(logps.chosen, logps.chosen_lengths, logps.rejected, logps.rejected_lengths).loss_over(counts)
 
@@ -235,18 +242,18 @@ class Unshared(Packed):
 
     @staticmethod
     def layout(lengths: Sequence[Lengths]) -> Layout:
-        """What one forward pass over these pairs computes."""
+        """Return what one forward pass over these pairs computes."""
         sequences = [(each.prompt, length) for each in lengths for length in (each.chosen, each.rejected)]
         return Layout.of_packed([Lengths(prompt, length, 0) for prompt, length in sequences])
 
     def collate(self, pairs: Sequence[BenchPair], device: torch.device) -> Rows:
-        """One row of all sequences."""
+        """Pack all sequences into one row."""
         completions = [*(pair.chosen_ids for pair in pairs), *(pair.rejected_ids for pair in pairs)]
         prompts = [pair.prompt_ids for pair in pairs] * 2
         return pack([BenchPair(*parts, ()) for parts in zip(prompts, completions, strict=True)]).to(device)
 
     def loss(self, micro: Rows, counts: Mapping[str, int]) -> Tensor:
-        """This row's share of the step's loss."""
+        """Return this row's share of the step's loss."""
         logps, lengths = self.policy(micro).chosen, micro.chosen_lengths
         half = len(lengths) // 2
         split = int(lengths[:half].sum())

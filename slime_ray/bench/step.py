@@ -113,10 +113,10 @@ class _Run:
     @property
     def totals(self) -> list[float]:
         """Seconds of each round, none where any step failed."""
-        return [] if self.failure else [sum(taken) for taken in self.seconds]
+        return [] if self.failure else [sum(round_seconds) for round_seconds in self.seconds]
 
     def layouts(self) -> list[Layout]:
-        """What a round's forward passes compute."""
+        """Return what a round's forward passes compute."""
         return [layout for pairs in self.pairs for layout in self.stepper.layouts(pairs, self.micro)]
 
     def prepare(self) -> None:
@@ -132,16 +132,16 @@ class _Run:
 
     def time(self, number: int) -> None:
         """Time one step."""
-        if not self.failure and (taken := self._timed(self.steps[number])) is not None:
-            self.seconds[-1].append(taken)
+        if not self.failure and (seconds := self._timed(self.steps[number])) is not None:
+            self.seconds[-1].append(seconds)
 
     def _find_best(self) -> None:
         sizes = {2**power for power in range(self.options.pairs.bit_length())} | {self.options.pairs}
         for size in sorted(sizes):
             steps = [self.stepper.collate(pairs, size) for pairs in self.pairs]
             # Once to warm up, once for the clock.
-            _, taken = ([self._timed(step) for step in steps] for _ in range(2))
-            seconds = [each for each in taken if each is not None]
+            _, step_seconds = ([self._timed(step) for step in steps] for _ in range(2))
+            seconds = [each for each in step_seconds if each is not None]
             self.tried[size] = None if self.failure else sum(seconds) / len(seconds)
             if self.failure:
                 break
@@ -171,7 +171,7 @@ class _Run:
 def _speed(run: _Run, runs: list[_Run], workload: Workload, options: Options) -> RecipeSpeed:
     stepper, totals, layouts = run.stepper, run.totals, run.layouts()
     flops = stepper.flops(layouts)
-    by_name = {other.stepper.name: other for other in runs}
+    by_name = {peer.stepper.name: peer for peer in runs}
     authors = by_name.get("authors")
     padded = by_name.get("padded" if stepper.trains_head else "padded-frozen-head")
     typical = median(totals) if totals else None
@@ -181,7 +181,7 @@ def _speed(run: _Run, runs: list[_Run], workload: Workload, options: Options) ->
         name=stepper.name,
         head=stepper.head,
         micro=run.micro,
-        seconds=tuple(tuple(taken) for taken in run.seconds),
+        seconds=tuple(tuple(round_seconds) for round_seconds in run.seconds),
         seconds_per_step=typical and typical / options.steps,
         tokens_per_second=typical and workload.real_tokens / typical,
         pairs_per_second=typical and len(workload.pairs) / typical,

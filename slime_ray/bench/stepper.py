@@ -40,7 +40,10 @@ class Report(Generic[AtVocabulary]):
 
 
 def report_on(options: Options, measure: Callable[[int, torch.device], AtVocabulary]) -> Report[AtVocabulary]:
-    """Measure at each of the options' vocabularies. Raises InputError for lengths or a device that cannot be had."""
+    """Measure at each of the options' vocabularies.
+
+    Raises InputError for lengths or a device that cannot be had.
+    """
     device = find_device(options.device)
     vocabularies = options.vocabularies or (SHAPES[options.shape].vocabulary,)
     with threads(options.threads):
@@ -56,11 +59,11 @@ def report_on(options: Options, measure: Callable[[int, torch.device], AtVocabul
         )
 
 
-def ratio(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, float, float] | None:
-    """Compare like with like: median, least and most of theirs / ours. None where one of them was not measured."""
-    if not theirs or not ours:
+def ratio(baseline: Sequence[float], candidate: Sequence[float]) -> tuple[float, float, float] | None:
+    """Return median, least and most of baseline / candidate; None where one is missing."""
+    if not baseline or not candidate:
         return None
-    ratios = [their / our for their, our in zip(theirs, ours, strict=True)]
+    ratios = [baseline_seconds / seconds for baseline_seconds, seconds in zip(baseline, candidate, strict=True)]
     return median(ratios), min(ratios), max(ratios)
 
 
@@ -73,7 +76,7 @@ class Step:
 
 
 def head_of(name: str) -> str:
-    """What becomes of the output head in a recipe: trained or frozen."""
+    """Name what becomes of the output head in a recipe: trained or frozen."""
     return "frozen" if name.endswith("-frozen-head") else "trained"
 
 
@@ -88,7 +91,7 @@ class Stepper:
         self.optimizer: torch.optim.Optimizer | None = None
 
     def collate(self, pairs: Sequence[BenchPair], micro: int | None) -> Step:
-        """A step's tensors on the device."""
+        """Lay a step's tensors out on the device."""
         counts: Counter[str] = Counter(pairs=len(pairs))
         for pair in pairs:
             counts.update(chosen_tokens=pair.lengths.chosen, rejected_tokens=pair.lengths.rejected)
@@ -96,7 +99,7 @@ class Stepper:
         return Step(tuple(micros), dict(counts))
 
     def layouts(self, pairs: Sequence[BenchPair], micro: int | None) -> list[Layout]:
-        """What the step's forward passes compute."""
+        """Return what the step's forward passes compute."""
         return [self.recipe.layout([pair.lengths for pair in part]) for part in self._micros(pairs, micro)]
 
     def _micros(self, pairs: Sequence[BenchPair], micro: int | None) -> list[list[BenchPair]]:
@@ -109,7 +112,7 @@ class Stepper:
         return [[part[index] for index in row] for part in micros for row in fill_rows(part, row_tokens=ROW_TOKENS)]
 
     def flops(self, layouts: Sequence[Layout]) -> int:
-        """FLOPs of forward and backward passes by formula."""
+        """Count the FLOPs of forward and backward passes by formula."""
         sizes = sizes_of(self.case.lm)
         return sum(step_flops(sizes, layout, head_trained=self.trains_head) for layout in layouts)
 
@@ -125,7 +128,7 @@ class Stepper:
         return torch.stack(losses).sum()
 
     def run(self, step: Step) -> torch.Tensor:
-        """One training step: gradients from nothing, and AdamW. Returns the loss, 0-d.
+        """Run one training step: gradients from nothing, and AdamW. Returns the loss, 0-d.
 
         The gradients are gone afterwards, so that the next recipe starts without them.
         """
@@ -145,7 +148,7 @@ class Stepper:
 
 
 def build(options: Options, vocabulary: int, device: torch.device) -> Case:
-    """The model that the options name."""
+    """Build the model that the options name."""
     return build_case(
         SHAPES[options.shape],
         vocabulary=vocabulary,
@@ -158,7 +161,7 @@ def build(options: Options, vocabulary: int, device: torch.device) -> Case:
 
 
 def workload_of(options: Options, vocabulary: int, *, steps: int | None = None) -> Workload:
-    """The pairs that the options name. Raises InputError for lengths that cannot be had."""
+    """Draw the pairs that the options name. Raises InputError for lengths that cannot be had."""
     if options.max_tokens // options.divisor < 2:
         raise InputError(
             f"--max-tokens {options.max_tokens} with --shrink {options.divisor} leaves no room for a prompt and a "

@@ -29,7 +29,7 @@ FIGURES = {
 
 
 def speed_table(report: "SpeedReport") -> str:
-    """`bench step` in text."""
+    """Render `bench step` as text."""
     blocks = [_header(report, "Training step")]
     for at in report.vocabularies:
         steps = report.options.steps
@@ -71,7 +71,7 @@ def speed_table(report: "SpeedReport") -> str:
 
 
 def memory_table(report: "MemoryReport") -> str:
-    """`bench memory` in text."""
+    """Render `bench memory` as text."""
     blocks = [_header(report, "Step memory: the highest point of a training step less what was held before it")]
     for at in report.vocabularies:
         blocks.append(
@@ -98,17 +98,17 @@ def memory_table(report: "MemoryReport") -> str:
 
 
 def plan_table(report: "PlanReport") -> str:
-    """`bench plan` in text."""
+    """Render `bench plan` as text."""
     machine = report.machine
     rows = [
         (run.case, *(_error(run.planned[name], run.ran[name], form) for name, form in FIGURES.items()))
         for run in report.runs
     ]
     errors = [
-        (name, _percent(statistics.median(found)), f"{_percent(min(found))} to {_percent(max(found))}",
-         f"{sum(abs(error) <= 0.25 for error in found)} of {len(found)}")
+        (name, _percent(statistics.median(gaps)), f"{_percent(min(gaps))} to {_percent(max(gaps))}",
+         f"{sum(abs(error) <= 0.25 for error in gaps)} of {len(gaps)}")
         for name in FIGURES
-        for found in ([run.planned[name] / run.ran[name] - 1 for run in report.runs],)
+        for gaps in ([run.planned[name] / run.ran[name] - 1 for run in report.runs],)
     ]  # fmt: skip
     return "\n\n".join(
         [
@@ -128,7 +128,10 @@ def plan_table(report: "PlanReport") -> str:
 
 
 def show(benchmark: str, report: Any, text: str, *, as_json: bool) -> None:
-    """Print the table; with `as_json`, every measurement instead, and the table with the progress on standard error."""
+    """Print the table, or with `as_json` every measurement.
+
+    With `as_json` the table and the progress go to standard error.
+    """
     print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
     if as_json:
         print(json.dumps({"benchmark": benchmark, "schema": SCHEMA, **dataclasses.asdict(report)}, indent=1))

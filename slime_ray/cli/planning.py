@@ -103,7 +103,7 @@ def _plan(options: argparse.Namespace) -> None:
     prices = load_prices(options.prices)
     _check(options, experiment, prices)
     lengths = parse_lengths(options.lengths) if options.lengths else None
-    planner = Planner(experiment, given=DataAssumptions(options.pairs, lengths), prices=prices)
+    planner = Planner(experiment, assumptions=DataAssumptions(options.pairs, lengths), prices=prices)
     cluster, measured = _look(options, experiment, planner)
     plan = planner.plan(cluster, measured)
     print(json.dumps(plan.as_dict(), indent=1) if options.json else plan.text())
@@ -194,7 +194,7 @@ def _cost(table: "Reproduction", storage: str) -> str:
         cluster, data = this_machine(table.experiment, storage=RunStore.of(storage, "driver")), DataAssumptions()
     else:
         cluster, data = given_cluster(table.experiment, gpus=GPUS, gpu=GPU), DataAssumptions(PAIRS, LENGTHS)
-    return "\n" + Planner(table.experiment, given=data).plan(cluster).text()
+    return "\n" + Planner(table.experiment, assumptions=data).plan(cluster).text()
 
 
 def _serve_answers(options: argparse.Namespace) -> None:

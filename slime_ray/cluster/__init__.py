@@ -14,7 +14,7 @@ from .rayjob import RayJobFile
 
 
 def check_cluster_file(path: Path) -> list[str]:
-    """What a cluster's file says, in lines for a person, once everything that can be checked offline is right.
+    """Check a cluster's file offline; return what it says, in lines for a person.
 
     Raises InputError, with file, line and key, for the first thing that is wrong.
     """

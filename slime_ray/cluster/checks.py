@@ -40,50 +40,56 @@ class ClusterChecks:
         self.data = source.data
 
     def lines(self) -> Iterator[str]:
-        """What the file says, in lines for a person; it is checked on the way."""
+        """Check the file; yield what it says, in lines for a person."""
         raise NotImplementedError
 
     def error(self, at: KeyPath, sentence: str) -> InputError:
-        """`sentence` follows the key's path, as in `: why` or ` is what`."""
+        """Build an error at a key. `sentence` follows its path, as in `: why` or ` is what`."""
         return InputError(f"{self.source.place(at)}: {dotted(at)}{sentence}.")
 
-    def value(self, *at: str | int, of: type | tuple[type, ...], default: Any = None, wanted: str = "") -> Any:
-        """The value at a path, of a type. Without `wanted` it may be missing; else that says what to give."""
+    def value(self, *at: str | int, of: type | tuple[type, ...], default: Any = None, description: str = "") -> Any:
+        """Return the value at a path, of a type.
+
+        Without `description` it may be missing; else an error says to give that.
+        """
         value: Any = self.data
         for depth, key in enumerate(at):
             kind: type = list if isinstance(key, int) else dict
             if not isinstance(value, kind):
-                raise self.error(at[:depth], f" is {shown(value)} and has to be a {KINDS[kind]}")
+                raise self.error(at[:depth], f" is {describe(value)} and has to be a {KINDS[kind]}")
             items: Any = dict(enumerate(value)) if isinstance(value, list) else value
             value = items.get(key)
             if value is None:
                 break
         kinds = of if isinstance(of, tuple) else (of,)
         if value is None:
-            if wanted:
-                raise self.error(at, f" is missing. Give {wanted}{self._misspelt(at)}")
+            if description:
+                raise self.error(at, f" is missing. Give {description}{self._misspelt(at)}")
             return default
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise self.error(at, f" is {shown(value)} and has to be a {KINDS[kinds[0]]}")
+            raise self.error(at, f" is {describe(value)} and has to be a {KINDS[kinds[0]]}")
         return value
 
     def _misspelt(self, at: KeyPath) -> str:
-        """The key that was meant for a missing one, where one is like it."""
-        there = self.value(*at[:-1], of=dict, default={}) if isinstance(at[-1], str) else {}
-        like = difflib.get_close_matches(str(at[-1]), map(str, there), n=1, cutoff=0.8)
+        """Name the key that was meant for a missing one, where one is like it."""
+        keys = self.value(*at[:-1], of=dict, default={}) if isinstance(at[-1], str) else {}
+        like = difflib.get_close_matches(str(at[-1]), map(str, keys), n=1, cutoff=0.8)
         return f"; there is {like[0]}" if like else ""
 
     def placeholders(self) -> Iterator[str]:
-        """A line for what the user still has to write; the file passes with it."""
+        """Yield a line for what the user still has to write; the file passes with it."""
         text = self.source.path.read_text(encoding="utf-8").splitlines()
-        found = [str(n) for n, line in enumerate(text, 1) if PLACEHOLDER in re.split(r"(?:^|\s)#", line)[0]]
-        if found:
-            yield f"to be written before it is used: {PLACEHOLDER} in line{'s' * (len(found) > 1)} {', '.join(found)}"
+        line_numbers = [str(n) for n, line in enumerate(text, 1) if PLACEHOLDER in re.split(r"(?:^|\s)#", line)[0]]
+        if line_numbers:
+            yield (
+                f"to be written before it is used: {PLACEHOLDER} in line{'s' * (len(line_numbers) > 1)} "
+                f"{', '.join(line_numbers)}"
+            )
 
     def limits(self, at: KeyPath, least_key: str, most_key: str) -> tuple[int, int]:
-        """How many nodes there are at least and at most, both of which the file has to say."""
-        least = self.value(*at, least_key, of=int, wanted="how many nodes there are at least; 0 is common")
-        most = self.value(*at, most_key, of=int, wanted="how many nodes there are at most")
+        """Return how many nodes there are at least and at most. The file has to say both."""
+        least = self.value(*at, least_key, of=int, description="how many nodes there are at least; 0 is common")
+        most = self.value(*at, most_key, of=int, description="how many nodes there are at most")
         if not 0 <= least <= most:
             raise self.error((*at, most_key), f" is {most} and {least_key} is {least}. Give 0 <= least <= most")
         return least, most
@@ -117,7 +123,7 @@ class ClusterChecks:
             yield f"{node.name}: {node.least} to {node.most} nodes, {market}, {amounts(node)}, priority {node.priority}"
 
     def image(self, at: KeyPath, image: str) -> str:
-        """Refuse an image that can change, or that holds another Ray or Python than this environment."""
+        """Refuse an image that can change, or with another Ray or Python than here."""
         here = ".".join(platform.python_version_tuple()[:2])
         example = f"rayproject/ray:{RAY}-py{here.replace('.', '')}-gpu"
         name, _, digest = image.partition("@")
@@ -132,11 +138,13 @@ class ClusterChecks:
         python = re.search(r"py(\d)(\d+)", tag)
         if official and tag and not (ray_version and python):
             raise self.error(at, f" is {image}, which does not say which Ray and Python it has. Take {example}")
-        has = {"Ray": ray_version and ray_version[1], "Python": python and f"{python[1]}.{python[2]}"}
-        for what, own in (("Ray", RAY), ("Python", here)):
-            if has[what] and has[what] != own:
+        tag_versions = {"Ray": ray_version and ray_version[1], "Python": python and f"{python[1]}.{python[2]}"}
+        for part, local_version in (("Ray", RAY), ("Python", here)):
+            if tag_versions[part] and tag_versions[part] != local_version:
                 raise self.error(
-                    at, f" is {image} with {what} {has[what]}, but here is {what} {own}. Make them the same"
+                    at,
+                    f" is {image} with {part} {tag_versions[part]}, but here is {part} {local_version}. "
+                    "Make them the same",
                 )
         if ray_version and python:
             return f"image {image}: Ray {ray_version[1]} and Python {here}, as here"
@@ -144,15 +152,15 @@ class ClusterChecks:
 
 
 def dotted(at: KeyPath) -> str:
-    """`("a", 0, "b")` as `a.0.b`."""
+    """Write `("a", 0, "b")` as `a.0.b`."""
     return ".".join(map(str, at))
 
 
-def shown(value: Any) -> str:
-    """A value as an error may show it."""
+def describe(value: Any) -> str:
+    """Write a value as an error may show it."""
     return KINDS[type(value)] if isinstance(value, (dict, list)) else repr(value)
 
 
 def amounts(node: NodeType) -> str:
-    """The resources that a node offers, but memory, which Ray detects."""
+    """List the resources that a node offers, but memory, which Ray detects."""
     return ", ".join(f"{kind} {n:g}" for kind, n in node.resources.items() if kind != "memory") or "as Ray detects them"

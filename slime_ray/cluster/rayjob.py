@@ -28,15 +28,15 @@ class RayJobFile(ClusterChecks):
     """A file with one RayJob."""
 
     def lines(self) -> Iterator[str]:
-        """What the file says, in lines for a person; it is checked on the way."""
-        kind = self.value("kind", of=str, wanted="RayJob")
+        """Check the file; yield what it says, in lines for a person."""
+        kind = self.value("kind", of=str, description="RayJob")
         if kind != "RayJob":
             raise self.error(("kind",), f" is {kind}. What can be checked is a RayJob, or a file for `ray up`")
-        version = self.value("apiVersion", of=str, wanted="ray.io/v1")
+        version = self.value("apiVersion", of=str, description="ray.io/v1")
         if version != "ray.io/v1":
             raise self.error(("apiVersion",), f" is {version} and has to be ray.io/v1")
-        self.value("metadata", "name", of=str, wanted="the job's name")
-        self.value(*GROUPS, of=list, wanted="a group of workers")
+        self.value("metadata", "name", of=str, description="the job's name")
+        self.value(*GROUPS, of=list, description="a group of workers")
         groups = self._items(GROUPS)
         yield self._life()
         yield from self._nodes(groups)
@@ -45,13 +45,13 @@ class RayJobFile(ClusterChecks):
         yield f"keys beyond these are KubeRay's: kubectl apply --dry-run=server -f {self.source.path.name}"
 
     def _life(self) -> str:
-        """What ends the job and its costs, and what a retry does."""
+        """Check what ends the job and its costs, and what a retry does."""
         if not self.value("spec", "shutdownAfterJobFinishes", of=bool, default=False):
             raise self.error(("spec", "shutdownAfterJobFinishes"), " is not true, so nodes outlive the sweep. Set it")
         stays = self._least("ttlSecondsAfterFinished", 0, "how many seconds the cluster stays when the sweep has ended")
         deadline = self._least("activeDeadlineSeconds", 1, "how many seconds the job may take at most")
         retries = self._least("backoffLimit", 0, "how many attempts may follow the first")
-        entrypoint = self.value("spec", "entrypoint", of=str, wanted="the command, `slime-ray sweep ...`")
+        entrypoint = self.value("spec", "entrypoint", of=str, description="the command, `slime-ray sweep ...`")
         if not CALLED.search(entrypoint):
             raise self.error(("spec", "entrypoint"), " does not call slime-ray. Give `slime-ray sweep ...`")
         if retries and "--go-on" not in entrypoint and "--resume" not in entrypoint:
@@ -65,20 +65,20 @@ class RayJobFile(ClusterChecks):
             f"the cluster goes {stays} seconds after the end"
         )
 
-    def _least(self, key: str, least: int, wanted: str) -> int:
-        value: int = self.value("spec", key, of=int, wanted=wanted)
+    def _least(self, key: str, least: int, description: str) -> int:
+        value: int = self.value("spec", key, of=int, description=description)
         if value < least:
             raise self.error(("spec", key), f" is {value} and has to be at least {least}")
         return value
 
     def _nodes(self, groups: list[KeyPath]) -> Iterator[str]:
-        version = self.value(*CLUSTER, "rayVersion", of=str, wanted=f'"{RAY}"')
+        version = self.value(*CLUSTER, "rayVersion", of=str, description=f'"{RAY}"')
         if version != RAY:
             raise self.error((*CLUSTER, "rayVersion"), f" is {version}, but here is Ray {RAY}. Make them the same")
-        names = [self.value(*group, "groupName", of=str, wanted="the group's name") for group in groups]
+        names = [self.value(*group, "groupName", of=str, description="the group's name") for group in groups]
         limits = [self.limits(group, "minReplicas", "maxReplicas") for group in groups]
         for group in (HEAD, *groups):
-            self.value(*group, "template", "spec", "containers", 0, of=dict, wanted="the Ray container")
+            self.value(*group, "template", "spec", "containers", 0, of=dict, description="the Ray container")
         head = NodeType("head", HEAD, self._on_spot(HEAD), self.resources(HEAD), 0, 0, 0)
         workers = [
             NodeType(name, at, self._on_spot(at), self.resources(at), *least_most, self._priority(at))
@@ -93,7 +93,10 @@ class RayJobFile(ClusterChecks):
         return priority
 
     def resources(self, group: KeyPath) -> dict[str, float]:
-        """What a node offers to Ray: what `rayStartParams` say, and else the limits of the Ray container."""
+        """Return what a node offers to Ray.
+
+        `rayStartParams` say it, and else the limits of the Ray container.
+        """
         container: KeyPath = (*group, "template", "spec", "containers", 0, "resources")
         offer: dict[str, float] = {}
         for part in ("requests", "limits"):
@@ -114,7 +117,7 @@ class RayJobFile(ClusterChecks):
         return offer
 
     def _amount(self, at: KeyPath) -> float:
-        """A number, or one of Kubernetes' quantities, such as 500m."""
+        """Read a number, or one of Kubernetes' quantities, such as 500m."""
         text = str(self.value(*at, of=(str, int, float), default=0))
         try:
             return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
@@ -126,14 +129,14 @@ class RayJobFile(ClusterChecks):
         return any(str(labels.get(label)).lower() == spot.lower() for label, spot in SPOT_LABELS.items())
 
     def _pods(self, groups: list[KeyPath]) -> Iterator[str]:
-        """Images, memory for /dev/shm, and a claim that every pod mounts."""
+        """Check images, memory for /dev/shm, and a claim that every pod mounts."""
         images: dict[str, None] = {}
         shared: set[str] | None = None
         for group in groups:
             pod: KeyPath = (*group, "template", "spec")
             for container in self._items((*pod, "containers")):
                 at = (*container, "image")
-                images[self.image(at, self.value(*at, of=str, wanted="a pinned image"))] = None
+                images[self.image(at, self.value(*at, of=str, description="a pinned image"))] = None
             mounts: KeyPath = (*pod, "containers", 0, "volumeMounts")
             paths = {self._text(mount, "name"): self._text(mount, "mountPath") for mount in self._items(mounts)}
             memory, claims = False, set()

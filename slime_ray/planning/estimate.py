@@ -10,7 +10,7 @@ from slime_ray.config.experiment import Experiment
 from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.model.flops import Lengths
 from slime_ray.model.footprint import STEP, Footprint, Memory, footprint, gpu_row, peak_memory
-from slime_ray.planning.material import DataAssumptions, Material, Sample, find_material, made_up
+from slime_ray.planning.material import DataAssumptions, Material, Sample, find_material, random_sample
 from slime_ray.planning.plan import GIB, Cluster, Disk, Plan, PlanRow, refusals, warnings
 from slime_ray.planning.prices import GpuPrices, load_prices
 from slime_ray.planning.rates import ZERO, End, MeasuredRates, Range, Rates, assumed_rates, measured_rates, seconds_of
@@ -29,7 +29,7 @@ TRIAL_BYTES = 120_000.0
 class Planner:
     """What is known of an experiment's data and models, read once: for a plan, for a probe, and for the plan after it.
 
-    given: of data that is not here. prices: None is the table that ships. Nothing is started, and nothing is
+    assumptions: of data that is not here. prices: None is the table that ships. Nothing is started, and nothing is
     downloaded. Raises InputError for data or a model of which too little is known here.
     """
 
@@ -37,26 +37,28 @@ class Planner:
         self,
         experiment: Experiment,
         *,
-        given: DataAssumptions = DataAssumptions(),  # noqa: B008
+        assumptions: DataAssumptions = DataAssumptions(),  # noqa: B008
         prices: GpuPrices | None = None,
     ):
         self.experiment, self.prices = experiment, prices or load_prices()
         self.materials: dict[str, Material] = {}
-        every = [settings for group in groups_of(experiment) for settings in group.settings]
-        for settings in [experiment.settings, *every, *extremes(experiment)]:
+        group_settings = [settings for group in groups_of(experiment) for settings in group.settings]
+        for settings in [experiment.settings, *group_settings, *extremes(experiment)]:
             footprint(settings.model)
             if (key := material_key(settings)) not in self.materials:
-                self.materials[key] = find_material(settings, given)
+                self.materials[key] = find_material(settings, assumptions)
 
     def probed_sample(self) -> Sample:
-        """Of the data, or of random tokens where it was not read."""
+        """Return a sample of the data, or random tokens where the data was not read."""
         settings = self.experiment.settings
         material = self.materials[material_key(settings)]
         batch = settings.evaluation.decoding.batch_on(gpu=self.experiment.resources.gpu_per_worker > 0)
-        return material.sample or made_up(material, footprint(settings.model).sizes.vocabulary, batch)
+        return material.sample or random_sample(material, footprint(settings.model).sizes.vocabulary, batch)
 
     def plan(self, cluster: Cluster, measured: MeasuredRates | None = None) -> Plan:
-        """The plan on a cluster. What does not fit is in its refusals.
+        """Plan the experiment on a cluster.
+
+        What does not fit is in the plan's refusals.
 
         measured: what a probe found; without it times follow from the formula, on GPUs of the table alone.
         """
@@ -64,12 +66,12 @@ class Planner:
 
 
 def material_key(settings: Settings) -> str:
-    """Changes with whatever changes how much data a trial reads."""
+    """Return a key that changes with whatever changes how much data a trial reads."""
     evaluation, model = settings.evaluation, settings.model
-    asked: list[object] = [evaluation.prompts, evaluation.selection_prompts, evaluation.questions]
-    asked += [evaluation.retention.prompts] if evaluation.retention else []
+    prompts: list[object] = [evaluation.prompts, evaluation.selection_prompts, evaluation.questions]
+    prompts += [evaluation.retention.prompts] if evaluation.retention else []
     tokens = [model.source, model.tokenizer, model.revision, model.gguf_file, model.chat_template]
-    return fingerprint([settings.data, asked, tokens, settings.sft is None])
+    return fingerprint([settings.data, prompts, tokens, settings.sft is None])
 
 
 class _Estimate:
@@ -126,7 +128,10 @@ class _Estimate:
         return Amounts(settings, material, model, workers=workers, gpu=self.uses_gpu)
 
     def _works(self, group: Group) -> list[TrialWork]:
-        """Trials of a search are many and alike, so each kind is made once."""
+        """Return the work of each trial of a group.
+
+        Trials of a search are many and alike, so each kind is computed once.
+        """
         amounts = [self.amounts(settings) for settings in group.settings]
         work = lru_cache(maxsize=None)(lambda number, seed: amounts[number].trial(group.prompts, seed=seed))
         return [work(index % len(amounts), seed) for index, seed in enumerate(group.seeds)]
@@ -149,7 +154,7 @@ class _Estimate:
         )
 
     def _trials(self, group: Group, rates: Rates) -> list[Range]:
-        """Seconds of each trial."""
+        """Return the seconds of each trial."""
         short, before = self._short(group), rates["load"] + rates["setup"]
         if self.resources.workers > 1:
             before += rates["process"]
@@ -166,11 +171,11 @@ class _Estimate:
         return {"tokens": tokens} | {name: seconds_of(work, rates) * checkpoints for name, work in works.items()}
 
     def _references(self) -> bool:
-        every = [settings for group in self.groups for settings in group.settings]
-        return any(settings.objective.build().needs_reference for settings in every)
+        group_settings = [settings for group in self.groups for settings in group.settings]
+        return any(settings.objective.build().needs_reference for settings in group_settings)
 
     def _timed(self, plan: Plan, rates: Rates) -> Plan:
-        slots, alone = max(1, self.cluster.trials), self.resources.workers == 1
+        slots, single_worker = max(1, self.cluster.trials), self.resources.workers == 1
         jobs = [(group.phase, self._trials(group, rates)) for group in self.groups]
         # Arms go seed by seed.
         arms = zip(*(trials for phase, trials in jobs if phase == "arm"), strict=True)
@@ -178,57 +183,60 @@ class _Estimate:
         first += [trial for phase, trials in jobs if phase == "search" for trial in trials]
         confirmations = [trial for phase, trials in jobs if phase == "confirm" for trial in trials]
         stages = sum(plan.stages.values(), ZERO)
-        time = rates["around"] + rates["process"] * (2 if alone else 1) + stages
+        time = rates["around"] + rates["process"] * (2 if single_worker else 1) + stages
         time += rates["report"] * (2 if self.experiment.searches else 1)
         time = time + schedule(first, slots) + schedule(confirmations, slots)
         busy = sum(first, ZERO) + sum(confirmations, ZERO)
-        gpu, held = self.gpu, self.resources.workers * self.resources.gpu_per_worker / HOUR
+        gpu, gpu_hours_per_second = self.gpu, self.resources.workers * self.resources.gpu_per_worker / HOUR
         price = gpu.usd_per_hour if gpu else 0.0
-        hours = sum(plan.stages.values(), busy) * held
+        hours = sum(plan.stages.values(), busy) * gpu_hours_per_second
         return replace(
             plan,
             time=time,
             trial_seconds=busy,
-            gpu_hours=hours if held else None,
-            cost=hours * price if gpu and held else None,
+            gpu_hours=hours if gpu_hours_per_second else None,
+            cost=hours * price if gpu and gpu_hours_per_second else None,
             cluster_cost=time * (self.cluster.gpus * price / HOUR) if gpu and self.cluster.gpus else None,
         )
 
     def _requests(self) -> Range:
-        """Requests to a language model."""
-        first, each = self.base.evaluation.judge_first, requests_an_answer(self.base)
-        asked, rated = ZERO, dict[str, float]()
+        """Return the number of requests to a language model."""
+        first, requests_per_answer = self.base.evaluation.judge_first, requests_an_answer(self.base)
+        requests, rated = ZERO, dict[str, float]()
         for group in self.groups:
             short, works = self._short(group), self.works[group.name]
             during, last = (float(sum(work.requests[part] for work in works)) for part in (0, 1))
             share = short.finished
             if group.phase == "search" and first is not None and last:
-                few = min(1.0, first * each * group.trials / last)
+                few = min(1.0, first * requests_per_answer * group.trials / last)
                 share *= Range(few, (1 + few) / 2, 1.0)
-            asked += short.updates * during + share * last
-            each_rated = requests_an_answer(group.settings[0], pairwise=False)
-            if last and each_rated:
+            requests += short.updates * during + share * last
+            ratings_per_answer = requests_an_answer(group.settings[0], pairwise=False)
+            if last and ratings_per_answer:
                 # The baseline's answers are rated once, and found again by all later trials.
-                rated[group.prompts] = works[0].requests[1] * each_rated / requests_an_answer(group.settings[0])
+                rated[group.prompts] = works[0].requests[1] * ratings_per_answer / requests_an_answer(group.settings[0])
                 if during:
-                    rated.setdefault("selection", self.amounts(group.settings[0]).watched * each_rated)
-        return asked + sum(rated.values())
+                    rated.setdefault("selection", self.amounts(group.settings[0]).watched * ratings_per_answer)
+        return requests + sum(rated.values())
 
     def _disk(self) -> Disk:
-        """What the run may take. A trial in training holds its last checkpoint and writes the next one, each its
-        trained weights with two moments; where the best are kept, these, too, each time."""
+        """Return the bytes that the run may take on disk.
+
+        A trial in training holds its last checkpoint and writes the next one, each its trained weights with two
+        moments. Where the best weights are kept, they are in each, too.
+        """
         amounts, budget = self.amounts(self.base), self.experiment.budget
         material, model, trials = amounts.material, amounts.model, sum(group.trials for group in self.groups)
         searched = sum(group.trials for group in self.groups if group.phase == "search")
-        kept = trials - searched + min(searched, searched if budget.checkpoints is None else budget.checkpoints)
-        asked = material.prompts.values()
+        saved_models = trials - searched + min(searched, searched if budget.checkpoints is None else budget.checkpoints)
+        prompt_sets = material.prompts.values()
         held_out = material.held_out.count * material.held_out.tokens
         tokens = sum(part.count * part.tokens for part in (material.sft, material.train)) + held_out
-        tokens += sum(each.count * each.tokens for each in asked)
-        answers = len(self.experiment.bases) * sum(each.turns for each in asked) * material.answer
-        answers += trials * max(each.turns * (each.tokens + 2 * material.answer) for each in asked)
+        tokens += sum(each.count * each.tokens for each in prompt_sets)
+        answers = len(self.experiment.bases) * sum(each.turns for each in prompt_sets) * material.answer
+        answers += trials * max(each.turns * (each.tokens + 2 * material.answer) for each in prompt_sets)
         checkpoints = len(self.experiment.bases)
-        held = 6 + 3 * any(each.kept_by for group in self.groups for each in group.settings)
+        copies = 6 + 3 * any(each.kept_by for group in self.groups for each in group.settings)
         step0 = checkpoints * (4 * 8 * held_out + 16.0 * material.train.count * self._references())
         # Of a 4-bit base nothing but adapters is written.
         plain = 0 if self.base.model.quantization else model.plain
@@ -238,15 +246,18 @@ class _Estimate:
                 "tokens and step 0": ID_BYTES * tokens + step0,
                 "the SFT checkpoint": checkpoints * weights,
                 "answers": ANSWER_BYTES * answers,
-                "trained models": kept * model.saved,
-                "checkpoints": min(self.cluster.trials, trials) * held * model.trained,
+                "trained models": saved_models * model.saved,
+                "checkpoints": min(self.cluster.trials, trials) * copies * model.trained,
                 "other results": trials * TRIAL_BYTES,
             },
             self.cluster.disk_free,
         )
 
     def _row_budget(self, settings: Settings) -> int:
-        """Tokens of a row as a trial chooses them; one pair's where the GPU is too small for all."""
+        """Return the tokens of a row as a trial chooses them.
+
+        Where the GPU is too small for any row, those of one pair.
+        """
         limit = self._memory_limit()
         if not self.uses_gpu or limit is None:
             return settings.data.row_budget(gpu=self.uses_gpu)
@@ -258,8 +269,11 @@ class _Estimate:
         return self.resources.strategy == "fsdp2" and self.resources.workers > 1
 
     def _memory(self, row_budget: int | None = None) -> Memory:
-        """The highest peak of all trials and of the SFT stage. row_budget: of all; None for each one's own."""
-        found = []
+        """Return the highest peak of memory of all trials and of the SFT stage.
+
+        row_budget: tokens of a row, of all trials; None for each one's own.
+        """
+        peaks = []
         for settings in extremes(self.experiment):
             material, data, sft = self.amounts(settings).material, settings.data, settings.sft
             runs = [(settings, material.train, settings.training.pairs_per_update)]
@@ -272,7 +286,7 @@ class _Estimate:
                 longest = max((sum(each) for each in part.lengths), default=0) * part.scale
                 # A whole update may be less than a row.
                 share = 1.2 * per_update * part.tokens / self.resources.workers
-                found.append(
+                peaks.append(
                     peak_memory(
                         run,
                         gpu=self.uses_gpu,
@@ -283,16 +297,16 @@ class _Estimate:
                         prompt=max(prompts) if material.train.counted else data.max_prompt_tokens or data.max_tokens,
                     )
                 )
-        return max(found, key=lambda memory: memory.peak)
+        return max(peaks, key=lambda memory: memory.peak)
 
     def _row_that_fits(self, limit: float) -> int | None:
-        """Tokens of a micro-batch that would fit; None where none would."""
+        """Return the tokens of a micro-batch that would fit; None where none would."""
         rows = range(STEP, self._row_budget(self.base), STEP)
         fits = bisect_right(rows, limit, key=lambda row: self._memory(row).peak)
         return rows[fits - 1] if fits else None
 
     def _memory_limit(self) -> float | None:
-        """Bytes that one worker may take."""
+        """Return the bytes that one worker may take."""
         if not self.uses_gpu:
             return self.cluster.memory
         return self.gpu.memory_gib * GIB * min(1.0, self.resources.gpu_per_worker) if self.gpu else None
@@ -323,7 +337,7 @@ def _mean(lengths: Sequence[Lengths]) -> Lengths:
 
 
 def schedule(jobs: Sequence[Range], slots: int) -> Range:
-    """Seconds until the last is done when each starts as soon as one of the slots is free."""
+    """Return the seconds until the last job ends, each starting as soon as a slot is free."""
 
     def last(end: End) -> float:
         free = [0.0] * min(slots, max(1, len(jobs)))

@@ -48,7 +48,7 @@ class DataAssumptions:
 
 
 def parse_lengths(text: str) -> tuple[float, float, float]:
-    """Three mean lengths, such as 180,250,250. Raises InputError."""
+    """Parse three mean lengths, such as 180,250,250. Raises InputError."""
     try:
         prompt, chosen, rejected = (float(part) for part in text.split(","))
     except ValueError:
@@ -121,7 +121,10 @@ class Material:
     sample: Sample | None = None
 
     def longest(self, answers: int) -> float:
-        """Tokens of the longest of so many answers, if they are as long as the data's completions."""
+        """Return the tokens of the longest of so many answers.
+
+        Answers are taken to be as long as the data's completions.
+        """
         quantile = 1 - 1 / (answers + 1)
         if isinstance(self.answers, float):
             return self.answers * math.exp(NormalDist(-(SPREAD**2) / 2, SPREAD).inv_cdf(quantile))
@@ -138,19 +141,22 @@ class Material:
         return self.answers if isinstance(self.answers, float) else sum(self.answers) / len(self.answers)
 
 
-def find_material(settings: Settings, given: DataAssumptions) -> Material:
-    """Count the data if it is here and nothing else was said of it. Raises InputError where not enough is known."""
+def find_material(settings: Settings, assumptions: DataAssumptions) -> Material:
+    """Count the data where it is on this machine and nothing else is assumed of it.
+
+    Raises InputError where not enough is known.
+    """
     data = settings.data
-    local = data.task is not None or all(Path(one.source).is_absolute() for one in data.sources)
-    if local and given == DataAssumptions():
+    local = data.task is not None or all(Path(source.source).is_absolute() for source in data.sources)
+    if local and assumptions == DataAssumptions():
         try:
             return read_material(settings)
         except InputError as error:
             raise InputError(f"{error} A plan can do without the data: --pairs N --lengths P,C,R.") from None
-    lengths = given.lengths or KNOWN_LENGTHS.get(data.label.lower())
-    pairs = given.pairs or KNOWN_PAIRS.get((data.label.lower(), data.split))
+    lengths = assumptions.lengths or KNOWN_LENGTHS.get(data.label.lower())
+    pairs = assumptions.pairs or KNOWN_PAIRS.get((data.label.lower(), data.split))
     if lengths is None or (pairs is None and data.pairs is None):
-        complaints = (missing_file(one.source) for one in data.sources)
+        complaints = (missing_file(source.source) for source in data.sources)
         missing = next((complaint for complaint in complaints if complaint is not None), None)
         lacking = "--lengths P,C,R" if lengths is None else "--pairs N, or data.pairs"
         raise InputError(
@@ -158,8 +164,8 @@ def find_material(settings: Settings, given: DataAssumptions) -> Material:
             f"{missing or ''}. {'Say' if missing is None else 'Correct it, or say'} how much it is with {lacking}."
         )
     provenance = "lengths of {:g}, {:g} and {:g} tokens".format(*lengths)
-    provenance += " as given" if given.lengths else ", about those of this data"
-    provenance += f"; {pairs:,} pairs {'as given' if given.pairs else 'as its card says'}" if pairs else ""
+    provenance += " as given" if assumptions.lengths else ", about those of this data"
+    provenance += f"; {pairs:,} pairs {'as given' if assumptions.pairs else 'as its card says'}" if pairs else ""
     provenance += "" if pairs else f"; data.pairs {data.pairs} of them"
     return assumed_material(settings, pairs, lengths, f"{data.label} was not read: {provenance}")
 
@@ -167,32 +173,35 @@ def find_material(settings: Settings, given: DataAssumptions) -> Material:
 def assumed_material(
     settings: Settings, pairs: int | None, lengths: tuple[float, float, float], provenance: str
 ) -> Material:
-    """Material of known size, every example as long as the mean. pairs: None is just enough for data.pairs."""
+    """Assume material of known size, every example as long as the mean.
+
+    pairs: None is just enough for data.pairs.
+    """
     sft, train, held_out = _split(settings.data, pairs)
     evaluation = settings.evaluation
     prompt, chosen, rejected = lengths
-    asked = {"selection": evaluation.selection_prompts, "report": evaluation.prompts}
-    if (wanted := sum(asked.values())) > held_out:
-        asked["selection"] = min(max(1, round(held_out * asked["selection"] / wanted)), held_out - 1)
-        asked["report"] = held_out - asked["selection"]
-    turns = dict(asked)
+    counts = {"selection": evaluation.selection_prompts, "report": evaluation.prompts}
+    if (total := sum(counts.values())) > held_out:
+        counts["selection"] = min(max(1, round(held_out * counts["selection"] / total)), held_out - 1)
+        counts["report"] = held_out - counts["selection"]
+    turns = dict(counts)
     files = [("report", load_questions)] if evaluation.questions else []
     files += [(RETENTION, load_retention)] if evaluation.retention else []
     for name, load in files:
         questions = load(settings)
-        asked[name], turns[name] = len(questions), sum(len(question.turns) for question in questions)
+        counts[name], turns[name] = len(questions), sum(len(question.turns) for question in questions)
     return Material(
         sft=_alike(sft if settings.sft else 0, prompt, chosen, 0.0),
         train=_alike(train, prompt, chosen, rejected),
         held_out=_alike(held_out, prompt, chosen, rejected),
-        prompts={name: PromptCounts(count, turns[name], prompt) for name, count in asked.items()},
+        prompts={name: PromptCounts(count, turns[name], prompt) for name, count in counts.items()},
         answers=float(chosen + rejected) / 2,
         provenance=provenance,
     )
 
 
 def _split(data: Data, pairs: int | None) -> tuple[int, int, int]:
-    """Examples for SFT, pairs to train on and pairs held out of a data set of so many, as `split_pairs` divides it."""
+    """Return how many examples `split_pairs` gives SFT, training and held-out pairs."""
     if pairs is None:
         train = data.pairs or 0
         sft = round(train * data.sft_fraction / (1 - data.sft_fraction)) if data.sft_fraction < 1 else 0
@@ -219,7 +228,9 @@ def _alike(count: int, prompt: float, chosen: float, rejected: float) -> DataPar
 
 
 def read_material(settings: Settings) -> Material:
-    """Read, split and tokenize the data as the first stage does, all of it or enough to know the lengths.
+    """Read, split and tokenize the data, all of it or enough to know the lengths.
+
+    The first stage does the same.
 
     Raises InputError for data or a tokenizer that cannot be used.
     """
@@ -252,11 +263,11 @@ def read_material(settings: Settings) -> Material:
     prompts, _ = prompts_to_answer(settings, corpus.prompts, tokenizer)
     seconds = time.perf_counter() - clock
     _check_declared(settings, {"sft": sft_ids, "train": train_ids}, prompts)
-    asked = prompts["selection"]
-    every = all(part.counted for part in (sft, train, held_out))
-    how = "counted" if every else f"from the lengths of {MEASURED:,} examples of each part"
-    whose = settings.model.tokenizer or settings.model.source
-    provenance = f"{data.label} was read with the tokenizer of {whose}: tokens are {how}"
+    selection = prompts["selection"]
+    all_counted = all(part.counted for part in (sft, train, held_out))
+    method = "counted" if all_counted else f"from the lengths of {MEASURED:,} examples of each part"
+    tokenizer_source = settings.model.tokenizer or settings.model.source
+    provenance = f"{data.label} was read with the tokenizer of {tokenizer_source}: tokens are {method}"
     return Material(
         sft=sft,
         train=train,
@@ -275,14 +286,17 @@ def read_material(settings: Settings) -> Material:
         sample=Sample(
             sft_ids[:PROBED],
             train_ids[:PROBED],
-            [list(each.token_ids) for each in asked],
-            [each.messages for each in asked],
+            [list(each.token_ids) for each in selection],
+            [each.messages for each in selection],
         ),
     )
 
 
 def _check_declared(settings: Settings, parts: Mapping[str, Sequence[Ids]], prompts: Mapping[str, Any]) -> None:
-    """Raise InputError for ids and positions that the model's configuration does not have, where it is at hand."""
+    """Raise InputError for ids and positions that the model's configuration lacks.
+
+    A configuration that is not on this machine is not checked.
+    """
     from slime_ray.model.limits import declared_limits
     from slime_ray.model.loading import load_config
 
@@ -296,14 +310,17 @@ def _check_declared(settings: Settings, parts: Mapping[str, Sequence[Ids]], prom
             length = len(prompt) + max(len(chosen), len(rejected))
             limits.check_length(length, f"{name} row {number}", f"Set data.max_tokens to {limits.positions} or less.")
     answer = settings.evaluation.decoding.max_new_tokens
-    for name, asked in prompts.items():
-        for number, prompt in enumerate(asked):
+    for name, prompt_set in prompts.items():
+        for number, prompt in enumerate(prompt_set):
             limits.check_ids(max(prompt.token_ids, default=0), f"{name} prompt {number}")
             limits.check_answer(len(prompt.token_ids), answer, f"{name} prompt {number}")
 
 
-def made_up(material: Material, vocabulary: int, prompts: int) -> Sample:
-    """Random tokens as long as the material's examples on average, for a probe where the data is not here."""
+def random_sample(material: Material, vocabulary: int, prompts: int) -> Sample:
+    """Draw random tokens, as long as the material's examples on average.
+
+    They are for a probe where the data is not on this machine.
+    """
     chance = random.Random(0)
 
     def some(part: DataPart, count: int) -> list[Ids]:

@@ -57,7 +57,7 @@ class Disk:
     free: int | None
 
     @property
-    def wanted(self) -> float:
+    def total(self) -> float:
         """All of it."""
         return sum(self.parts.values())
 
@@ -134,13 +134,13 @@ class Plan:
             raise InputError("\n".join(self.refusals))
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the plan as JSON has it."""
         values = asdict(self)
         values["prices"] = {"date": self.prices.date, "place": self.prices.place}
         return values | {"trials": self.trials, "tokens": asdict(self.tokens), "peak_bytes": self.peak}
 
     def text(self) -> str:
-        """To be read."""
+        """Return the plan as text."""
         notes = [f"- {note}" for note in self.assumptions] + [f"- Warning: {warning}" for warning in self.warnings]
         return "\n\n".join(filter(None, (self._table(), self._figures(), "\n".join(notes))))
 
@@ -152,9 +152,9 @@ class Plan:
             for row in self.rows
         ]
         flops = sum(row.flops for row in self.rows)
-        every = [("all trials", f"{self.trials}", "", f"{self.tokens.expected:,.0f}", f"{flops:.2e}", "")]
+        totals = [("all trials", f"{self.trials}", "", f"{self.tokens.expected:,.0f}", f"{flops:.2e}", "")]
         return f"{self.name}: nothing was started.\n\n" + table(
-            titles, [*(stage if self.sft_tokens else []), *rows, *every]
+            titles, [*(stage if self.sft_tokens else []), *rows, *totals]
         )
 
     def _figures(self) -> str:
@@ -197,8 +197,8 @@ class Plan:
     def _disk(self) -> str:
         free = "" if self.disk.free is None else f" of {_size(self.disk.free)} free"
         parts = sorted(self.disk.parts.items(), key=lambda part: -part[1])
-        largest = ", ".join(f"{name} {_size(size)}" for name, size in parts if size > 0.02 * self.disk.wanted)
-        return f"at most {_size(self.disk.wanted)}{free}: {largest}"
+        largest = ", ".join(f"{name} {_size(size)}" for name, size in parts if size > 0.02 * self.disk.total)
+        return f"at most {_size(self.disk.total)}{free}: {largest}"
 
     def _judge(self) -> str:
         judging = self.judging
@@ -212,20 +212,22 @@ class Plan:
 
 
 def refusals(plan: Plan, experiment: Experiment) -> tuple[str, ...]:
-    """What does not fit, each as a sentence with the way out."""
-    found = []
+    """Say what does not fit, each as a sentence with the way out."""
+    sentences = []
     if plan.cluster.never:
-        found.append(f"{plan.cluster.never} To plan for another cluster give --gpus N --gpu NAME, or RAY_ADDRESS.")
+        sentences.append(f"{plan.cluster.never} To plan for another cluster give --gpus N --gpu NAME, or RAY_ADDRESS.")
     if plan.memory_limit is not None and plan.peak > plan.memory_limit:
-        found.append(_too_little_memory(plan, plan.memory_limit))
-    if plan.disk.free is not None and plan.disk.wanted > plan.disk.free:
-        found.append(
-            f"The run may take {_size(plan.disk.wanted)} and {_size(plan.disk.free)} are free at the storage. Free "
+        sentences.append(_too_little_memory(plan, plan.memory_limit))
+    if plan.disk.free is not None and plan.disk.total > plan.disk.free:
+        sentences.append(
+            f"The run may take {_size(plan.disk.total)} and {_size(plan.disk.free)} are free at the storage. Free "
             "some, give another --storage, or keep fewer models with budget.checkpoints."
         )
     if plan.gpu and not plan.measured and not plan.gpu.peak(dtype := experiment.settings.model.dtype):
-        found.append(f"{plan.gpu.name} does not compute in {dtype}. Set model.dtype: float32, or plan for another GPU.")
-    return tuple(found)
+        sentences.append(
+            f"{plan.gpu.name} does not compute in {dtype}. Set model.dtype: float32, or plan for another GPU."
+        )
+    return tuple(sentences)
 
 
 def _too_little_memory(plan: Plan, limit: float) -> str:
@@ -241,27 +243,29 @@ def _too_little_memory(plan: Plan, limit: float) -> str:
 
 
 def warnings(plan: Plan, experiment: Experiment) -> tuple[str, ...]:
-    """What fits and will yet not go as the experiment says, as sentences."""
-    found = [plan.judging.budget] if plan.judging.budget else []
+    """Say what fits and will yet not go as the experiment says."""
+    sentences = [plan.judging.budget] if plan.judging.budget else []
     budget, hours = experiment.budget, plan.gpu_hours
     bill = hours.expected * budget.price_per_gpu_hour if hours and budget.price_per_gpu_hour else 0.0
-    for name, limit, wanted in (
+    for name, limit, expected in (
         ("hours", budget.hours, plan.time.expected / 3600 if plan.time else 0.0),
         ("gpu_hours", budget.gpu_hours, hours.expected if hours else 0.0),
         ("judge_calls", budget.judge_calls, plan.judging.requests.expected),
         ("cost", budget.cost, bill + (plan.judging.cost.expected if plan.judging.cost else 0.0)),
     ):
-        if limit is not None and wanted > limit:
-            found.append(
+        if limit is not None and expected > limit:
+            sentences.append(
                 f"budget.{name} {limit:g} ends it before all trials have run, which takes about "
-                f"{wanted:.3g}. With a larger one it goes on with --resume."
+                f"{expected:.3g}. With a larger one it goes on with --resume."
             )
     side_by_side = experiment.resources.concurrent_trials
     if side_by_side != "auto" and side_by_side > plan.cluster.trials:
-        found.append(f"resources.concurrent_trials is {side_by_side}, but only {plan.cluster.trials} fit at a time.")
+        sentences.append(
+            f"resources.concurrent_trials is {side_by_side}, but only {plan.cluster.trials} fit at a time."
+        )
     if plan.gpu and plan.gpu.bf16_tflops and (cost := experiment.settings.model.float32_cost(plan.gpu.name)):
-        found.append(cost)
-    return tuple(found)
+        sentences.append(cost)
+    return tuple(sentences)
 
 
 def _tokens(row: PlanRow) -> str:
@@ -272,7 +276,7 @@ def _tokens(row: PlanRow) -> str:
 
 
 def _time(value: Range | None) -> str:
-    """With its range, in the unit that suits what is expected."""
+    """Write a time with its range, in the unit that suits the expected value."""
     if value is None:
         return ""
     units = (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0))

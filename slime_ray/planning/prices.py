@@ -29,7 +29,7 @@ class Gpu:
     place: str = ""
 
     def peak(self, dtype: str) -> float | None:
-        """FLOP/s in `bfloat16` or `float32`; None where it does not compute in that."""
+        """Return FLOP/s in `bfloat16` or `float32`; None where the GPU does not compute in that."""
         tflops = self.bf16_tflops if dtype == "bfloat16" else self.fp32_tflops
         return None if tflops is None else tflops * 1e12
 
@@ -46,14 +46,16 @@ class GpuPrices:
     place: str
 
     def find(self, name: str) -> Gpu | None:
-        """The GPU that a driver, Ray or a person calls so: the entry with the longest name that is one or more of its
-        words."""
+        """Find the GPU that a driver, Ray or a person calls so; None where there is none.
+
+        It is the entry with the longest name that is one or more of its words.
+        """
         words = re.findall(r"[a-z0-9]+", name.lower())
         parts = {"".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
-        return self.gpus[max(named, key=len)] if (named := parts & self.gpus.keys()) else None
+        return self.gpus[max(matches, key=len)] if (matches := parts & self.gpus.keys()) else None
 
     def get(self, name: str, *, option: str) -> Gpu:
-        """The same. Raises InputError, which names the option, where there is none."""
+        """Find a GPU by its name. Raises InputError, which names the option, where there is none."""
         gpu = self.find(name)
         if gpu is None:
             like = difflib.get_close_matches(plain(name), self.gpus, n=1)
@@ -66,12 +68,15 @@ class GpuPrices:
 
 
 def plain(name: str) -> str:
-    """Letters and digits alone."""
+    """Reduce a name to its letters and digits."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def load_prices(path: Path | None = None) -> GpuPrices:
-    """The shipped table, with the entries of `path` laid over it. Raises InputError with file and line."""
+    """Load the shipped table, with the entries of `path` laid over it.
+
+    Raises InputError with file and line.
+    """
     gpus: dict[str, Gpu] = {}
     dates = []
     for source in (load_yaml(SHIPPED), *([load_yaml(path)] if path else [])):
@@ -111,6 +116,9 @@ def _add_gpus(source: YamlSource, gpus: dict[str, Gpu]) -> None:
 
 
 def peak_flops(gpu: str | None, dtype: str) -> float | None:
-    """Peak FLOP/s, by the shipped table, of a GPU by its driver's name; None for any other and for a CPU."""
-    known = load_prices().find(gpu) if gpu else None
-    return None if known is None else known.peak(dtype)
+    """Return the peak FLOP/s of a GPU by its driver's name; None for a CPU or an unknown GPU.
+
+    The figures are those of the shipped table.
+    """
+    entry = load_prices().find(gpu) if gpu else None
+    return None if entry is None else entry.peak(dtype)

@@ -53,7 +53,7 @@ SCORED = 16
 
 
 def now() -> float:
-    """Seconds of the clock, once the device has done what it was given."""
+    """Return the clock's seconds, once the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -62,7 +62,9 @@ def now() -> float:
 def probe(
     settings: Settings, sample: Sample, *, scratch: Path, threads: int, sharded: bool, started: float
 ) -> MeasuredRates:
-    """Measure on this process, or on all ranks of its group, which call it together; rank 0's clock counts.
+    """Measure on this process, or on all ranks of its group; rank 0's clock counts.
+
+    All ranks call this together.
 
     scratch: an empty folder. started: when the process began to import, by the clock. Raises InputError for a model
     that cannot be loaded.
@@ -134,7 +136,7 @@ def _updates(
     settings: Settings,
     scratch: Path,
 ) -> tuple[float, float, float]:
-    """Seconds of an update beside its tokens, of each of its tokens, and of setting up.
+    """Measure the seconds of an update next to its tokens, of each token, and of setting up.
 
     Updates run as they are and with half as many pairs: what one takes beside its tokens shows in the difference.
     """
@@ -163,9 +165,9 @@ def _updates(
             dropout=settings.model.dropout,
         )
         trainer.train()
-        made = len(ends) - WARM
-        seconds = (ends[-1] - ends[WARM - 1]) / made
-        return seconds, (tokens[-1] - tokens[WARM - 1]) / made, max(0.0, ends[0] - started - seconds)
+        updates = len(ends) - WARM
+        seconds = (ends[-1] - ends[WARM - 1]) / updates
+        return seconds, (tokens[-1] - tokens[WARM - 1]) / updates, max(0.0, ends[0] - started - seconds)
 
     most, many, setup = train(per_update)
     least, few, _ = train(max(1, per_update // 2))
@@ -173,7 +175,10 @@ def _updates(
 
 
 def _affine(most: float, many: float, least: float, few: float) -> tuple[float, float]:
-    """(seconds beside the units, seconds of each), where `many` units take `most` seconds and `few` take `least`."""
+    """Split seconds into a fixed part and one for each unit.
+
+    `many` units take `most` seconds, and `few` take `least`.
+    """
     slope = (most - least) / (many - few) if many > few else 0.0
     # Between all of it being the units' and none of it.
     slope = min(max(slope, 0.0), most / many)
@@ -181,7 +186,7 @@ def _affine(most: float, many: float, least: float, few: float) -> tuple[float, 
 
 
 def _decoding(policy: Policy, tokenizer: Any, settings: Settings, sample: Sample) -> tuple[float, float, list[str]]:
-    """Seconds of a decoding step beside its answers and for each of them; and some answers."""
+    """Measure a decoding step: its fixed seconds, those of each answer, and some answers."""
     evaluation, answers = settings.evaluation, list[str]()
     decoding = evaluation.decoding
     longest = max(2, min(STEPS, decoding.max_new_tokens))
@@ -192,12 +197,15 @@ def _decoding(policy: Policy, tokenizer: Any, settings: Settings, sample: Sample
         clock = now()
         # A stop token that no vocabulary has: every answer is as long as may be.
         drawn = generate_answers(policy, tokenizer, prompts, decoding=short, stop_tokens=[2**31 - 1], seed=0)
-        taken = now() - clock
+        seconds = now() - clock
         answers[:] = [answer.text for answer in drawn]
-        return taken
+        return seconds
 
     def step(batch: int) -> float:
-        """What the first step reads, the prompts, is not of the others' kind."""
+        """Return the seconds of a step.
+
+        The first step is left out, since it reads the prompts.
+        """
         short, long = draw(batch, 1), draw(batch, longest)
         # Noise may have cost the shorter one more; no step takes nothing.
         return (long - short) / (longest - 1) if long > short else long / longest
@@ -212,7 +220,10 @@ def _decoding(policy: Policy, tokenizer: Any, settings: Settings, sample: Sample
 
 
 def _judging(settings: Settings, sample: Sample, answers: list[str], scratch: Path) -> float:
-    """Seconds of an answer's score, on average over the judges that score. A language model is not asked."""
+    """Measure the seconds of an answer's score, on average over the judges that score.
+
+    No language model is asked.
+    """
     scoring = [judge for judge in settings.evaluation.judge.members if not isinstance(judge, Llm)]
     if not (scoring and sample.messages):
         return 0.0
@@ -231,7 +242,10 @@ def _scoring(settings: Settings, judge: JudgeSettings, sample: Sample, answers: 
 
 
 def _copied(lm: Any, settings: Settings, scratch: Path) -> tuple[Any, float | None]:
-    """The model as a trial reads it from the stage's folder, and what that takes; a large one as it is."""
+    """Load the model as a trial loads it from the stage's folder, and time that.
+
+    A large model is returned as it is, without a time.
+    """
     size = sum(parameter.numel() * parameter.element_size() for parameter in lm.parameters())
     if size > COPIED:
         return lm, None
@@ -251,7 +265,7 @@ def _save(policy: Policy, folder: Path) -> None:
 
 
 def _fitting(pairs: Sequence[TokenPair], tokens: int) -> Sequence[TokenPair]:
-    """As many of the pairs as have so many tokens, at least one."""
+    """Return as many of the pairs as have so many tokens, at least one."""
     totals = accumulate(_tokens([pair]) for pair in pairs)
     return pairs[: max(1, sum(total <= tokens for total in totals))]
 

@@ -26,12 +26,12 @@ class Range:
 
     @classmethod
     def of(cls, figure: Callable[[End], float]) -> "Range":
-        """The figure at each end."""
+        """Build a range from the figure at each end."""
         return cls(figure("low"), figure("expected"), figure("high"))
 
     @classmethod
     def exactly(cls, value: float) -> "Range":
-        """A figure without doubt."""
+        """Build a range from a figure without doubt."""
         return cls(value, value, value)
 
     def __add__(self, other: "float | Range") -> "Range":
@@ -48,7 +48,7 @@ class Range:
         return Range(self.low / number, self.expected / number, self.high / number)
 
     def at(self, end: End) -> float:
-        """One of the three."""
+        """Return one of the three figures."""
         value: float = getattr(self, end)
         return value
 
@@ -65,7 +65,7 @@ tokenized; around: Ray's start and end; report: that of a run.
 
 
 def seconds_of(work: Work, rates: Rates) -> Range:
-    """How long all of it takes."""
+    """Return the seconds of some work."""
     return sum((rates[unit] * amount for unit, amount in work.items() if unit in rates), ZERO)
 
 
@@ -113,7 +113,7 @@ class MeasuredRates:
 
 
 def mean_of(rates: list[ProbedRates]) -> ProbedRates:
-    """The mean of several probes."""
+    """Return the mean of several probes."""
     names = [field.name for field in fields(ProbedRates)]
     return ProbedRates(**{name: sum(getattr(each, name) for each in rates) / len(rates) for name in names})
 
@@ -126,7 +126,7 @@ REQUEST = Range(2.0, 6.0, 20.0)
 
 
 def measured_rates(measured: MeasuredRates, settings: Settings, material: Material) -> Rates:
-    """The rates of a probe of the same settings on the same machine."""
+    """Return the rates of a probe of the same settings on the same machine."""
     rates = {name: SPREAD * value for name, value in asdict(measured.rates).items()}
     read = material.seconds and material.seconds / max(1, material.examples)
     return rates | {
@@ -160,7 +160,9 @@ ASSUMED = {
 
 
 def assumed_rates(gpu: Gpu, model: Footprint, settings: Settings, *, workers: int, share: float) -> tuple[Rates, str]:
-    """Rates from a GPU's peak and bandwidth, and where they come from in words. None was measured on a GPU here.
+    """Derive rates from a GPU's peak and bandwidth, and say in words where they come from.
+
+    None was measured on a GPU here.
 
     gpu: one that computes in the model's dtype. share: of a GPU that each worker has, at most 1.
     """
@@ -187,11 +189,16 @@ def assumed_rates(gpu: Gpu, model: Footprint, settings: Settings, *, workers: in
 
 
 def _request(settings: Settings) -> Range:
-    """Seconds of one request to a language model, of as many as are under way at a time; judges follow one another."""
+    """Return the seconds of one request to a language model, at full concurrency.
+
+    Judges follow one another.
+    """
     endpoints = settings.evaluation.judge.endpoints
     if not endpoints:
         return ZERO
-    asked = sum(judge.requests_an_answer for judge in endpoints)
+    requests = sum(judge.requests_an_answer for judge in endpoints)
     return Range.of(
-        lambda end: sum(judge.requests_an_answer * REQUEST.at(end) / judge.concurrency for judge in endpoints) / asked
+        lambda end: (
+            sum(judge.requests_an_answer * REQUEST.at(end) / judge.concurrency for judge in endpoints) / requests
+        )
     )

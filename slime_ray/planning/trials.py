@@ -42,7 +42,10 @@ class Group:
 
 
 def groups_of(experiment: Experiment) -> list[Group]:
-    """Arms, search, and confirmations, of which there are at most so many: winners that equal an arm are left out."""
+    """Group the trials: arms, search, and confirmations.
+
+    There are at most so many confirmations: winners that equal an arm are left out.
+    """
     groups = [
         Group(f"arm {arm.label}", "arm", (experiment.settings_with(arm.set),), tuple(experiment.seeds))
         for arm in experiment.arms
@@ -55,42 +58,51 @@ def groups_of(experiment: Experiment) -> list[Group]:
 
 
 def confirmation_seeds(experiment: Experiment, part: SearchPart) -> tuple[int, ...]:
-    """The table's seeds, and further ones above them where these are too few."""
+    """Return the table's seeds, and further ones above them where these are too few."""
     first = max(experiment.seeds) + 1
     return (*experiment.seeds, *range(first, first + part.seeds))[: part.seeds]
 
 
 def _points(experiment: Experiment, part: SearchPart) -> tuple[Settings, ...]:
-    """Settings whose cost stands for that of a search's trials: those around it, or points all over the space."""
+    """Return settings whose cost stands for that of a search's trials.
+
+    They are those around it, or points all over the space.
+    """
     search, around = part.search, (experiment.settings_with(part.set),)
     if not any(_is_dear(name) for name in search.dimensions):
         return around
-    found, chance = [], random.Random(0)
+    sample, chance = [], random.Random(0)
     for _ in range(POINTS):
         try:
             point = search.at(chance.random() for _ in search.dimensions)
-            found.append(experiment.settings_with(part.values(point)))
+            sample.append(experiment.settings_with(part.values(point)))
         except ValidationError:
             continue
-    return tuple(found) or around
+    return tuple(sample) or around
 
 
 def _is_dear(name: str) -> bool:
-    """Whether a trial's cost depends on the dimension of this name; it may on which objective it is."""
+    """Tell whether a trial's cost depends on a dimension.
+
+    An objective's name changes the cost, too.
+    """
     path = path_of(name)
     return path.endswith(".name") or not path.startswith(COSTLESS)
 
 
 def extremes(experiment: Experiment) -> list[Settings]:
-    """Settings at the ends of every searched knob that changes the cost, of arms and of entries: for peak memory."""
+    """Return settings at the ends of every searched knob that changes the cost.
+
+    Arms and entries are among them. They are for peak memory.
+    """
     ends = [
         part.values({**scenario, path_of(name): end})
         for part in experiment.searches
         for name, scenario, end in part.search.ends()
         if _is_dear(name)
     ]
-    every = [*all_settings(experiment), *map(experiment.settings_with, ends)]
-    return list({fingerprint(settings): settings for settings in every}.values())
+    candidates = [*all_settings(experiment), *map(experiment.settings_with, ends)]
+    return list({fingerprint(settings): settings for settings in candidates}.values())
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,7 @@ WHOLE = Shortened(Range.exactly(1.0), Range.exactly(1.0))
 
 
 def shortened(rule: EarlyStopping | None, *, trials: int, evaluations: int) -> Shortened:
-    """What successive halving leaves of so many trials that report so often.
+    """Return what successive halving leaves of so many trials that report so often.
 
     low: every rung passes one in `reduction`. expected: asynchronously, over random orders of trials that are as good
     at every rung as at the first; those that reach a rung first always pass it. high: none is stopped, as where each
@@ -126,15 +138,17 @@ def shortened(rule: EarlyStopping | None, *, trials: int, evaluations: int) -> S
     if marks[0] == 1:
         return WHOLE
     updates, finished = _simulated(marks, rule.reduction, trials)
-    ideal, left, ends = marks[0], 1.0, [*marks[1:], 1.0]
+    ideal, share, ends = marks[0], 1.0, [*marks[1:], 1.0]
     for mark, end in zip(marks, ends, strict=True):
-        left = left / rule.reduction if mark < 1 else left
-        ideal += left * (end - mark)
-    return Shortened(Range(min(ideal, updates), updates, 1.0), Range(min(left, finished), finished, 1.0))
+        share = share / rule.reduction if mark < 1 else share
+        ideal += share * (end - mark)
+    return Shortened(Range(min(ideal, updates), updates, 1.0), Range(min(share, finished), finished, 1.0))
 
 
 def _simulated(marks: list[float], reduction: int, trials: int) -> tuple[float, float]:
-    """Mean share of updates, and of trials that were not stopped, of asynchronous halving, see `on_ray.stopping`.
+    """Simulate asynchronous halving: mean share of updates, and of trials not stopped.
+
+    See `on_ray.stopping`.
 
     marks: where in a trial each rung is heard of.
     """
@@ -146,12 +160,12 @@ def _simulated(marks: list[float], reduction: int, trials: int) -> tuple[float, 
         for _ in range(trials):
             quality = chance.random()
             at = 1.0
-            for mark, others in zip(marks, reached, strict=True):
+            for mark, qualities in zip(marks, reached, strict=True):
                 if mark > at:
                     break
-                insort(others, quality)
-                better = len(others) - bisect_right(others, quality)
-                if len(others) >= reduction and better >= max(1, len(others) // reduction):
+                insort(qualities, quality)
+                better = len(qualities) - bisect_right(qualities, quality)
+                if len(qualities) >= reduction and better >= max(1, len(qualities) // reduction):
                     at = min(at, mark)
             updates += at
             finished += at == 1.0

@@ -28,7 +28,7 @@ SHOWN = Range(0.7, 1.0, 1.5)
 
 
 def joined(works: Iterable[Work]) -> Work:
-    """All of the works together."""
+    """Add up works."""
     total: dict[str, float | Range] = {}
     for work in works:
         for unit, amount in work.items():
@@ -73,73 +73,81 @@ class Amounts:
         return 0 if sentinel.action == "none" else min(sentinel.prompts, self.material.prompts["selection"].count)
 
     def trial(self, prompts: Literal["selection", "report"], *, seed: int) -> TrialWork:
-        """A trial that is trained to its end, answers the prompts of a set and is judged on them."""
+        """Return the work of a trial: training to its end, answers to a prompt set, verdicts."""
         settings, material = self.settings, self.material
         schedule, evaluation = settings.training, settings.evaluation
         training = self._training(material.train, schedule, schedule.pairs_per_update, seed, settings.model)
         marks = {round(training.updates * (k + 1) / schedule.evaluations) for k in range(schedule.evaluations)} - {0}
         judged = len(marks) * self.watched if settings.judged_on_the_way else 0
-        asked, watched = material.prompts[prompts], self.watched
-        one = joined(
+        prompt_set, watched = material.prompts[prompts], self.watched
+        evaluation_work = joined(
             [
                 self.reading(material.held_out, min(CURVE_PAIRS, material.held_out.count)),
                 self.decoding(watched, material.prompts["selection"].tokens),
             ]
         )
         updates = {"update": training.updates, "token": training.tokens, "flop": training.flops}
-        course = joined([updates, *[one] * len(marks), self._verdicts(judged)])
+        course = joined([updates, *[evaluation_work] * len(marks), self._verdicts(judged)])
         last = joined(
             [
                 self.reading(material.held_out, material.held_out.count),
-                self._divergence(asked, min(evaluation.kl_prompts, asked.turns)),
-                self.answering(asked),
+                self._divergence(prompt_set, min(evaluation.kl_prompts, prompt_set.turns)),
+                self.answering(prompt_set),
                 *(self.answering(material.prompts[name]) for name in (RETENTION,) if name in material.prompts),
-                self._verdicts(asked.turns),
+                self._verdicts(prompt_set.turns),
                 # The divergence of a model without adapters is from a second one.
                 {"load": 1 if settings.model.lora else 2, "save": 1, "saved_byte": self.model.saved},
             ]
         )
-        each = requests_an_answer(settings)
-        return TrialWork(training, course, last, (judged * each, asked.turns * each))
+        requests_per_answer = requests_an_answer(settings)
+        return TrialWork(training, course, last, (judged * requests_per_answer, prompt_set.turns * requests_per_answer))
 
     def _verdicts(self, answers: int) -> Work:
-        """Verdicts in both orders, by a language model or here."""
+        """Return the work of verdicts in both orders, by a language model or here."""
         judge = self.settings.evaluation.judge
         scored = len(judge.members) - len(judge.endpoints) - (judge.name == "none")
-        asked = {"request": answers * requests_an_answer(self.settings)} if judge.endpoints else {}
-        return asked | ({"verdict": 2 * answers * scored} if scored else {})
+        requests = {"request": answers * requests_an_answer(self.settings)} if judge.endpoints else {}
+        return requests | ({"verdict": 2 * answers * scored} if scored else {})
 
     def _training(self, part: DataPart, schedule: Schedule, per_update: int, seed: int, model: Model) -> TrainingWork:
-        """The updates of one run over a part of the data; token for token where all lengths are known."""
+        """Return the updates of one run over a part of the data.
+
+        They are counted token for token where all lengths are known.
+        """
         from slime_ray.data.order import examples_by_update, updates_of
 
         updates = updates_of(schedule, part.count, per_update)
         if part.counted:
             order = examples_by_update(part.count, per_update, seed=seed, updates=updates)
             counts = Counter(member for members in order for member in members)
-            seen = counts.total()
+            examples = counts.total()
             tokens = float(sum(times * self._row(part.lengths[index]) for index, times in counts.items()))
         else:
             # The last update of an epoch holds what is left.
             epochs, rest = divmod(updates, max(1, -(-part.count // per_update)))
-            seen = epochs * part.count + rest * per_update
-            tokens = seen * self._mean_row(part)
+            examples = epochs * part.count + rest * per_update
+            tokens = examples * self._mean_row(part)
         head_trained = model.lora is None or model.lora.train_head
-        each = _step_flops(self.model.sizes, part.lengths, head_trained) if seen else 0.0
-        return TrainingWork(updates, tokens, seen * part.scale * each, exact=part.counted or not updates)
+        flops_per_example = _step_flops(self.model.sizes, part.lengths, head_trained) if examples else 0.0
+        return TrainingWork(
+            updates, tokens, examples * part.scale * flops_per_example, exact=part.counted or not updates
+        )
 
     def reading(self, part: DataPart, count: int) -> Work:
-        """A forward pass over the first `count` examples."""
+        """Return the work of a forward pass over the first `count` examples."""
         flops = count * part.scale * _forward_flops(self.model.sizes, part.lengths) if count else 0.0
         return {"read_token": count * self._mean_row(part), "flop": flops}
 
-    def answering(self, asked: PromptCounts) -> Work:
-        """Answers to a set of prompts; later turns come after the answers to the earlier ones."""
-        later = self.decoding(asked.turns - asked.count, 2 * asked.tokens + self.material.answer)
-        return joined([self.decoding(asked.count, asked.tokens), later])
+    def answering(self, prompts: PromptCounts) -> Work:
+        """Return the work of answering a set of prompts.
+
+        Later turns come after the answers to the earlier ones.
+        """
+        later = self.decoding(prompts.turns - prompts.count, 2 * prompts.tokens + self.material.answer)
+        return joined([self.decoding(prompts.count, prompts.tokens), later])
 
     def decoding(self, answers: int, prompt_tokens: float) -> Work:
-        """Batches of answers: whole ones, and what is left."""
+        """Return the work of drawing answers in batches: whole ones, and a last smaller one."""
         size = self.batch
         whole, rest = divmod(answers, size)
         parts: list[Work] = []
@@ -154,14 +162,17 @@ class Amounts:
         return joined(parts)
 
     def _steps(self, batch: int) -> Range:
-        """Steps of a batch: about the longest of so many of the data's completions; its limit at most."""
+        """Return the steps of a batch, about the tokens of its longest answer.
+
+        Answers are as long as the data's completions, and have at most the limit of new tokens.
+        """
         limit = self.settings.evaluation.decoding.max_new_tokens
         longest = min(limit, self.material.longest(batch) + 1)
         return Range(0.8 * longest, longest, limit)
 
-    def _divergence(self, asked: PromptCounts, count: int) -> Work:
-        tokens = count * (asked.tokens + self.material.answer)
-        layout = Layout.of_packed([Lengths(round(asked.tokens), round(self.material.answer), 0)])
+    def _divergence(self, prompts: PromptCounts, count: int) -> Work:
+        tokens = count * (prompts.tokens + self.material.answer)
+        layout = Layout.of_packed([Lengths(round(prompts.tokens), round(self.material.answer), 0)])
         return {"compare_token": tokens, "flop": count * 2 * forward_flops(self.model.sizes, layout)}
 
     def _row(self, lengths: Lengths) -> int:
@@ -172,12 +183,12 @@ class Amounts:
         return part.tokens + (part.prompt if paired and not self.model.packed else 0.0)
 
     def stages(self) -> dict[str, Work]:
-        """The work of the shared stages but the first, in the order in which they are made."""
+        """Return the work of the shared stages but the first, in the order of their run."""
         held_out = self.material.held_out
-        answers = joined(self.answering(asked) for asked in self.material.prompts.values())
+        answers = joined(self.answering(prompts) for prompts in self.material.prompts.values())
         sft: dict[str, float] = {"load": 1, "save": 1, "saved_byte": self.model.merged}
-        if made := self.demonstrations:
-            sft |= {"sft_update": made.updates, "sft_token": made.tokens, "flop": made.flops}
+        if training := self.demonstrations:
+            sft |= {"sft_update": training.updates, "sft_token": training.tokens, "flop": training.flops}
         return {
             "sft": sft,
             "step0": joined([{"load": 1}, self.reading(held_out, held_out.count)]),
@@ -193,34 +204,42 @@ class Amounts:
         return self._training(self.material.sft, sft, sft.examples_per_update, sft.seed, self.settings.sft_model)
 
     def reference(self) -> Work:
-        """The log-probabilities of the training pairs under the SFT checkpoint, for objectives that need them."""
+        """Return the work of the training pairs' log-probabilities under the SFT checkpoint.
+
+        Objectives with a reference need them.
+        """
         train = self.material.train
         return joined([{"load": 1}, self.reading(train, train.count)])
 
 
 @lru_cache(maxsize=64)
 def _step_flops(sizes: Sizes, lengths: tuple[Lengths, ...], head_trained: bool) -> float:
-    """FLOPs of a training step, for each example on average."""
+    """Return the FLOPs of a training step, for each example on average."""
     return step_flops(sizes, Layout.of_packed(lengths), head_trained=head_trained) / len(lengths)
 
 
 @lru_cache(maxsize=64)
 def _forward_flops(sizes: Sizes, lengths: tuple[Lengths, ...]) -> float:
-    """FLOPs of a forward pass, for each example on average."""
+    """Return the FLOPs of a forward pass, for each example on average."""
     return forward_flops(sizes, Layout.of_packed(lengths)) / len(lengths)
 
 
 def requests_an_answer(settings: Settings, *, pairwise: bool | None = None) -> float:
-    """What language models are asked of each of a trial's answers: both orders of a comparison, or one rating.
+    """Return how many requests to language models each of a trial's answers takes.
+
+    A comparison takes both orders, a rating one request.
 
     pairwise: of those judges alone that compare, or that rate. Of a judge with repeats it is the mean over prompts.
     """
     endpoints = settings.evaluation.judge.endpoints
-    return sum(one.requests_an_answer for one in endpoints if pairwise in (None, one.template.pairwise))
+    return sum(judge.requests_an_answer for judge in endpoints if pairwise in (None, judge.template.pairwise))
 
 
 def plan_judging(settings: Settings, requests: Range, material: Material) -> Judging:
-    """What so many requests cost. A judge's own tokenizer is taken for the data's."""
+    """Plan the cost of so many requests.
+
+    The data's tokenizer stands for a judge's own.
+    """
     endpoints = settings.evaluation.judge.endpoints
     parts = [
         _judging_of(judge, requests * (judge.requests_an_answer / requests_an_answer(settings)), material)
@@ -240,12 +259,12 @@ def plan_judging(settings: Settings, requests: Range, material: Material) -> Jud
 
 
 def _judging_of(judge: Llm, requests: Range, material: Material) -> Judging:
-    """What so many requests to one judge cost."""
-    shown = (len(judge.template.system) + len(judge.template.user)) / CHARACTERS
-    shown += material.prompts["report"].tokens + material.answer * (2 if judge.template.pairwise else 1)
+    """Return the cost of so many requests to one judge."""
+    prompt_tokens = (len(judge.template.system) + len(judge.template.user)) / CHARACTERS
+    prompt_tokens += material.prompts["report"].tokens + material.answer * (2 if judge.template.pairwise else 1)
     most = float(judge.max_tokens)
     answer = Range(min(100.0, most), min(400.0, most), most)
-    read, written, prices = requests * shown * SHOWN, requests * answer, judge.prices
+    read, written, prices = requests * prompt_tokens * SHOWN, requests * answer, judge.prices
     cost = (read * prices.input + written * prices.output) * 1e-6 if prices else None
     limits = (
         ("requests", judge.budget.requests, requests.expected),

@@ -45,7 +45,7 @@ def across_run(won=WON, seeds=SEEDS):
 
 
 def leagues_of(run):
-    return league.Standings.each(run, tables.win_rate_stability(run))
+    return league.Standings.by_checkpoint(run, tables.win_rate_stability(run))
 
 
 def mean_squares(values):

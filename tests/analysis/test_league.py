@@ -85,7 +85,7 @@ def league_run(
 
 def standings_of(*args, **named):
     run = league_run(*args, **named)
-    found = next(iter(league.Standings.each(run, tables.win_rate_stability(run))), None)
+    found = next(iter(league.Standings.by_checkpoint(run, tables.win_rate_stability(run))), None)
     assert found is not None
     return found
 
@@ -303,7 +303,7 @@ def test_pairs_and_defaults_take_topics_for_units_where_prompts_come_in_topics()
     run = league_run(won, defaults={"a": won["b"]})
     topics = pd.factorize(run.answers["prompt_id"], sort=True)[0] // 10
     run = replace(run, answers=run.answers.assign(category=[f"topic {place}" for place in topics]))
-    found = next(iter(league.Standings.each(run, tables.win_rate_stability(run))), None)
+    found = next(iter(league.Standings.by_checkpoint(run, tables.win_rate_stability(run))), None)
     by_topic = np.subtract(wins["a"], wins["b"])
     error = math.hypot(by_topic.std(ddof=1) / math.sqrt(8), 1 / 80)
     ends = stats.t.interval(0.95, 7, loc=by_topic.mean(), scale=error)

@@ -190,10 +190,10 @@ def test_the_shares_of_the_damage_add_up(tmp_path):
     assert frame.loc["a", ["unlearning_share", "entropy_shift_share"]].tolist() == pytest.approx([0.2, 0.8])
     assert frame.loc["a", [f"{name}_share" for name in PARTS]].sum() == pytest.approx(1)
     assert frame.loc["b", [f"{name}_share" for name in PARTS]].isna().all()
-    taken = stability.taken_by_parts(run.trials[run.trials["label"] == "a"])
+    taken = stability.loss_by_part(run.trials[run.trials["label"] == "a"])
     assert [taken[name] for name in ("stability", *parts)] == pytest.approx([1 / 6, 1 / 6, 4 / 6])
     # A seed that failed lost all.
-    taken = stability.taken_by_parts(run.trials)
+    taken = stability.loss_by_part(run.trials)
     assert [taken[name] for name in ("failed", "stability", *parts)] == pytest.approx([1 / 2, 1 / 12, 1 / 12, 4 / 12])
 
 

@@ -83,7 +83,7 @@ def test_a_grid_that_shows_early_is_found_for_a_part_of_its_tokens(tmp_path):
 
 
 def test_what_was_not_trained_of_a_trial_is_left_for_others():
-    within = WithinTokens(FixedPoints([{"n": 1}, {"n": 2}, {"n": 3}, {"n": 4}]), 250, each=100)
+    within = WithinTokens(FixedPoints([{"n": 1}, {"n": 2}, {"n": 3}, {"n": 4}]), 250, trial_tokens=100)
     assert [within.suggest("a"), within.suggest("b"), within.suggest("c")] == [{"n": 1}, {"n": 2}, None]
     within.complete("a", {"tokens": 40})
     # 210 are left, of which 100 are held.
@@ -91,7 +91,7 @@ def test_what_was_not_trained_of_a_trial_is_left_for_others():
     assert within.suggest("d") is None
     within.complete("b", {"tokens": 100})
     within.complete("c", {"tokens": 20})
-    assert within.left == 90
+    assert within.tokens_left == 90
     assert within.suggest("d") is None
 
 

@@ -106,7 +106,7 @@ def test_a_gpu_without_bfloat16_is_refused(load):
 def test_float32_on_a_gpu_that_knows_bfloat16_is_said_to_cost(load, tmp_path):
     LlamaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4).save_pretrained(tmp_path)
     text = TINY + "arms: {slime: {}}\nresources: {gpu_per_worker: 1}\n"
-    planner = Planner(load(text, model__source=str(tmp_path)), given=DataAssumptions(100, (20.0, 30.0, 30.0)))
+    planner = Planner(load(text, model__source=str(tmp_path)), assumptions=DataAssumptions(100, (20.0, 30.0, 30.0)))
     (warning,) = planner.plan(ONE).warnings
     assert "computes several times slower than bfloat16" in warning
 
@@ -121,7 +121,7 @@ def test_disk_above_the_free_is_refused(load):
     best = Planner(load(PAPER, training__keep={"stability": "maximize"})).plan(ONE)
     # With its best weights, which each of the checkpoints has a copy of.
     assert best.disk.parts["checkpoints"] == 9 * saved
-    assert plan.disk.wanted > 20 * GIB
+    assert plan.disk.total > 20 * GIB
     with pytest.raises(InputError, match=r"and 20.0 GiB are free at the storage.*budget.checkpoints"):
         plan.refuse()
     assert not Planner(experiment).plan(replace(ONE, disk_free=60 * GIB)).refusals
@@ -283,6 +283,8 @@ def test_prices_of_the_users_count(load, tmp_path):
 def test_given_lengths_need_no_data(load):
     """The data of an embedded task is not even made."""
     experiment = load(TINY + "arms: {slime: {}}\n", data__pairs=66)
-    plan = Planner(experiment, given=DataAssumptions(1000, (20.0, 30.0, 30.0))).plan(Cluster(trials=1, where="here"))
+    plan = Planner(experiment, assumptions=DataAssumptions(1000, (20.0, 30.0, 30.0))).plan(
+        Cluster(trials=1, where="here")
+    )
     assert plan.rows[0].tokens == Range.exactly(80 * ((7 - 5) * 16 + 66))
     assert not plan.rows[0].exact

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from slime_ray.analysis.comparing import differences
 from slime_ray.analysis.judging import _took
-from slime_ray.analysis.methods import asked, facts
+from slime_ray.analysis.methods import facts, plan_facts
 from slime_ray.analysis.report import write_report
 
 from slime_ray import cli
@@ -216,7 +216,7 @@ def test_a_manifest_of_another_form_is_reported_or_named(run, whole, entry, valu
     try:
         loaded = results.load(run)
         describe(run)
-        asked(loaded), facts(loaded)
+        plan_facts(loaded), facts(loaded)
         differences(loaded.manifest, results.read_manifest(whole))
     except InputError as refused:
         assert "manifest.json" in str(refused)  # noqa: PT017  Either is right.
