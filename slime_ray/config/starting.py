@@ -67,10 +67,10 @@ def first_experiment(model: str, data: str, *, name: str, pairs: int | None, gpu
     Returns:
         YAML that `slime-ray check` accepts.
     """
-    family = next((each for each in preset_names() if _source(each) == model), None)
+    family = next((preset for preset in preset_names() if _source(preset) == model), None)
     template = TEMPLATE if lacks_template(Path(model).expanduser()) else ""
-    own = MODEL.format(model=_quoted(model), dtype="bfloat16" if gpu else "float32") + template + SFT
-    base = "" if family else own
+    model_part = MODEL.format(model=_quoted(model), dtype="bfloat16" if gpu else "float32") + template + SFT
+    base = "" if family else model_part
     held_out = min(1000, (pairs or 5000) // 5)
     # Two dozen updates or more, where the data has pairs for them.
     per_update = next((size for size in (128, 64, 32, 16) if pairs is None or pairs - held_out >= 24 * size), 8)

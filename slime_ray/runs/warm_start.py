@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from slime_ray.config.experiment import Experiment
-from slime_ray.config.judge import lasting
+from slime_ray.config.judge import outcome_settings
 from slime_ray.config.points import Point, Search, path_of, value_at
 from slime_ray.config.presets import flat
 from slime_ray.config.settings import Settings
@@ -136,8 +136,8 @@ def _point(experiment: Experiment, search: Search, shown: str, row: Mapping[str,
         point = search.walk(pick)
     except LookupError:
         return None
-    here = flat(lasting(experiment.settings_with(point).model_dump(mode="json")))
-    there = flat(lasting(json.loads(row["settings"])))
+    here = flat(outcome_settings(experiment.settings_with(point).model_dump(mode="json")))
+    there = flat(outcome_settings(json.loads(row["settings"])))
     for path in sorted({*there, *here}):
         if there.get(path) != here.get(path):
             raise InputError(
