@@ -213,7 +213,7 @@ def show_report(
     files = write_report(run, out, labels=labels, difficulties=difficulties, paper=paper)
     stored = storage if storage is not None and storage.url is not None else None
     if stored:
-        with stored.answering():
+        with stored.raise_store_errors():
             stored.push(files.html.parent)
     if as_json:
         print(files.json())
@@ -225,4 +225,4 @@ def show_report(
         if paper:
             print(f"For a paper: {files.folder / 'paper.tex'}")
         if stored:
-            print(f"It is in {stored.shown}/{run.name}, too.")
+            print(f"It is in {stored.display_address}/{run.name}, too.")

@@ -133,7 +133,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from slime_ray.runs.control import opened
+    from slime_ray.runs.control import open_run
     from slime_ray.runs.status import describe
 
     if options.run is None:
@@ -141,7 +141,7 @@ def _status(options: argparse.Namespace) -> None:
         return
     last = None
     while True:
-        with opened(options.run) as (run, _):
+        with open_run(options.run) as (run, _):
             standing = describe(run)
         now = json.dumps(standing, indent=1) if options.json else _sentences(standing, redact(options.run))
         # How long ago it spoke changes all the time.
@@ -196,13 +196,13 @@ def _sentences(standing: dict[str, Any], run: str) -> str:
 
 def _extend(options: argparse.Namespace) -> None:
     from slime_ray import api
-    from slime_ray.runs.control import extended, opened
-    from slime_ray.runs.folder import reopened
+    from slime_ray.runs.control import extend_experiment, open_run
+    from slime_ray.runs.folder import read_experiment
     from slime_ray.runs.results import read_manifest
 
-    with opened(options.run) as (run, run_store):
-        experiment, manifest = reopened(run), read_manifest(run)
-    experiment = extended(experiment, options.trials, options.run)
+    with open_run(options.run) as (run, run_store):
+        experiment, manifest = read_experiment(run), read_manifest(run)
+    experiment = extend_experiment(experiment, options.trials, options.run)
     run_and_report(
         # The folder may have been renamed, or be a copy.
         api.sweep, experiment, name=run.name, start="resume", storage=run_store.url or str(run_store.root),
@@ -211,18 +211,18 @@ def _extend(options: argparse.Namespace) -> None:
 
 
 def _stop(options: argparse.Namespace) -> None:
-    from slime_ray.runs.control import opened, stop_trial
+    from slime_ray.runs.control import open_run, stop_trial
 
-    with opened(options.run) as (run, run_store):
+    with open_run(options.run) as (run, run_store):
         print(stop_trial(run, run_store, options.trial))
 
 
 def _clone(options: argparse.Namespace) -> None:
     from slime_ray.config.experiment_file import parse_override
-    from slime_ray.runs.control import clone_trial, opened
+    from slime_ray.runs.control import clone_trial, open_run
     from slime_ray.runs.status import read_status
 
-    with opened(options.run) as (run, run_store):
+    with open_run(options.run) as (run, run_store):
         clone = clone_trial(run, run_store, options.trial, dict(map(parse_override, options.overrides)))
         at_work = read_status(run).at_work
     when = "runs next" if at_work else f"runs when the sweep goes on: slime-ray extend {redact(options.run)}"

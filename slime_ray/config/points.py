@@ -89,7 +89,7 @@ class Search(Strict):
                 point[path_of(name)] = pick(name, dimension)
         return point
 
-    def named(self, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    def values_by_name(self, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """The values of a point by the names of its dimensions. Raises KeyError where it lacks one."""
         present = (name for name in self.order if exists(self.dimensions[name], values))
         return {name: values[path_of(name)] for name in present}

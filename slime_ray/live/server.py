@@ -70,7 +70,7 @@ def watch(address: str, *, port: int, say: Callable[[str], None]) -> str:
         try:
             asyncio.run(_serve(run, port, say))
         except KeyboardInterrupt:
-            return f"Closed. The sweep goes on; `slime-ray watch {run.shown}` opens the page again."
+            return f"Closed. The sweep goes on; `slime-ray watch {run.display_address}` opens the page again."
     return _end(run)
 
 
@@ -78,7 +78,7 @@ def _end(run: LiveRun) -> str:
     """How the run stands after its sweep."""
     name, state, report = (run.snapshot[key] for key in ("name", "state", "report"))
     where = f"Its report: {report}" if report else f"It has no report: {run.snapshot['problem'] or 'no trial finished'}"
-    more = f"\nIt goes on with `slime-ray extend {run.shown}`." if state == "interrupted" else ""
+    more = f"\nIt goes on with `slime-ray extend {run.display_address}`." if state == "interrupted" else ""
     return f"{name}: {state}; no sweep is at work on it. {where}{more}"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_ray.errors import SlimeRayError
-from slime_ray.runs.control import opened
+from slime_ray.runs.control import open_run
 from slime_ray.runs.instructions import Instructions
 from slime_ray.runs.redaction import redact, redact_sentence
 from slime_ray.runs.results import finished_trial
@@ -31,7 +31,7 @@ class LiveRun:
     """
 
     def __init__(self, address: str):
-        self.address, self.shown = address, str(redact(address))
+        self.address, self.display_address = address, str(redact(address))
         self.snapshot: dict[str, Any] = {}
         self.page: str | None = None
         self.ended = False
@@ -47,7 +47,7 @@ class LiveRun:
 
     def act(self, action: Callable[[Path, RunStore], str]) -> str:
         """Do something to the run and give the sentence that says so. Raises SlimeRayError."""
-        with self._turn, opened(self.address, self._run_store) as (run, run_store):
+        with self._turn, open_run(self.address, self._run_store) as (run, run_store):
             self._run_store = run_store
             return action(run, run_store)
 
@@ -57,7 +57,7 @@ class LiveRun:
         Raises:
             SlimeRayError: It cannot be read.
         """
-        with self._turn, opened(self.address, self._run_store) as (run, run_store):
+        with self._turn, open_run(self.address, self._run_store) as (run, run_store):
             self._run_store = run_store
             rows = self._finished(run)
             standing = describe(run, rows)
@@ -71,7 +71,7 @@ class LiveRun:
 
     def knobs(self) -> dict[str, Any]:
         """By trial of the search what it sets over the base, for whoever clones one."""
-        with self._turn, opened(self.address, self._run_store) as (run, _):
+        with self._turn, open_run(self.address, self._run_store) as (run, _):
             finished = {
                 name: json.loads(row["overrides"] or "{}")
                 for name, row in self._finished(run).items()
@@ -141,7 +141,7 @@ class LiveRun:
             "behind": behind,
             "problem": self._problem,
             "report": str(self.report or ""),
-            "run": self.shown,
+            "run": self.display_address,
         }
 
     def _seconds_left(self, name: str, trial: Mapping[str, Any], last_seen: float) -> float | None:

@@ -74,7 +74,7 @@ class RuledSampler(BaseSampler):
             if because := self.rules.broken(point):
                 broken = because[0]
             elif key(point) not in self.history:
-                return self.search.named(point)
+                return self.search.values_by_name(point)
         raise InputError(
             f"{MAX_DRAWS} draws in a row "
             + (f"broke {broken!r}: the requirements" if broken else "were points that were tried before: they")

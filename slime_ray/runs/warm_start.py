@@ -17,7 +17,7 @@ from slime_ray.config.strict import located
 from slime_ray.errors import InputError
 from slime_ray.runs import results
 from slime_ray.runs.pareto import best_rows
-from slime_ray.runs.redaction import shown_address
+from slime_ray.runs.redaction import strip_credentials
 from slime_ray.runs.stability_v1 import STABILITY_VERSION
 from slime_ray.runs.store import is_url, local_folder
 
@@ -45,9 +45,9 @@ class EarlierRun:
     outside: int
 
     @classmethod
-    def from_json(cls, kept: Mapping[str, Any]) -> "EarlierRun":
+    def from_json(cls, fields: Mapping[str, Any]) -> "EarlierRun":
         """Read what the manifest of a run keeps: the fields as a mapping."""
-        return TypeAdapter(cls).validate_python(kept)
+        return TypeAdapter(cls).validate_python(fields)
 
     def __str__(self) -> str:
         passed = f"; {self.outside} more lie outside this space" if self.outside else ""
@@ -73,50 +73,50 @@ def refuse_other_data(earlier: list[EarlierRun], hashes: Mapping[str, str]) -> N
 
 
 def _read(experiment: Experiment, search: Search, where: str, best: int | None) -> EarlierRun:
-    shown = shown_address(where) if is_url(where) else where
+    source = strip_credentials(where) if is_url(where) else where
     try:
         run = local_folder(where if is_url(where) else located(where))
     except ValueError as error:
         raise InputError(f"start_from: {error}.") from None
     manifest = results.read_manifest(run)
     rows = [row for row in results.finished_trials(run).values() if row.get("phase") == "search"]
-    usable = [row for row in rows if row.get("status") == "completed"]
+    completed = [row for row in rows if row.get("status") == "completed"]
     points: dict[str, Point] = {}
-    for row in usable:
-        _check_measures(experiment, shown, row)
-        if (point := _point(experiment, search, shown, row)) is not None:
+    for row in completed:
+        _check_measures(experiment, source, row)
+        if (point := _point(experiment, search, source, row)) is not None:
             points[row["trial_id"]] = point
-    outside = len(usable) - len(points)
+    outside = len(completed) - len(points)
     if not points:
-        why = f"{outside} lie outside this space" if outside else "it has no completed trial of a search"
-        raise InputError(f"start_from: nothing of {shown} can be used: {why}. Widen the space, or leave it out.")
-    inside = [row for row in usable if row["trial_id"] in points]
-    chosen = best_rows(inside, experiment.goals, experiment.limits)[:best]
+        reason = f"{outside} lie outside this space" if outside else "it has no completed trial of a search"
+        raise InputError(f"start_from: nothing of {source} can be used: {reason}. Widen the space, or leave it out.")
+    inside = [row for row in completed if row["trial_id"] in points]
+    best_trials = best_rows(inside, experiment.goals, experiment.limits)[:best]
     trials = [
         Observation(
-            f"{shown}/{row['trial_id']}",
+            f"{source}/{row['trial_id']}",
             points[row["trial_id"]],
             tuple(float(row[goal]) for goal in experiment.goals),
             tuple(limit.excess(row) for limit in experiment.limits),
         )
-        for row in chosen
+        for row in best_trials
     ]
-    return EarlierRun(shown, dict(manifest.get("hashes") or {}), trials, outside)
+    return EarlierRun(source, dict(manifest.get("hashes") or {}), trials, outside)
 
 
-def _check_measures(experiment: Experiment, shown: str, row: Mapping[str, Any]) -> None:
+def _check_measures(experiment: Experiment, source: str, row: Mapping[str, Any]) -> None:
     for goal in experiment.goals:
         if not isinstance(row.get(goal), (int, float)):
-            raise InputError(f"start_from: {shown} has no {goal}, which is a goal here. Leave it out.")
+            raise InputError(f"start_from: {source} has no {goal}, which is a goal here. Leave it out.")
     measures = {"judge": experiment.settings.judge_identity, "stability_version": STABILITY_VERSION}
     for name, here in measures.items():
         if row.get(name) != here and (name != "judge" or "win_rate" in experiment.goals):
             raise InputError(
-                f"start_from: {shown} was measured with {name} {row.get(name)}, which is {here} here. Leave it out."
+                f"start_from: {source} was measured with {name} {row.get(name)}, which is {here} here. Leave it out."
             )
 
 
-def _point(experiment: Experiment, search: Search, shown: str, row: Mapping[str, Any]) -> Point | None:
+def _point(experiment: Experiment, search: Search, source: str, row: Mapping[str, Any]) -> Point | None:
     """Where in the space a trial of another run lies, None outside; this experiment would compute the same there.
 
     Raises InputError where it would not.
@@ -124,7 +124,7 @@ def _point(experiment: Experiment, search: Search, shown: str, row: Mapping[str,
     try:
         settings = Settings.model_validate_json(row["settings"])
     except ValidationError:
-        raise InputError(f"start_from: {shown} was written by another version of slime_ray. Leave it out.") from None
+        raise InputError(f"start_from: {source} was written by another version of slime_ray. Leave it out.") from None
 
     def pick(name: str, dimension: Dimension) -> Scalar:
         value = value_at(settings, path_of(name))
@@ -141,7 +141,7 @@ def _point(experiment: Experiment, search: Search, shown: str, row: Mapping[str,
     for path in sorted({*there, *here}):
         if there.get(path) != here.get(path):
             raise InputError(
-                f"start_from: {row['trial_id']} of {shown} had {path} = {there.get(path)}, which is {here.get(path)} "
+                f"start_from: {row['trial_id']} of {source} had {path} = {there.get(path)}, which is {here.get(path)} "
                 "here and is not searched: its result says nothing about this experiment. Set the same, or leave the "
                 "run out."
             )

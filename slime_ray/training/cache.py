@@ -127,7 +127,9 @@ def stage_errors(done: str, storage: RunStore) -> Iterator[None]:
         logger.info("The shared stages could not be %s.", done, exc_info=True)
         refusal = files.storage_error(error)
         reasons = [*_damaged(storage), one_sentence(refusal or error).rstrip(".")]
-        way_out = f" Make room in {storage.shown}, and give the same command with --resume." if refusal else ""
+        way_out = (
+            f" Make room in {storage.display_address}, and give the same command with --resume." if refusal else ""
+        )
         raise StageError(f"The shared stages could not be {done}: {'; '.join(reasons)}.{way_out}") from error
 
 
