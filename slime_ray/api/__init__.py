@@ -171,10 +171,10 @@ def train(
 
     opened, source = open_experiment(experiment, name=name, seeds=seeds, overrides=overrides)
     read_inputs(opened)
-    one = find_trial(opened, trial)
+    single_trial = find_trial(opened, trial)
     if name is None:
-        opened = opened.model_copy(update={"name": f"{opened.name}-{one.trial_id}"})
-    return Run(train_one(opened, one, source=source, storage=str(storage), start=start, say=_say(quiet)))
+        opened = opened.model_copy(update={"name": f"{opened.name}-{single_trial.trial_id}"})
+    return Run(train_one(opened, single_trial, source=source, storage=str(storage), start=start, say=_say(quiet)))
 
 
 def evaluate(

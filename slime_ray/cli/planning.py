@@ -15,8 +15,8 @@ from slime_ray.cli.options import (
     START,
     STORAGE,
     add_command,
-    checked,
     exclusive,
+    load_checked,
     option,
     run_and_report,
 )  # fmt: skip
@@ -95,7 +95,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    experiment, _ = checked(options)
+    experiment, _ = load_checked(options)
     from slime_ray.planning.estimate import Planner
     from slime_ray.planning.material import DataAssumptions, parse_lengths
     from slime_ray.planning.prices import load_prices
@@ -133,10 +133,10 @@ def _look(
     from slime_ray.runs.store import RunStore
 
     storage = RunStore.of(options.storage, "driver")
-    assumed = given_cluster(experiment, gpus=options.gpus, gpu=options.gpu) if options.gpus else None
+    planned_cluster = given_cluster(experiment, gpus=options.gpus, gpu=options.gpu) if options.gpus else None
     remote = os.environ.get("RAY_ADDRESS") not in (None, "", "local")
-    if not options.probe and (assumed or not remote):
-        return assumed or this_machine(experiment, storage=storage), None
+    if not options.probe and (planned_cluster or not remote):
+        return planned_cluster or this_machine(experiment, storage=storage), None
     clock = time.perf_counter()
     from slime_ray.on_ray.cluster_state import connected_cluster
     from slime_ray.on_ray.connection import connected
@@ -156,7 +156,7 @@ def _look(
         present = (
             connected_cluster(experiment, storage=storage) if remote else this_machine(experiment, storage=storage)
         )
-        return assumed or present, measured
+        return planned_cluster or present, measured
 
 
 def _reproduce(options: argparse.Namespace) -> None:

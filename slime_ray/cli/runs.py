@@ -142,14 +142,14 @@ def _status(options: argparse.Namespace) -> None:
     last = None
     while True:
         with open_run(options.run) as (run, _):
-            standing = describe(run)
-        now = json.dumps(standing, indent=1) if options.json else _sentences(standing, redact(options.run))
+            description = describe(run)
+        text = json.dumps(description, indent=1) if options.json else _sentences(description, redact(options.run))
         # How long ago it spoke changes all the time.
-        if standing | {"said": None} != last:
-            print(now, flush=True)
-        if not options.watch or standing["state"] != "at work":
+        if description | {"said": None} != last:
+            print(text, flush=True)
+        if not options.watch or description["state"] != "at work":
             return
-        last = standing | {"said": None}
+        last = description | {"said": None}
         time.sleep(WATCH_SECONDS)
 
 
@@ -172,24 +172,24 @@ def _list_runs(options: argparse.Namespace) -> None:
         print(f"There are no runs in {options.storage}.")
 
 
-def _sentences(standing: dict[str, Any], run: str) -> str:
-    ends = ", ".join(f"{count} {how}" for how, count in sorted(standing["ends"].items())) or "none"
-    age = "" if standing["said"] is None else f", as it said {standing['said']:.0f} s ago"
-    done = f"{standing['done']} of {standing['total']} trials have ended{age}: {ends}."
-    if standing["said"] is not None and not standing["total"]:
+def _sentences(description: dict[str, Any], run: str) -> str:
+    ends = ", ".join(f"{count} {how}" for how, count in sorted(description["ends"].items())) or "none"
+    age = "" if description["said"] is None else f", as it said {description['said']:.0f} s ago"
+    done = f"{description['done']} of {description['total']} trials have ended{age}: {ends}."
+    if description["said"] is not None and not description["total"]:
         done = f"No trial has begun{age}: Ray starts, or the stages that all trials share are made."
-    lines = [f"{standing['name']}: {standing['state']}. {done}"]
-    stages = {"stages": standing["stages"]} if standing["stages"] else {}
-    for name, trial in {**stages, **standing["running"]}.items():
+    lines = [f"{description['name']}: {description['state']}. {done}"]
+    stages = {"stages": description["stages"]} if description["stages"] else {}
+    for name, trial in {**stages, **description["running"]}.items():
         step = f" {trial['step']}/{trial['updates']}" if trial.get("updates") else ""
         numbers = [f"{key} {trial[key]:.3f}" for key in ("loss", "chosen_drift") if isinstance(trial.get(key), float)]
         alarm = [f"alarm: {trial['alarm']}"] if trial.get("alarm") else []
         lines.append(f"  {name}: {', '.join([str(trial.get('doing', 'starting')) + step, *numbers, *alarm])}")
-    lines += [f"  {name} had an alarm: {alarm}" for name, alarm in standing["alarms"].items()]
-    for point in standing["front"]:
+    lines += [f"  {name} had an alarm: {alarm}" for name, alarm in description["alarms"].items()]
+    for point in description["front"]:
         goals = ", ".join(f"{goal} {value:.3f}" for goal, value in point.items() if goal != "trial_id")
         lines.append(f"  on the front: {point['trial_id']} ({goals})")
-    if standing["state"] == "interrupted":
+    if description["state"] == "interrupted":
         lines.append(f"It goes on with `slime-ray extend {run}`, or with the command that began it and --resume.")
     return "\n".join(lines)
 
@@ -236,12 +236,12 @@ def _watch(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    shown = {name: getattr(options, name) for name in ("labels", "difficulties", "paper", "quiet")}
+    report_options = {name: getattr(options, name) for name in ("labels", "difficulties", "paper", "quiet")}
     from slime_ray.runs.store import is_url, local_folder
 
     run = local_folder(options.run)
-    beside = Path(f"{run.name}-report") if is_url(options.run) else None
-    show_report(run, options.out or beside, as_json=options.json, **shown)
+    out = Path(f"{run.name}-report") if is_url(options.run) else None
+    show_report(run, options.out or out, as_json=options.json, **report_options)
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -60,14 +60,14 @@ class LiveRun:
         with self._turn, open_run(self.address, self._run_store) as (run, run_store):
             self._run_store = run_store
             rows = self._finished(run)
-            standing = describe(run, rows)
+            description = describe(run, rows)
             stamps = {name: self._rows[name][0] for name in rows}
-            self.ended = standing["state"] != "at work"
+            self.ended = description["state"] != "at work"
             affordable = self._spent < FREE_SECONDS + SHARE * (time.monotonic() - self._began)
             last = self.ended and self.report is None
             if rows and (last or (build and affordable and stamps != self._built)):
                 self._build(run, stamps)
-            self.snapshot = self._snapshot(run, standing, len(rows.keys() - self._built.keys()))
+            self.snapshot = self._snapshot(run, description, len(rows.keys() - self._built.keys()))
 
     def knobs(self) -> dict[str, Any]:
         """By trial of the search what it sets over the base, for whoever clones one."""
@@ -87,8 +87,8 @@ class LiveRun:
                 stat = file.stat()
             except OSError:
                 continue
-            stamp, known = (stat.st_size, stat.st_mtime_ns), self._rows.get(file.parent.name)
-            rows[file.parent.name] = known if known and known[0] == stamp else (stamp, finished_trial(file.parent))
+            stamp, entry = (stat.st_size, stat.st_mtime_ns), self._rows.get(file.parent.name)
+            rows[file.parent.name] = entry if entry and entry[0] == stamp else (stamp, finished_trial(file.parent))
         self._rows = rows
         return {name: row for name, (_, row) in rows.items() if row is not None}
 
@@ -119,9 +119,9 @@ class LiveRun:
         self._built = stamps
         self._spent += time.thread_time() - began
 
-    def _snapshot(self, run: Path, standing: Mapping[str, Any], behind: int) -> dict[str, Any]:
+    def _snapshot(self, run: Path, description: Mapping[str, Any], behind: int) -> dict[str, Any]:
         instructions = Instructions.read(run)
-        last_seen = time.time() - (standing["said"] or 0)
+        last_seen = time.time() - (description["said"] or 0)
         running = {
             name: {
                 **{key: trial.get(key) for key in ("doing", "step", "updates", "loss", "chosen_drift", "alarm")},
@@ -129,11 +129,11 @@ class LiveRun:
                 "left": self._seconds_left(name, trial, last_seen),
                 "stopping": name in instructions.stops,
             }
-            for name, trial in standing["running"].items()
+            for name, trial in description["running"].items()
         }
         waiting = [clone.trial_id for clone in instructions.clones if clone.trial_id not in {*running, *self._rows}]
         return {
-            **standing,
+            **description,
             "running": running,
             "waiting": waiting,
             "ended": self.ended,
