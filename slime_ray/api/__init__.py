@@ -96,7 +96,7 @@ def _sweep(
     from slime_ray.on_ray.sweep import run_sweep
 
     say = _say(quiet)
-    for line in opened.design.announced(opened.seeds) if opened.design else ():
+    for line in opened.design.announcement(opened.seeds) if opened.design else ():
         say(line)
     say(f"{opened.name}: getting Ray and the shared stages ready.")
     console = Console(quiet=quiet)

@@ -147,7 +147,7 @@ def _run(sweep: Callable[..., "Run"], options: argparse.Namespace) -> None:
 
 
 def _describe_design(experiment: "Experiment") -> None:
-    for line in experiment.design.announced(experiment.seeds) if experiment.design else ():
+    for line in experiment.design.announcement(experiment.seeds) if experiment.design else ():
         print(line)
 
 

@@ -74,7 +74,7 @@ class Reproduction:
         if self.table != 3 and self.model != "gemma3-4b" and self.scale == "paper":
             lines.append("The paper has this table for gemma3-4b alone.")
         if design is not None:
-            lines.append(design.described(self.experiment.seeds))
+            lines.append(design.description(self.experiment.seeds))
         if self.scale == "demo":
             lines.append(
                 "Scale demo: the same design on the embedded task, with its own data, schedule and learning rate. It "
