@@ -104,8 +104,8 @@ def _plan(options: argparse.Namespace) -> None:
     _check(options, experiment, prices)
     lengths = parse_lengths(options.lengths) if options.lengths else None
     planner = Planner(experiment, given=DataAssumptions(options.pairs, lengths), prices=prices)
-    cluster, measured = _look(options, experiment, planner)
-    plan = planner.plan(cluster, measured)
+    cluster, rates = _find_cluster(options, experiment, planner)
+    plan = planner.plan(cluster, rates)
     print(json.dumps(plan.as_dict(), indent=1) if options.json else plan.text())
     plan.refuse()
 
@@ -125,7 +125,7 @@ def _check(options: argparse.Namespace, experiment: "Experiment", prices: "GpuPr
             )
 
 
-def _look(
+def _find_cluster(
     options: argparse.Namespace, experiment: "Experiment", planner: "Planner"
 ) -> "tuple[Cluster, MeasuredRates | None]":
     """The cluster that the plan is for, and what a probe measured there, if one is wanted."""
@@ -142,21 +142,24 @@ def _look(
     from slime_ray.on_ray.connection import connected
 
     with connected():
-        around = time.perf_counter() - clock
-        measured = None
+        connect_seconds = time.perf_counter() - clock
+        rates = None
         if options.probe:
             from rich.console import Console
 
             from slime_ray.on_ray.prepare import probe_on_cluster, show
 
-            measured = probe_on_cluster(
-                experiment, planner.probed_sample(), storage=RunStore.of(options.storage, "trials"), around=around
+            rates = probe_on_cluster(
+                experiment,
+                planner.probed_sample(),
+                storage=RunStore.of(options.storage, "trials"),
+                around=connect_seconds,
             )
-            show(measured, Console(stderr=options.json))
+            show(rates, Console(stderr=options.json))
         present = (
             connected_cluster(experiment, storage=storage) if remote else this_machine(experiment, storage=storage)
         )
-        return planned_cluster or present, measured
+        return planned_cluster or present, rates
 
 
 def _reproduce(options: argparse.Namespace) -> None:

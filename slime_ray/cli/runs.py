@@ -173,7 +173,7 @@ def _list_runs(options: argparse.Namespace) -> None:
 
 
 def _sentences(description: dict[str, Any], run: str) -> str:
-    ends = ", ".join(f"{count} {how}" for how, count in sorted(description["ends"].items())) or "none"
+    ends = ", ".join(f"{count} {status}" for status, count in sorted(description["ends"].items())) or "none"
     age = "" if description["said"] is None else f", as it said {description['said']:.0f} s ago"
     done = f"{description['done']} of {description['total']} trials have ended{age}: {ends}."
     if description["said"] is not None and not description["total"]:

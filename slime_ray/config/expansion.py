@@ -15,17 +15,19 @@ from slime_ray.config.settings import Settings, fingerprint
 from slime_ray.config.yaml_source import KeyPath
 from slime_ray.objectives.gradients import probe
 
-SHARED = ("model", "data", "sft", "evaluation")
+SHARED_PARTS = ("model", "data", "sft", "evaluation")
 """What all cells have in common: SFT checkpoint, pairs and their order, prompts, decoding, judge."""
 
 
-def expand(ablation: Ablation, base: Mapping[str, Any], fixed: Settings, file: FilePart) -> tuple[list[Arm], Design]:
+def expand(
+    ablation: Ablation, base: Mapping[str, Any], base_settings: Settings, file: FilePart
+) -> tuple[list[Arm], Design]:
     """Every center crossed with every cell of the design, each valid and none the same as another.
 
     Args:
         ablation: The key `ablate`.
         base: Of the experiment, as plain values.
-        fixed: The same as settings.
+        base_settings: The same as settings.
         file: In which the key stands.
 
     Returns:
@@ -42,8 +44,8 @@ def expand(ablation: Ablation, base: Mapping[str, Any], fixed: Settings, file: F
     def add(values: Values, name: str, keys: KeyPath, group: str) -> Settings:
         """Refuse a cell whose shared settings differ, or that trains like another of its group."""
         settings: Settings = file.check(Settings, with_values(base, values), ("ablate", *keys), where=f"{name}: ")
-        for part in SHARED:
-            if getattr(settings, part) != getattr(fixed, part):
+        for part in SHARED_PARTS:
+            if getattr(settings, part) != getattr(base_settings, part):
                 raise DesignError(
                     f"{name} has a {part} of its own, and cells of one design share the SFT checkpoint, data, prompts, "
                     f"decoding and judge. Set {part} in `base`, for all of them",
@@ -63,7 +65,7 @@ def expand(ablation: Ablation, base: Mapping[str, Any], fixed: Settings, file: F
         [reference] = [prefix + spec.variant for spec in specs if spec.reference]
         for spec in specs:
             label, keys = prefix + spec.variant, spec.keys or ("centers", center)
-            values = lay(fixed.objective.name, center_values, spec.values)
+            values = lay(base_settings.objective.name, center_values, spec.values)
             add(values, f"cell {label}", keys, center)
             arms.append(Arm(label=label, set=values))
             cells.append(

@@ -159,14 +159,14 @@ def _budget_refusals(file: ExperimentKeys, settings: Settings) -> Iterator[tuple
         yield ("budget", "gpu_hours"), ("trials hold no GPU: resources.gpu_per_worker is 0. Give budget.hours instead")
     if budget.judge_calls is not None and not judge.endpoints:
         yield ("budget", "judge_calls"), f"the judge {judge.name} makes no calls that are paid. Leave it out"
-    unpriced = [endpoint.model for endpoint in judge.endpoints if endpoint.prices is None]
-    priced = bool(judge.endpoints) and not unpriced
-    if budget.cost is not None and unpriced and len(judge.endpoints) > len(unpriced):
+    unpriced_models = [endpoint.model for endpoint in judge.endpoints if endpoint.prices is None]
+    has_prices = bool(judge.endpoints) and not unpriced_models
+    if budget.cost is not None and unpriced_models and len(judge.endpoints) > len(unpriced_models):
         yield (
             ("budget", "cost"),
-            f"the panel's judge {unpriced[0]} has no prices, so its cost would not count. Add them",
+            f"the panel's judge {unpriced_models[0]} has no prices, so its cost would not count. Add them",
         )
-    if budget.cost is not None and not (priced or (gpus and budget.price_per_gpu_hour is not None)):
+    if budget.cost is not None and not (has_prices or (gpus and budget.price_per_gpu_hour is not None)):
         yield (
             ("budget", "cost"),
             "nothing here has a price. Give budget.price_per_gpu_hour for trials that hold GPUs, or "

@@ -1,7 +1,7 @@
 """Which judge compares answers, and how it is asked: the schema of `evaluation.judge`. Nothing that judges is imported.
 
-A judge has settings that its verdicts follow from, which its identity tells, and others (`RUNNING`) that say where and
-how it runs: those may change while a run is gone on with.
+A judge has settings that its verdicts follow from, which its identity tells, and others (`RUNTIME_SETTINGS`) that say
+where and how it runs: those may change when a run is resumed.
 """
 
 import json

@@ -232,10 +232,10 @@ class Rules:
         """What stands at the paths that the requirements speak of, where a trial at this point has them."""
         key = tuple((type(value), value) for value in (point.get(path) for path in self.switches))
         if key not in self.fixed_values:
-            self.fixed_values[key] = self._fixed(point)
+            self.fixed_values[key] = self._read_fixed_values(point)
         return {**self.fixed_values[key], **point}
 
-    def _fixed(self, point: Mapping[str, Scalar]) -> dict[str, Any]:
+    def _read_fixed_values(self, point: Mapping[str, Scalar]) -> dict[str, Any]:
         settings = Settings.model_validate(with_values(self.base, point))
         fixed = {}
         for path in {path for requirement in self.requirements for path in requirement.paths} - set(point):
@@ -268,7 +268,7 @@ def has_feasible_point(search: Search, base: Mapping[str, Any]) -> bool:
 
 
 def count_points(search: Search, base: Mapping[str, Any]) -> int | None:
-    """How many points a finite space has that meet all requirements; None for an endless one, or more than COUNTED."""
+    """Count a finite space's points that meet all requirements; None for endless ones or more than COUNT_LIMIT."""
     if any(dimension.size is None for dimension in search.dimensions.values()):
         return None
     rules = Rules(search, base)

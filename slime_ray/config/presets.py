@@ -15,7 +15,7 @@ from slime_ray.errors import InputError, near
 from slime_ray.objectives import OBJECTIVES, find_objective
 
 
-def _published() -> dict[str, str]:
+def _published_presets() -> dict[str, str]:
     """The YAML of each objective's published knobs, by name."""
     return {
         f"{name}-{key}": f"summary: {json.dumps(recipe.summary(name))}\n"
@@ -28,12 +28,12 @@ def _published() -> dict[str, str]:
 def preset_names() -> list[str]:
     """Names of the presets that ship with the package."""
     files = resources.files("slime_ray.presets").iterdir()
-    return sorted([*_published(), *(Path(str(file)).stem for file in files if str(file).endswith(".yaml"))])
+    return sorted([*_published_presets(), *(Path(str(file)).stem for file in files if str(file).endswith(".yaml"))])
 
 
 def preset_text(name: str) -> str:
     """The YAML of one preset by its name. Raises InputError that names the nearest presets."""
-    if (text := _published().get(name)) is not None:
+    if (text := _published_presets().get(name)) is not None:
         return text
     if name not in preset_names():
         raise InputError(f"There is no preset {name!r}{near(name, preset_names())}.")

@@ -107,8 +107,10 @@ class SearchReader:
         return dimensions
 
     def _check_path(self, path: str) -> None:
-        if (why := why_fixed(path)) is not None:
-            raise self.error(("search", path), f"{path} cannot be searched: {why}. Set it in base, or make arms of it")
+        if (reason := fixed_reason(path)) is not None:
+            raise self.error(
+                ("search", path), f"{path} cannot be searched: {reason}. Set it in base, or make arms of it"
+            )
         if any(below(path, allowed) for allowed in SEARCHABLE_PATHS):
             return
         training = self.base.get("training") or {}
@@ -287,11 +289,11 @@ class SearchReader:
         return values
 
 
-def why_fixed(path: str) -> str | None:
+def fixed_reason(path: str) -> str | None:
     """Why trials of a search must not differ in a setting; None where they may."""
     if any(below(path, allowed) for allowed in SEARCHABLE_PATHS):
         return None
-    return next((why for fixed, why in FIXED_PATHS.items() if below(path, fixed)), None)
+    return next((reason for fixed, reason in FIXED_PATHS.items() if below(path, fixed)), None)
 
 
 def _within(search: Search, scenario: Point, pick: Callable[[str, Dimension], Scalar]) -> Point:

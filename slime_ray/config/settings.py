@@ -290,18 +290,20 @@ class Settings(Strict):
                 "same, or sft: null"
             )
         if self.evaluation.engine is not None:
-            self._check_served()
+            self._check_answer_server()
         if self.model.quantization is not None:
-            self._check_quantized()
-        unscored = [judge for judge in self.evaluation.judge.members if isinstance(judge, Exact) and not judge.scorer]
-        if unscored and not self.data.task:
+            self._check_quantization()
+        rubric_judges = [
+            judge for judge in self.evaluation.judge.members if isinstance(judge, Exact) and not judge.scorer
+        ]
+        if rubric_judges and not self.data.task:
             raise ValueError(
                 "evaluation.judge is exact, but this data has no rubric of its own. Name a scorer, "
                 "judge: {name: exact, scorer: 'package.module:function'}, or use judge: none"
             )
         return self
 
-    def _check_served(self) -> None:
+    def _check_answer_server(self) -> None:
         """Refuse what a server cannot load beside its base, as long as nothing has been trained."""
         lora, way_out = self.model.lora, "or leave evaluation.engine out, to draw the answers where trials run"
         if lora is None:
@@ -320,7 +322,7 @@ class Settings(Strict):
                 f"output head in full. Set it to false, {way_out}"
             )
 
-    def _check_quantized(self) -> None:
+    def _check_quantization(self) -> None:
         """Refuse what cannot be trained, or not be exported as it was trained, on 4-bit weights."""
         fact, model, stage = f"model.quantization is {self.model.quantization}", self.model, self.sft_model
         adapters = [adapter for adapter in (model.lora, stage.lora if self.sft else None) if adapter]
@@ -354,8 +356,8 @@ class Settings(Strict):
         if self.model.kept:
             return "model.lora keeps an adapter, which can be divided only where it is new to the model", ""
         if self.model.quantization is not None:
-            why = f"model.quantization {self.model.quantization} makes 4-bit weights, which cannot be divided"
-            return why, ", or model.quantization: null"
+            reason = f"model.quantization {self.model.quantization} makes 4-bit weights, which cannot be divided"
+            return reason, ", or model.quantization: null"
         return None
 
     @property

@@ -149,7 +149,7 @@ class _YamlError(ValueError):
 
 
 class _Reader:
-    """Turns YAML into plain values, with the line of each. Raises _Wrong."""
+    """Turns YAML into plain values, with the line of each. Raises _YamlError."""
 
     def __init__(self, text: str):
         self.text = text

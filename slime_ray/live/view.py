@@ -59,7 +59,7 @@ class LiveRun:
         """
         with self._turn, open_run(self.address, self._run_store) as (run, run_store):
             self._run_store = run_store
-            rows = self._finished(run)
+            rows = self._finished_rows(run)
             description = describe(run, rows)
             stamps = {name: self._rows[name][0] for name in rows}
             self.ended = description["state"] != "at work"
@@ -72,14 +72,14 @@ class LiveRun:
     def knobs(self) -> dict[str, Any]:
         """By trial of the search what it sets over the base, for whoever clones one."""
         with self._turn, open_run(self.address, self._run_store) as (run, _):
-            finished = {
+            finished_values = {
                 name: json.loads(row["overrides"] or "{}")
-                for name, row in self._finished(run).items()
+                for name, row in self._finished_rows(run).items()
                 if row.get("phase") != "confirm"
             }
-            return {name: trial["values"] for name, trial in self.snapshot.get("running", {}).items()} | finished
+            return {name: trial["values"] for name, trial in self.snapshot.get("running", {}).items()} | finished_values
 
-    def _finished(self, run: Path) -> dict[str, dict[str, Any]]:
+    def _finished_rows(self, run: Path) -> dict[str, dict[str, Any]]:
         """Rows of the trials that have finished. Files that have not changed are not read again."""
         rows: dict[str, tuple[Stamp, dict[str, Any] | None]] = {}
         for file in sorted((run / "trials").glob("*/trial.json")):

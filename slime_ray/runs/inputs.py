@@ -114,10 +114,10 @@ def hash_of(path: Path) -> str:
     try:
         if path.is_file():
             return _digest(path)
-        listed = "".join(f"{name} {_digest(file)}\n" for name, file in _files(path))
+        listing = "".join(f"{name} {_digest(file)}\n" for name, file in _files(path))
     except OSError as error:
         raise InputError(f"{error.filename or path} cannot be read: {error.strerror}. Make it readable.") from None
-    return hashlib.sha256(listed.encode()).hexdigest()
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -203,7 +203,7 @@ def code_of(experiment: Experiment, *, scorers: bool = True) -> dict[str, str]:
 def _code(all_settings: Iterable[Settings], names: Iterable[str], *, scorers: bool = True) -> dict[str, str]:
     code_names = {name for name in names if ":" in name}
     hashes = {}
-    for name in sorted(code_names.union(*(code_named(settings, scorers=scorers) for settings in all_settings))):
+    for name in sorted(code_names.union(*(user_code_names(settings, scorers=scorers) for settings in all_settings))):
         module = name.partition(":")[0]
         files = _modules(module)
         if module in files:
@@ -212,7 +212,7 @@ def _code(all_settings: Iterable[Settings], names: Iterable[str], *, scorers: bo
     return hashes
 
 
-def code_named(settings: Settings, *, scorers: bool = True) -> set[str]:
+def user_code_names(settings: Settings, *, scorers: bool = True) -> set[str]:
     """The `module:name` of all code of the user's that the settings name. scorers: whether those that score answers."""
     names = {settings.objective.name, *settings.training.callbacks}
     if scorers:
@@ -229,8 +229,8 @@ def _modules(module: str) -> dict[str, Path]:
     if home is None:
         return {}
     package = home.parent if home.name == "__init__.py" else home
-    installed = _is_installed(package)
-    root = package if installed else (package.parent if package != home else home.parent)
+    is_installed = _is_installed(package)
+    root = package if is_installed else (package.parent if package != home else home.parent)
     files: dict[str, Path] = {}
     queue = [module]
     while queue:
@@ -238,7 +238,7 @@ def _modules(module: str) -> dict[str, Path]:
         top_file = _file_of(name.partition(".")[0])
         if name in files or top_file is None or not (top_file == root or root in top_file.parents):
             continue
-        if _is_installed(top_file) and not installed:
+        if _is_installed(top_file) and not is_installed:
             # An environment may lie in the user's own folder.
             continue
         if name.partition(".")[0] == PACKAGE:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from slime_ray.config.complaints import explain
 from slime_ray.config.experiment import Experiment, with_values
-from slime_ray.config.search_file import why_fixed
+from slime_ray.config.search_file import fixed_reason
 from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError
 from slime_ray.runs import files, results
@@ -84,7 +84,7 @@ def ask_to_stop(run: Path, trial_id: str, *, running_ids: set[str]) -> Path:
 
     running_ids: trials that may run now. Raises InputError where it has finished already or there is none of this id.
     """
-    if _finished(run, trial_id) is not None:
+    if _finished_row(run, trial_id) is not None:
         raise InputError(f"{trial_id} has finished: there is nothing to stop.")
     if trial_id not in running_ids:
         running_list = ", ".join(sorted(running_ids)) or "none"
@@ -121,8 +121,8 @@ def ask_for_clone(run: Path, experiment: Experiment, trial_id: str, changes: Map
         raise InputError("A clone has to differ from its trial: give --set knob=value.")
     for path in changes:
         # It is ranked among the trials of the search, and may win.
-        if (why := why_fixed(path)) is not None:
-            raise InputError(f"--set: {path} cannot be a clone's own: {why}. Run an experiment with it in base.")
+        if (reason := fixed_reason(path)) is not None:
+            raise InputError(f"--set: {path} cannot be a clone's own: {reason}. Run an experiment with it in base.")
     try:
         Settings.model_validate(with_values(experiment.base, values))
     except ValidationError as error:
@@ -142,7 +142,7 @@ def ask_for_clone(run: Path, experiment: Experiment, trial_id: str, changes: Map
 
 def values_of(run: Path, trial_id: str) -> dict[str, Any]:
     """What a trial sets over base, whether it has finished, runs, or was asked for. Raises InputError for no trial."""
-    row = _finished(run, trial_id)
+    row = _finished_row(run, trial_id)
     if row is not None:
         return dict(json.loads(row["overrides"] or "{}"))
     for clone in Instructions.read(run).clones:
@@ -155,7 +155,7 @@ def values_of(run: Path, trial_id: str) -> dict[str, Any]:
     )
 
 
-def _finished(run: Path, trial_id: str) -> dict[str, Any] | None:
+def _finished_row(run: Path, trial_id: str) -> dict[str, Any] | None:
     """The row of the run's own finished trial; an id may lead to no other place."""
     if not _TRIAL_ID.fullmatch(trial_id) or len(trial_id.encode()) > LONGEST_ID:
         return None

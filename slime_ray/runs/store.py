@@ -1,7 +1,7 @@
 """Runs in an object store: a process works on a copy on its own disk, which is brought up to date before and after.
 
 A file has one writer at a time: a trial's worker writes the trial's folder, the sweep's driver all else. An object
-appears whole or not at all; what says that others are complete (`LAST`) is written after them.
+appears whole or not at all; what says that others are complete (`MARKER_FILES`) is written after them.
 """
 
 import hashlib
@@ -72,8 +72,8 @@ class RunStore:
     stamps: dict[str, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, storage: str, who: str) -> "RunStore":
-        """The storage, with a working copy for `who`: the driver and the trials keep apart, also on one machine.
+    def of(cls, storage: str, role: str) -> "RunStore":
+        """Return the storage, with a working copy by `role`: the driver and the trials keep apart, also on one machine.
 
         Working copies lie in the folder that SLIME_RAY_SCRATCH names, else in the system's for temporary files. Raises
         InputError for an address that is none.
@@ -89,7 +89,7 @@ class RunStore:
             )
         remember(storage)
         key = hashlib.sha256(storage.encode()).hexdigest()[:12]
-        return cls(_scratch() / key / who, storage)
+        return cls(_scratch() / key / role, storage)
 
     def __reduce__(self) -> tuple[object, ...]:
         """The storage travels, what this process has sent does not; each machine has its own place for a copy."""
@@ -197,13 +197,13 @@ class RunStore:
         if self.url is None:
             return
         store, base = _store(self.url)
-        objects = [(name, info) for name, info in self._remote(folder) if not _partial(PurePosixPath(name).name)]
+        objects = [(name, info) for name, info in self._remote(folder) if not _is_partial(PurePosixPath(name).name)]
         if not objects:
             shutil.rmtree(folder, ignore_errors=True)
             return
-        remote = {name: info for name, info in objects if not _skipped(name, skip)}
+        remote = {name: info for name, info in objects if not _is_skipped(name, skip)}
         for path in _files(folder):
-            if (name := self._name(path)) not in remote and not _skipped(name, skip):
+            if (name := self._name(path)) not in remote and not _is_skipped(name, skip):
                 path.unlink(missing_ok=True)
 
         def fetch(name: str) -> None:
@@ -213,7 +213,7 @@ class RunStore:
                 return
             target.parent.mkdir(parents=True, exist_ok=True)
             with (
-                files.replacing(target, durable=False) as partial,
+                files.atomic_path(target, durable=False) as partial,
                 store.open_input_stream(f"{base}/{name}") as source,
                 partial.open("wb") as sink,
             ):
@@ -249,7 +249,7 @@ class RunStore:
     def push_files(self, folder: Path) -> None:
         """The same for the files that stand in a folder itself."""
         for path in sorted(folder.iterdir()) if self.url is not None else ():
-            if path.is_file() and not _partial(path.name):
+            if path.is_file() and not _is_partial(path.name):
                 self.push(path)
 
     def remove(self, path: Path) -> None:
@@ -355,7 +355,7 @@ def _make_room(store: fs.FileSystem, path: str) -> None:
         store.create_dir(str(PurePosixPath(path).parent))
 
 
-def _skipped(name: str, skip: Container[str]) -> bool:
+def _is_skipped(name: str, skip: Container[str]) -> bool:
     return any(part in skip or part in TEMPORARY_FOLDERS for part in PurePosixPath(name).parts[:-1])
 
 
@@ -365,12 +365,12 @@ def _files(folder: Path) -> list[Path]:
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-        and not _skipped(path.relative_to(folder).as_posix(), ())
-        and not any(_partial(part) for part in path.relative_to(folder).parts)
+        and not _is_skipped(path.relative_to(folder).as_posix(), ())
+        and not any(_is_partial(part) for part in path.relative_to(folder).parts)
     ]
 
 
-def _partial(name: str) -> bool:
+def _is_partial(name: str) -> bool:
     return name.endswith((".partial", ".lock")) or (name.startswith(".") and name != files.RECORD)
 
 

@@ -21,7 +21,7 @@ from slime_ray.runs.redaction import strip_credentials
 from slime_ray.runs.stability_v1 import STABILITY_VERSION
 from slime_ray.runs.store import is_url, local_folder
 
-SAME = ("sft_checkpoint", "train_ids", "held_out", "prompts_selection")
+DATA_HASHES = ("sft_checkpoint", "train_ids", "held_out", "prompts_selection")
 """Hashes of what trials are trained on and measured by."""
 
 
@@ -50,21 +50,21 @@ class EarlierRun:
         return TypeAdapter(cls).validate_python(fields)
 
     def __str__(self) -> str:
-        passed = f"; {self.outside} more lie outside this space" if self.outside else ""
-        return f"{len(self.trials)} trials of {self.run} are known to the search{passed}."
+        note = f"; {self.outside} more lie outside this space" if self.outside else ""
+        return f"{len(self.trials)} trials of {self.run} are known to the search{note}."
 
 
 def earlier_runs(experiment: Experiment) -> list[EarlierRun]:
     """What the runs that `start_from` names have. Raises InputError where one cannot be used, with the reason."""
     if experiment.search is None:
         return []
-    return [_read(experiment, experiment.search, start.run, start.best) for start in experiment.search.earlier_runs]
+    return [_read_run(experiment, experiment.search, start.run, start.best) for start in experiment.search.earlier_runs]
 
 
 def refuse_other_data(earlier: list[EarlierRun], hashes: Mapping[str, str]) -> None:
     """Raise InputError where an earlier run had other data, or another SFT checkpoint, than this one."""
     for run in earlier:
-        for name in SAME:
+        for name in DATA_HASHES:
             if run.hashes.get(name) != hashes.get(name):
                 raise InputError(
                     f"start_from: {run.run} had another {name.replace('_', ' ')} than this run has, so its trials say "
@@ -72,10 +72,10 @@ def refuse_other_data(earlier: list[EarlierRun], hashes: Mapping[str, str]) -> N
                 )
 
 
-def _read(experiment: Experiment, search: Search, where: str, best: int | None) -> EarlierRun:
-    source = strip_credentials(where) if is_url(where) else where
+def _read_run(experiment: Experiment, search: Search, address: str, best: int | None) -> EarlierRun:
+    source = strip_credentials(address) if is_url(address) else address
     try:
-        run = local_folder(where if is_url(where) else located(where))
+        run = local_folder(address if is_url(address) else located(address))
     except ValueError as error:
         raise InputError(f"start_from: {error}.") from None
     manifest = results.read_manifest(run)
@@ -109,10 +109,10 @@ def _check_measures(experiment: Experiment, source: str, row: Mapping[str, Any])
         if not isinstance(row.get(goal), (int, float)):
             raise InputError(f"start_from: {source} has no {goal}, which is a goal here. Leave it out.")
     measures = {"judge": experiment.settings.judge_identity, "stability_version": STABILITY_VERSION}
-    for name, here in measures.items():
-        if row.get(name) != here and (name != "judge" or "win_rate" in experiment.goals):
+    for name, value in measures.items():
+        if row.get(name) != value and (name != "judge" or "win_rate" in experiment.goals):
             raise InputError(
-                f"start_from: {source} was measured with {name} {row.get(name)}, which is {here} here. Leave it out."
+                f"start_from: {source} was measured with {name} {row.get(name)}, which is {value} here. Leave it out."
             )
 
 
@@ -136,12 +136,12 @@ def _point(experiment: Experiment, search: Search, source: str, row: Mapping[str
         point = search.walk(pick)
     except LookupError:
         return None
-    here = flat(outcome_settings(experiment.settings_with(point).model_dump(mode="json")))
-    there = flat(outcome_settings(json.loads(row["settings"])))
-    for path in sorted({*there, *here}):
-        if there.get(path) != here.get(path):
+    new = flat(outcome_settings(experiment.settings_with(point).model_dump(mode="json")))
+    old = flat(outcome_settings(json.loads(row["settings"])))
+    for path in sorted({*old, *new}):
+        if old.get(path) != new.get(path):
             raise InputError(
-                f"start_from: {row['trial_id']} of {source} had {path} = {there.get(path)}, which is {here.get(path)} "
+                f"start_from: {row['trial_id']} of {source} had {path} = {old.get(path)}, which is {new.get(path)} "
                 "here and is not searched: its result says nothing about this experiment. Set the same, or leave the "
                 "run out."
             )

@@ -49,7 +49,7 @@ def cached(storage: RunStore, kind: str, key: str, make: Callable[[Path], None],
                 _acquire(lock, lambda: report({"doing": f"waiting for {kind}"}))
                 before = _lacking(storage, folder, report)
             if world.broadcast(before is not None):
-                with files.replacing(folder) if world.main else nullcontext(folder) as partial:
+                with files.atomic_path(folder) if world.main else nullcontext(folder) as partial:
                     if world.main:
                         report({"doing": f"making {kind}"})
                         clear_unfinished(storage, held=folder.name)
