@@ -96,7 +96,7 @@ def _sweep(
     from slime_ray.on_ray.sweep import run_sweep
 
     say = _say(quiet)
-    for line in opened.design.announced(opened.seeds) if opened.design else ():
+    for line in opened.design.announcement(opened.seeds) if opened.design else ():
         say(line)
     say(f"{opened.name}: getting Ray and the shared stages ready.")
     console = Console(quiet=quiet)
@@ -171,10 +171,10 @@ def train(
 
     opened, source = open_experiment(experiment, name=name, seeds=seeds, overrides=overrides)
     read_inputs(opened)
-    one = find_trial(opened, trial)
+    single_trial = find_trial(opened, trial)
     if name is None:
-        opened = opened.model_copy(update={"name": f"{opened.name}-{one.trial_id}"})
-    return Run(train_one(opened, one, source=source, storage=str(storage), start=start, say=_say(quiet)))
+        opened = opened.model_copy(update={"name": f"{opened.name}-{single_trial.trial_id}"})
+    return Run(train_one(opened, single_trial, source=source, storage=str(storage), start=start, say=_say(quiet)))
 
 
 def evaluate(

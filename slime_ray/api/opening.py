@@ -47,11 +47,11 @@ def open_experiment(
     if isinstance(experiment, Experiment):
         if changes:
             raise InputError(f"{', '.join(changes)}: an Experiment is changed before it is given, or give its file.")
-        named = experiment if name is None else experiment.model_copy(update={"name": name})
-        return named, FROM_MODEL
+        renamed = experiment if name is None else experiment.model_copy(update={"name": name})
+        return renamed, FROM_MODEL
     if isinstance(experiment, Mapping):
-        read = load_experiment(experiment, overrides=changes, name=name)
-        return read, json.dumps(from_mapping(experiment).data, indent=1) + "\n"
+        loaded = load_experiment(experiment, overrides=changes, name=name)
+        return loaded, json.dumps(from_mapping(experiment).data, indent=1) + "\n"
     source = find_space(str(experiment))
     return load_experiment(source, overrides=changes, name=name), source
 

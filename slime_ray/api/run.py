@@ -70,14 +70,14 @@ class Run:
         return Findings(self._results)
 
     @cached_property
-    def _things(self) -> Mapping[str, Mapping[str, Any]]:
+    def _artifacts(self) -> Mapping[str, Mapping[str, Any]]:
         from slime_ray.analysis.printing import Table
         from slime_ray.analysis.sections import made
 
-        things: dict[str, dict[str, Any]] = {"tables": {}, "figures": {}}
-        for entry, thing in made(self._findings):
-            things["tables" if isinstance(thing, Table) else "figures"][entry.name] = thing
-        return things
+        artifacts: dict[str, dict[str, Any]] = {"tables": {}, "figures": {}}
+        for entry, artifact in made(self._findings):
+            artifacts["tables" if isinstance(artifact, Table) else "figures"][entry.name] = artifact
+        return artifacts
 
     @property
     def table(self) -> "Table":
@@ -88,12 +88,12 @@ class Run:
     @property
     def tables(self) -> Mapping[str, "Table"]:
         """All tables of the report, by name."""
-        return self._things["tables"]
+        return self._artifacts["tables"]
 
     @property
     def figures(self) -> Mapping[str, "Figure"]:
         """All figures of the report, by name."""
-        return self._things["figures"]
+        return self._artifacts["figures"]
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write tables, figures and report.html.

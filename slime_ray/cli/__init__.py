@@ -56,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SlimeRayError as error:
         if debug:
             raise
-        again = _again(options, words, "--resume")
-        text = str(error).replace(AGAIN, f"`{again}`") if again else str(error)
+        resume_command = _resume_command(options, words, "--resume")
+        text = str(error).replace(RESUME_PHRASE, f"`{resume_command}`") if resume_command else str(error)
         print(f"slime-ray: {redact_sentence(text)}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
@@ -71,9 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         # --go-on, for the run's folder may not have been there yet.
-        again = _again(options, words, "--go-on")
-        kept = f" Finished trials and the last checkpoints are kept; go on with `{again}`." if again else ""
-        print(f"slime-ray: interrupted.{kept}", file=sys.stderr)
+        resume_command = _resume_command(options, words, "--go-on")
+        notice = (
+            f" Finished trials and the last checkpoints are kept; go on with `{resume_command}`."
+            if resume_command
+            else ""
+        )
+        print(f"slime-ray: interrupted.{notice}", file=sys.stderr)
         return Interrupted.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,8 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug or error.filename is None or not error.strerror:
             raise
         place, reason = str(error.filename), error.strerror[0].lower() + error.strerror[1:]
-        shown = place if len(place) <= 200 else f"{place[:60]}..."
-        print(f"slime-ray: {redact_sentence(shown)}: {reason}. Give another place, or mend this one.", file=sys.stderr)
+        place_text = place if len(place) <= 200 else f"{place[:60]}..."
+        print(
+            f"slime-ray: {redact_sentence(place_text)}: {reason}. Give another place, or mend this one.",
+            file=sys.stderr,
+        )
         return 1 if hasattr(options, "start") else 2
     return 0
 
@@ -101,7 +108,7 @@ def _prepare_streams() -> None:
     def plain(error: UnicodeError) -> tuple[str, int]:
         if not isinstance(error, UnicodeEncodeError):
             raise error
-        return "".join(PLAIN.get(one, "?") for one in error.object[error.start : error.end]), error.end
+        return "".join(PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
 
     codecs.register_error("slime_ray.plain", plain)
     if sys.stdout is None:
@@ -112,14 +119,14 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="slime_ray.plain")
 
 
-AGAIN = "the same command with --resume"
+RESUME_PHRASE = "the same command with --resume"
 """What errors of the other parts say, which do not know the command."""
 
 
-def _again(options: argparse.Namespace, words: Sequence[str], flag: str) -> str | None:
+def _resume_command(options: argparse.Namespace, words: Sequence[str], flag: str) -> str | None:
     """The command line that goes on with this one's run; None where there is no run to go on with."""
-    if instead := getattr(options, "again", None):
-        return redact_sentence(str(instead(options)))
+    if make_command := getattr(options, "again", None):
+        return redact_sentence(str(make_command(options)))
     if not hasattr(options, "start"):
         return None
     return shlex.join(["slime-ray", *redact([word for word in words if word not in ("--resume", "--go-on")]), flag])

@@ -94,7 +94,7 @@ def _memory(options: argparse.Namespace) -> None:
 def _gpu(options: argparse.Namespace) -> None:
     from slime_ray.bench.gpu import GpuReport, measure_gpu
 
-    _at_least(options, minutes=1)
+    _check_minimum(options, minutes=1)
     _show("gpu", options, GpuReport.text, measure_gpu(minutes=options.minutes, device=options.device, say=_say))
 
 
@@ -102,7 +102,7 @@ def _plan(options: argparse.Namespace) -> None:
     from slime_ray.bench.plan import CASES, measure_plans
     from slime_ray.bench.tables import plan_table
 
-    _at_least(options, rounds=1)
+    _check_minimum(options, rounds=1)
     cases = options.cases or list(CASES)
     for case in cases:
         if case not in CASES:
@@ -116,37 +116,37 @@ def _show(name: str, options: argparse.Namespace, table: Callable[[Report], str]
     show(name, report, table(report), as_json=options.json)
 
 
-def _at_least(options: argparse.Namespace, **bounds: int) -> None:
-    for name, least in bounds.items():
-        if getattr(options, name) < least:
-            raise InputError(f"--{name} {getattr(options, name)}: must be at least {least}.")
+def _check_minimum(options: argparse.Namespace, **bounds: int) -> None:
+    for name, minimum in bounds.items():
+        if getattr(options, name) < minimum:
+            raise InputError(f"--{name} {getattr(options, name)}: must be at least {minimum}.")
 
 
-def _among(given: str, known: Collection[str], *, option: str) -> list[str]:
+def _parse_names(text: str, choices: Collection[str], *, option: str) -> list[str]:
     """The names of a list with commas. Raises InputError for one that is not known."""
-    names = [name.strip() for name in given.split(",")]
+    names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in known:
-            raise InputError(f"{option} {name}: must be among {', '.join(known)}.")
+        if name not in choices:
+            raise InputError(f"{option} {name}: must be among {', '.join(choices)}.")
     return names
 
 
-def _options(given: argparse.Namespace) -> "Options":
+def _options(options: argparse.Namespace) -> "Options":
     from slime_ray.bench.options import RECIPES, Options
 
-    values = vars(given)
+    values = vars(options)
     return Options(
         **{name: values[name] for name in Options.__dataclass_fields__ if name in values and name != "recipes"},
-        vocabularies=_vocabularies(given.vocab),
-        recipes=_among(given.recipes, RECIPES, option="--recipes") if given.recipes else RECIPES,
+        vocabularies=_vocabularies(options.vocab),
+        recipes=_parse_names(options.recipes, RECIPES, option="--recipes") if options.recipes else RECIPES,
     )
 
 
-def _vocabularies(given: list[str]) -> tuple[int, ...]:
+def _vocabularies(sizes: list[str]) -> tuple[int, ...]:
     try:
-        return tuple(int(size) for text in given for size in text.split(","))
+        return tuple(int(size) for text in sizes for size in text.split(","))
     except ValueError:
-        raise InputError(f"--vocab {','.join(given)}: must be whole numbers, such as 4096 or 4096,32768.") from None
+        raise InputError(f"--vocab {','.join(sizes)}: must be whole numbers, such as 4096 or 4096,32768.") from None
 
 
 def _say(line: str) -> None:

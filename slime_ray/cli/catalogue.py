@@ -143,8 +143,8 @@ def _init(options: argparse.Namespace) -> None:
     schema = options.to.parent / ID
     if not schema.exists():
         files.write(schema, json.dumps(experiment_schema(), indent=1) + "\n")
-    counted = "" if pairs is None else f" {pairs:,} pairs were read."
-    print(f"{options.to} is written.{counted} Next: slime-ray check {options.to}; slime-ray plan {options.to}.")
+    pair_note = "" if pairs is None else f" {pairs:,} pairs were read."
+    print(f"{options.to} is written.{pair_note} Next: slime-ray check {options.to}; slime-ray plan {options.to}.")
 
 
 def _print_pairs(pairs: dict[str, str], options: argparse.Namespace) -> None:

@@ -23,8 +23,8 @@ from slime_ray.cli.options import (
     TRIALS,
     add_command,
     changes,
-    checked,
     load,
+    load_checked,
     option,
     run_and_report,
 )  # fmt: skip
@@ -147,7 +147,7 @@ def _run(sweep: Callable[..., "Run"], options: argparse.Namespace) -> None:
 
 
 def _describe_design(experiment: "Experiment") -> None:
-    for line in experiment.design.announced(experiment.seeds) if experiment.design else ():
+    for line in experiment.design.announcement(experiment.seeds) if experiment.design else ():
         print(line)
 
 
@@ -173,17 +173,19 @@ def _launch(options: argparse.Namespace) -> None:
     experiment, source = load(options)
     from slime_ray.on_ray.launch import DEFAULT_ADDRESS, Submission, launch, sweep_options
 
-    chosen = sweep_options(trials=options.trials, seeds=options.seeds, seed=options.seed, overrides=options.overrides)
+    arguments = sweep_options(
+        trials=options.trials, seeds=options.seeds, seed=options.seed, overrides=options.overrides
+    )
     text = source.read_text(encoding="utf-8")
-    submission = Submission(experiment.name, text, options.storage, tuple(chosen))
+    submission = Submission(experiment.name, text, options.storage, tuple(arguments))
     launch(experiment, submission, address=options.address or DEFAULT_ADDRESS, out=sys.stdout, follow=options.follow)
 
 
 def _demo(options: argparse.Namespace) -> None:
-    taken, number = None, 1
+    latest, number = None, 1
     while (Path(options.storage) / (name := "demo" if number == 1 else f"demo-{number}")).exists():
-        taken, number = name, number + 1
-    options.name = name if options.start == "fresh" else taken or name
+        latest, number = name, number + 1
+    options.name = name if options.start == "fresh" else latest or name
     _sweep(options)
 
 
@@ -192,11 +194,11 @@ def _count(things: Sized, noun: str) -> str:
 
 
 def _check(options: argparse.Namespace) -> None:
-    experiment, source = checked(options)
+    experiment, source = load_checked(options)
     if lack := experiment.settings.evaluation.lacks():
         raise InputError(lack)
     if options.json:
-        print(json.dumps(_held(experiment, source), indent=1))
+        print(json.dumps(_summary(experiment, source), indent=1))
         return
     seeds, search = experiment.seeds, experiment.search
     arms = f" {_count(experiment.arms, 'arm')} x {_count(seeds, 'seed')}."
@@ -211,16 +213,16 @@ def _check(options: argparse.Namespace) -> None:
         print("Data: " + ", ".join(f"{count:,} {name}" for name, count in sizes.items()) + ".")
     for note in notes:
         print(f"warning: {note}")
-    if about := reference_of(experiment):
-        print(about)
+    if reference_note := reference_of(experiment):
+        print(reference_note)
     for warning in _warnings(experiment):
         print(f"warning: {warning}")
     _describe_design(experiment)
     if experiment.search and experiment.search.earlier_runs:
         from slime_ray.runs.warm_start import earlier_runs
 
-        for one in earlier_runs(experiment):
-            print(one)
+        for run in earlier_runs(experiment):
+            print(run)
 
 
 def _data_of(experiment: "Experiment") -> tuple[dict[str, int], list[str]]:
@@ -229,7 +231,7 @@ def _data_of(experiment: "Experiment") -> tuple[dict[str, int], list[str]]:
     Raises InputError for data that cannot be used or is too little.
     """
     settings = experiment.settings
-    places = [Path(one.source).expanduser() for one in settings.data.sources]
+    places = [Path(entry.source).expanduser() for entry in settings.data.sources]
     files = [file for place in places for file in (place.rglob("*") if place.is_dir() else [place])]
     if settings.data.task or not all(place.exists() for place in places):
         return {}, []
@@ -251,8 +253,12 @@ def reference_of(experiment: "Experiment") -> str | None:
     """What the reference model is where no SFT stage makes it; None where that does, or no objective needs one."""
     from slime_ray.runs.inputs import all_settings
 
-    plain = [one for one in all_settings(experiment) if one.sft is None and one.objective.build().needs_reference]
-    names = ", ".join(dict.fromkeys(one.objective.name for one in plain))
+    plain = [
+        settings
+        for settings in all_settings(experiment)
+        if settings.sft is None and settings.objective.build().needs_reference
+    ]
+    names = ", ".join(dict.fromkeys(settings.objective.name for settings in plain))
     return f"The reference of {names} is {plain[0].model.source} as it is, since sft is null." if plain else None
 
 
@@ -261,20 +267,22 @@ def _warnings(experiment: "Experiment") -> list[str]:
     from slime_ray.config.tuning import tuning_warnings
     from slime_ray.data.places import missing_file
 
-    missing = {one.source: missing_file(one.source) for one in experiment.settings.data.sources}
-    found = [
+    missing = {entry.source: missing_file(entry.source) for entry in experiment.settings.data.sources}
+    warnings = [
         f"{source} is not on this machine{hint}. Trials read it where they run."
         for source, hint in missing.items()
         if hint is not None
     ]
     early = experiment.early_stopping
-    if early and (unseen := experiment.unseen_goals):
-        seen = ", ".join(early.ranked_by)
-        found.append(f"early_stopping ranks by {seen}; {', '.join(unseen)} can be seen at a trial's end alone.")
-    return [*found, *(f"{sentence}." for sentence in tuning_warnings(experiment))]
+    if early and (unseen_goals := experiment.unseen_goals):
+        metrics = ", ".join(early.ranked_by)
+        warnings.append(
+            f"early_stopping ranks by {metrics}; {', '.join(unseen_goals)} can be seen at a trial's end alone."
+        )
+    return [*warnings, *(f"{sentence}." for sentence in tuning_warnings(experiment))]
 
 
-def _held(experiment: "Experiment", source: Path) -> dict[str, object]:
+def _summary(experiment: "Experiment", source: Path) -> dict[str, object]:
     """What `check` says of an experiment, for a script."""
     sizes, notes = _data_of(experiment)
     return {
@@ -301,7 +309,7 @@ def _doctor(options: argparse.Namespace) -> None:
         return
     from rich.console import Console
 
-    experiment = checked(options)[0] if options.space else None
+    experiment = load_checked(options)[0] if options.space else None
     from slime_ray.on_ray.preflight import doctor
     from slime_ray.runs.store import RunStore
 

@@ -63,9 +63,9 @@ class Parser(argparse.ArgumentParser):
         options, rest = super().parse_known_args(args, namespace)
         if rest:
             # Dashes, which all have, make none alike.
-            known = {name.strip("-"): name for action in self.arguments for name in action.option_strings}
-            near = difflib.get_close_matches(rest[0].partition("=")[0].strip("-"), known, n=1)
-            hint = f" (did you mean {known[near[0]]}?)" if near else ""
+            spellings = {name.strip("-"): name for action in self.arguments for name in action.option_strings}
+            near = difflib.get_close_matches(rest[0].partition("=")[0].strip("-"), spellings, n=1)
+            hint = f" (did you mean {spellings[near[0]]}?)" if near else ""
             self.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
         return options, rest
 
@@ -108,8 +108,8 @@ def add_command(
         defaults: Values of options that it lacks.
     """
     description = f"{says[0].upper()}{says[1:]}." + (f"\n\n{more}" if more else "")
-    shown = "".join(f"\n  {line}" for line in examples)
-    parser: Parser = commands.add_parser(name, description=description, epilog=f"examples:\n{shown}")
+    example_lines = "".join(f"\n  {line}" for line in examples)
+    parser: Parser = commands.add_parser(name, description=description, epilog=f"examples:\n{example_lines}")
     parser.says = says
     for declare in options:
         declare(parser)
@@ -168,14 +168,14 @@ def changes(options: argparse.Namespace) -> dict[str, Any]:
     """What `EXPERIMENT`'s options change of an experiment, as the functions of slime_ray take it."""
     from slime_ray.config.experiment_file import parse_override, parse_seeds
 
-    given: dict[str, Any] = {"overrides": dict(parse_override(text) for text in options.overrides)}
-    given |= {key: getattr(options, key) for key in ("name", "trials") if getattr(options, key, None) is not None}
+    arguments: dict[str, Any] = {"overrides": dict(parse_override(text) for text in options.overrides)}
+    arguments |= {key: getattr(options, key) for key in ("name", "trials") if getattr(options, key, None) is not None}
     if getattr(options, "seeds", None) is not None:
-        given["seeds"] = parse_seeds(options.seeds)
-    return given
+        arguments["seeds"] = parse_seeds(options.seeds)
+    return arguments
 
 
-def checked(options: argparse.Namespace) -> "tuple[Experiment, Path]":
+def load_checked(options: argparse.Namespace) -> "tuple[Experiment, Path]":
     """The same, with the files that it names read: trials run where this process does, or on the same files."""
     from slime_ray import api
 
@@ -188,9 +188,9 @@ def run_and_report(run: "Callable[..., Run]", experiment: "ExperimentLike", *, q
     """Call a function of slime_ray that runs an experiment, with further arguments of it, and print the report."""
     from slime_ray.runs.store import RunStore
 
-    done = run(experiment, quiet=quiet, **more)
+    finished_run = run(experiment, quiet=quiet, **more)
     # A run in an object store is a working copy here, in a folder that says whose.
-    show_report(done.path, None, RunStore.of(more["storage"], done.path.parent.name), quiet=quiet)
+    show_report(finished_run.path, None, RunStore.of(more["storage"], finished_run.path.parent.name), quiet=quiet)
 
 
 def show_report(
@@ -211,10 +211,10 @@ def show_report(
     from slime_ray.analysis.report import write_report
 
     files = write_report(run, out, labels=labels, difficulties=difficulties, paper=paper)
-    stored = storage if storage is not None and storage.url is not None else None
-    if stored:
-        with stored.answering():
-            stored.push(files.html.parent)
+    run_store = storage if storage is not None and storage.url is not None else None
+    if run_store:
+        with run_store.raise_store_errors():
+            run_store.push(files.html.parent)
     if as_json:
         print(files.json())
     elif quiet:
@@ -224,5 +224,5 @@ def show_report(
         print(f"\nReport: {files.html}")
         if paper:
             print(f"For a paper: {files.folder / 'paper.tex'}")
-        if stored:
-            print(f"It is in {stored.shown}/{run.name}, too.")
+        if run_store:
+            print(f"It is in {run_store.display_address}/{run.name}, too.")

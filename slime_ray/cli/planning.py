@@ -15,8 +15,8 @@ from slime_ray.cli.options import (
     START,
     STORAGE,
     add_command,
-    checked,
     exclusive,
+    load_checked,
     option,
     run_and_report,
 )  # fmt: skip
@@ -95,7 +95,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    experiment, _ = checked(options)
+    experiment, _ = load_checked(options)
     from slime_ray.planning.estimate import Planner
     from slime_ray.planning.material import DataAssumptions, parse_lengths
     from slime_ray.planning.prices import load_prices
@@ -104,7 +104,7 @@ def _plan(options: argparse.Namespace) -> None:
     _check(options, experiment, prices)
     lengths = parse_lengths(options.lengths) if options.lengths else None
     planner = Planner(experiment, assumptions=DataAssumptions(options.pairs, lengths), prices=prices)
-    cluster, measured = _look(options, experiment, planner)
+    cluster, measured = _find_cluster(options, experiment, planner)
     plan = planner.plan(cluster, measured)
     print(json.dumps(plan.as_dict(), indent=1) if options.json else plan.text())
     plan.refuse()
@@ -125,7 +125,7 @@ def _check(options: argparse.Namespace, experiment: "Experiment", prices: "GpuPr
             )
 
 
-def _look(
+def _find_cluster(
     options: argparse.Namespace, experiment: "Experiment", planner: "Planner"
 ) -> "tuple[Cluster, MeasuredRates | None]":
     """The cluster that the plan is for, and what a probe measured there, if one is wanted."""
@@ -133,30 +133,33 @@ def _look(
     from slime_ray.runs.store import RunStore
 
     storage = RunStore.of(options.storage, "driver")
-    assumed = given_cluster(experiment, gpus=options.gpus, gpu=options.gpu) if options.gpus else None
+    planned_cluster = given_cluster(experiment, gpus=options.gpus, gpu=options.gpu) if options.gpus else None
     remote = os.environ.get("RAY_ADDRESS") not in (None, "", "local")
-    if not options.probe and (assumed or not remote):
-        return assumed or this_machine(experiment, storage=storage), None
+    if not options.probe and (planned_cluster or not remote):
+        return planned_cluster or this_machine(experiment, storage=storage), None
     clock = time.perf_counter()
     from slime_ray.on_ray.cluster_state import connected_cluster
     from slime_ray.on_ray.connection import connected
 
     with connected():
-        around = time.perf_counter() - clock
-        measured = None
+        connect_seconds = time.perf_counter() - clock
+        rates = None
         if options.probe:
             from rich.console import Console
 
             from slime_ray.on_ray.prepare import probe_on_cluster, show
 
-            measured = probe_on_cluster(
-                experiment, planner.probed_sample(), storage=RunStore.of(options.storage, "trials"), around=around
+            rates = probe_on_cluster(
+                experiment,
+                planner.probed_sample(),
+                storage=RunStore.of(options.storage, "trials"),
+                around=connect_seconds,
             )
-            show(measured, Console(stderr=options.json))
+            show(rates, Console(stderr=options.json))
         present = (
             connected_cluster(experiment, storage=storage) if remote else this_machine(experiment, storage=storage)
         )
-        return assumed or present, measured
+        return planned_cluster or present, rates
 
 
 def _reproduce(options: argparse.Namespace) -> None:

@@ -133,7 +133,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from slime_ray.runs.control import opened
+    from slime_ray.runs.control import open_run
     from slime_ray.runs.status import describe
 
     if options.run is None:
@@ -141,15 +141,15 @@ def _status(options: argparse.Namespace) -> None:
         return
     last = None
     while True:
-        with opened(options.run) as (run, _):
-            standing = describe(run)
-        now = json.dumps(standing, indent=1) if options.json else _sentences(standing, redact(options.run))
+        with open_run(options.run) as (run, _):
+            description = describe(run)
+        text = json.dumps(description, indent=1) if options.json else _sentences(description, redact(options.run))
         # How long ago it spoke changes all the time.
-        if standing | {"said": None} != last:
-            print(now, flush=True)
-        if not options.watch or standing["state"] != "at work":
+        if description | {"said": None} != last:
+            print(text, flush=True)
+        if not options.watch or description["state"] != "at work":
             return
-        last = standing | {"said": None}
+        last = description | {"said": None}
         time.sleep(WATCH_SECONDS)
 
 
@@ -172,37 +172,37 @@ def _list_runs(options: argparse.Namespace) -> None:
         print(f"There are no runs in {options.storage}.")
 
 
-def _sentences(standing: dict[str, Any], run: str) -> str:
-    ends = ", ".join(f"{count} {how}" for how, count in sorted(standing["ends"].items())) or "none"
-    age = "" if standing["said"] is None else f", as it said {standing['said']:.0f} s ago"
-    done = f"{standing['done']} of {standing['total']} trials have ended{age}: {ends}."
-    if standing["said"] is not None and not standing["total"]:
+def _sentences(description: dict[str, Any], run: str) -> str:
+    ends = ", ".join(f"{count} {status}" for status, count in sorted(description["ends"].items())) or "none"
+    age = "" if description["said"] is None else f", as it said {description['said']:.0f} s ago"
+    done = f"{description['done']} of {description['total']} trials have ended{age}: {ends}."
+    if description["said"] is not None and not description["total"]:
         done = f"No trial has begun{age}: Ray starts, or the stages that all trials share are made."
-    lines = [f"{standing['name']}: {standing['state']}. {done}"]
-    stages = {"stages": standing["stages"]} if standing["stages"] else {}
-    for name, trial in {**stages, **standing["running"]}.items():
+    lines = [f"{description['name']}: {description['state']}. {done}"]
+    stages = {"stages": description["stages"]} if description["stages"] else {}
+    for name, trial in {**stages, **description["running"]}.items():
         step = f" {trial['step']}/{trial['updates']}" if trial.get("updates") else ""
         numbers = [f"{key} {trial[key]:.3f}" for key in ("loss", "chosen_drift") if isinstance(trial.get(key), float)]
         alarm = [f"alarm: {trial['alarm']}"] if trial.get("alarm") else []
         lines.append(f"  {name}: {', '.join([str(trial.get('doing', 'starting')) + step, *numbers, *alarm])}")
-    lines += [f"  {name} had an alarm: {alarm}" for name, alarm in standing["alarms"].items()]
-    for point in standing["front"]:
+    lines += [f"  {name} had an alarm: {alarm}" for name, alarm in description["alarms"].items()]
+    for point in description["front"]:
         goals = ", ".join(f"{goal} {value:.3f}" for goal, value in point.items() if goal != "trial_id")
         lines.append(f"  on the front: {point['trial_id']} ({goals})")
-    if standing["state"] == "interrupted":
+    if description["state"] == "interrupted":
         lines.append(f"It goes on with `slime-ray extend {run}`, or with the command that began it and --resume.")
     return "\n".join(lines)
 
 
 def _extend(options: argparse.Namespace) -> None:
     from slime_ray import api
-    from slime_ray.runs.control import extended, opened
-    from slime_ray.runs.folder import reopened
+    from slime_ray.runs.control import extend_experiment, open_run
+    from slime_ray.runs.folder import read_experiment
     from slime_ray.runs.results import read_manifest
 
-    with opened(options.run) as (run, run_store):
-        experiment, manifest = reopened(run), read_manifest(run)
-    experiment = extended(experiment, options.trials, options.run)
+    with open_run(options.run) as (run, run_store):
+        experiment, manifest = read_experiment(run), read_manifest(run)
+    experiment = extend_experiment(experiment, options.trials, options.run)
     run_and_report(
         # The folder may have been renamed, or be a copy.
         api.sweep, experiment, name=run.name, start="resume", storage=run_store.url or str(run_store.root),
@@ -211,18 +211,18 @@ def _extend(options: argparse.Namespace) -> None:
 
 
 def _stop(options: argparse.Namespace) -> None:
-    from slime_ray.runs.control import opened, stop_trial
+    from slime_ray.runs.control import open_run, stop_trial
 
-    with opened(options.run) as (run, run_store):
+    with open_run(options.run) as (run, run_store):
         print(stop_trial(run, run_store, options.trial))
 
 
 def _clone(options: argparse.Namespace) -> None:
     from slime_ray.config.experiment_file import parse_override
-    from slime_ray.runs.control import clone_trial, opened
+    from slime_ray.runs.control import clone_trial, open_run
     from slime_ray.runs.status import read_status
 
-    with opened(options.run) as (run, run_store):
+    with open_run(options.run) as (run, run_store):
         clone = clone_trial(run, run_store, options.trial, dict(map(parse_override, options.overrides)))
         at_work = read_status(run).at_work
     when = "runs next" if at_work else f"runs when the sweep goes on: slime-ray extend {redact(options.run)}"
@@ -236,12 +236,12 @@ def _watch(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    shown = {name: getattr(options, name) for name in ("labels", "difficulties", "paper", "quiet")}
+    report_options = {name: getattr(options, name) for name in ("labels", "difficulties", "paper", "quiet")}
     from slime_ray.runs.store import is_url, local_folder
 
     run = local_folder(options.run)
-    beside = Path(f"{run.name}-report") if is_url(options.run) else None
-    show_report(run, options.out or beside, as_json=options.json, **shown)
+    out = Path(f"{run.name}-report") if is_url(options.run) else None
+    show_report(run, options.out or out, as_json=options.json, **report_options)
 
 
 def _compare(options: argparse.Namespace) -> None:

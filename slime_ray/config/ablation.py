@@ -27,7 +27,7 @@ REMOVE = "objective.remove"
 MARGINS = ("soft_margin", "hard_margin")
 
 
-class Unfit(ValueError):
+class DesignError(ValueError):
     """A design that has no cells to compare, as a sentence. keys: where in `ablate` the reason stands."""
 
     def __init__(self, sentence: str, *keys: str | int):
@@ -36,7 +36,7 @@ class Unfit(ValueError):
 
 
 @dataclass(frozen=True)
-class Planned:
+class CellSpec:
     """One cell around a center: what it sets there.
 
     reference: it is what the others are compared with. keys: where in `ablate` it is asked for.
@@ -60,12 +60,12 @@ class Ablation(Strict):
     metric: Metric = "win_rate"
     """The metric by which cells are said to differ."""
 
-    def around(self) -> dict[str, Values]:
-        """What each center sets; without any, `base` is the only one. Raises Unfit for an unknown preset."""
+    def center_values(self) -> dict[str, Values]:
+        """Return what each center sets; `base` alone where there are none. Raises DesignError."""
         return {name: with_preset(values, "centers", name) for name, values in self.centers.items()} or {"base": {}}
 
-    def cells(self, center: str, settings: Settings) -> list[Planned]:
-        """The cells around one center, exactly one of them a reference. Raises Unfit."""
+    def cells(self, center: str, settings: Settings) -> list[CellSpec]:
+        """Return the cells around one center, exactly one of them a reference. Raises DesignError."""
         raise NotImplementedError
 
 
@@ -79,31 +79,33 @@ class LeaveOneOut(Ablation):
     controls: Literal["gradient_matched"] | None = None
     """Also each variant with the weight at which its pair term pushes like the full one."""
 
-    def cells(self, center: str, settings: Settings) -> list[Planned]:
+    def cells(self, center: str, settings: Settings) -> list[CellSpec]:
         objective, components = full_objective(center, settings, self.components)
         if self.controls and not hasattr(objective, "push_term"):
-            raise Unfit(f"{settings.objective.name} does not say which term pushes: it has no push_term", "controls")
-        planned = [Planned("full", levels=dict.fromkeys(components, True), reference=True)]
-        for index, gone in enumerate(components):
-            plain = without((gone,), components, ("components", index) if self.components else ())
-            planned += [plain, *(_matched(objective, plain) if self.controls else ())]
-        if self.controls and not any(one.control for one in planned):
-            raise Unfit(
+            raise DesignError(
+                f"{settings.objective.name} does not say which term pushes: it has no push_term", "controls"
+            )
+        cells = [CellSpec("full", levels=dict.fromkeys(components, True), reference=True)]
+        for index, component in enumerate(components):
+            variant = reduced_cell((component,), components, ("components", index) if self.components else ())
+            cells += [variant, *(_matched_control(objective, variant) if self.controls else ())]
+        if self.controls and not any(cell.control for cell in cells):
+            raise DesignError(
                 f"around center {center} no removal changes how hard {settings.objective.name} pushes beside its other "
                 "terms, so nothing is to be matched: of a single term Adam takes no notice. Leave controls out",
                 "controls",
             )
-        return planned
+        return cells
 
 
-def _matched(objective: Any, plain: Planned) -> list[Planned]:
+def _matched_control(objective: Any, cell: CellSpec) -> list[CellSpec]:
     try:
-        knobs = matched_knobs(objective, tuple(plain.values[REMOVE]))
+        knobs = matched_knobs(objective, tuple(cell.values[REMOVE]))
     except ValueError as error:
-        raise Unfit(f"{plain.variant} can have no gradient-matched control: {error}", "controls") from None
-    values = {**plain.values, **{f"objective.{knob}": value for knob, value in knobs.items()}}
-    matched = Planned(f"{plain.variant}-matched", values, plain.levels, control=True, keys=("controls",))
-    return [matched] if knobs else []
+        raise DesignError(f"{cell.variant} can have no gradient-matched control: {error}", "controls") from None
+    values = {**cell.values, **{f"objective.{knob}": value for knob, value in knobs.items()}}
+    control = CellSpec(f"{cell.variant}-matched", values, cell.levels, control=True, keys=("controls",))
+    return [control] if knobs else []
 
 
 class Factorial(Ablation):
@@ -116,23 +118,23 @@ class Factorial(Ablation):
 
     @field_validator("components")
     @classmethod
-    def _one_reading(cls, components: list[str] | None) -> list[str] | None:
+    def _refuse_two_readings(cls, components: list[str] | None) -> list[str] | None:
         if {"hard_margin", "hard_margin_clip"} <= set(components or ()):
             raise ValueError("hard_margin and hard_margin_clip are two readings of one ablation. Name one of them")
         return components
 
-    def cells(self, center: str, settings: Settings) -> list[Planned]:
+    def cells(self, center: str, settings: Settings) -> list[CellSpec]:
         objective, components = full_objective(center, settings, self.components, leave_out=("hard_margin_clip",))
         if len(components) < 2:
-            raise Unfit(
+            raise DesignError(
                 f"a factorial needs two parts or more, and center {center} has {', '.join(components)}", "design"
             )
         # Cells are called by what they lack, and not by the order in which it was listed.
         components = [part for part in parts_of(objective) if part in components]
-        planned = [Planned("full", levels=dict.fromkeys(components, True), reference=True)]
+        cells = [CellSpec("full", levels=dict.fromkeys(components, True), reference=True)]
         for count in range(1, len(components) + 1):
-            planned += [without(gone, components, ("components",)) for gone in combinations(components, count)]
-        return planned
+            cells += [reduced_cell(removal, components, ("components",)) for removal in combinations(components, count)]
+        return cells
 
 
 class Sensitivity(Ablation):
@@ -143,26 +145,26 @@ class Sensitivity(Ablation):
     knobs: Annotated[dict[str, Annotated[list[Scalar], Field(min_length=1), Once]], Field(min_length=1)]
     """Paths into `objective` and `training`, each with its other values."""
 
-    def cells(self, center: str, settings: Settings) -> list[Planned]:
-        levels_there = {path: self._center_value(center, settings, path) for path in self.knobs}
-        planned = [Planned("center", levels=levels_there, reference=True)]
+    def cells(self, center: str, settings: Settings) -> list[CellSpec]:
+        center_levels = {path: self._center_value(center, settings, path) for path in self.knobs}
+        cells = [CellSpec("center", levels=center_levels, reference=True)]
         for path, values in self.knobs.items():
             knob = path.rsplit(".", 1)[-1]
-            planned += [
-                Planned(f"{knob}-{_worded(value)}", {path: value}, {path: value}, keys=("knobs", path, index))
+            cells += [
+                CellSpec(f"{knob}-{_label_part(value)}", {path: value}, {path: value}, keys=("knobs", path, index))
                 for index, value in enumerate(values)
-                if value != levels_there[path]
+                if value != center_levels[path]
             ]
-        return planned
+        return cells
 
     def _center_value(self, center: str, settings: Settings, path: str) -> Level:
         try:
             value = value_at(settings, path)
         except KeyError:
-            known = [f"{part}.{knob}" for part in ("objective", "training") for knob in dict(getattr(settings, part))]
-            raise Unfit(f"{path}: there is no such setting{near(path, known)}", "knobs", path) from None
+            paths = [f"{part}.{knob}" for part in ("objective", "training") for knob in dict(getattr(settings, part))]
+            raise DesignError(f"{path}: there is no such setting{near(path, paths)}", "knobs", path) from None
         if not isinstance(value, Level):
-            raise Unfit(f"{path} is not one number, word or flag around {center}", "knobs", path)
+            raise DesignError(f"{path} is not one number, word or flag around {center}", "knobs", path)
         return value
 
 
@@ -176,34 +178,36 @@ class Exponent(Ablation):
     controls: Literal["strength_matched"] | None = None
     """Also each other p with the strength that gives a rejected token of -5 nats the center's penalty."""
 
-    def cells(self, center: str, settings: Settings) -> list[Planned]:
+    def cells(self, center: str, settings: Settings) -> list[CellSpec]:
         objective = settings.objective.build()
         if not isinstance(objective, SlimeObjective):
             name = settings.objective.name
-            raise Unfit(
+            raise DesignError(
                 f"this design is about parts of SLIME, and the objective of center {center} is {name}", "design"
             )
         if not has_effect(objective, "stabilizer"):
-            raise Unfit(
+            raise DesignError(
                 f"center {center} has no stabilizer, whose exponent could be varied, or one without any effect",
                 "centers",
                 center,
             )
-        planned = []
+        cells = []
         for exponent in sorted({*self.exponents, objective.stabilizer_exponent}):
             keys = ("exponents", self.exponents.index(exponent)) if exponent in self.exponents else ()
             variant, levels = f"p-{exponent}", {EXPONENT: exponent}
             if exponent == objective.stabilizer_exponent:
-                planned.append(Planned(variant, levels=levels, reference=True))
+                cells.append(CellSpec(variant, levels=levels, reference=True))
                 continue
-            planned.append(Planned(variant, {EXPONENT: exponent}, levels, keys=keys))
+            cells.append(CellSpec(variant, {EXPONENT: exponent}, levels, keys=keys))
             if self.controls:
                 try:
                     values = {EXPONENT: exponent, STRENGTH: matched_strength(objective, exponent)}
                 except ValueError as error:
-                    raise Unfit(f"{variant} can have no control of matched strength: {error}", "controls") from None
-                planned.append(Planned(f"{variant}-matched", values, levels, control=True, keys=("controls",)))
-        return planned
+                    raise DesignError(
+                        f"{variant} can have no control of matched strength: {error}", "controls"
+                    ) from None
+                cells.append(CellSpec(f"{variant}-matched", values, levels, control=True, keys=("controls",)))
+        return cells
 
 
 class Baselines(Ablation):
@@ -221,15 +225,15 @@ class Baselines(Ablation):
     against: str = "slime"
     """The method that the others are compared with."""
 
-    def cells(self, center: str, settings: Settings) -> list[Planned]:
+    def cells(self, center: str, settings: Settings) -> list[CellSpec]:
         if self.against not in self.methods:
-            raise Unfit(
+            raise DesignError(
                 f"the methods are compared with {self.against!r}, which is none of them"
                 f"{near(self.against, self.methods)}",
                 "against",
             )
         return [
-            Planned(name, with_preset(values, "methods", name), reference=name == self.against, keys=("methods", name))
+            CellSpec(name, with_preset(values, "methods", name), reference=name == self.against, keys=("methods", name))
             for name, values in self.methods.items()
         ]
 
@@ -248,47 +252,47 @@ AnyAblation = Annotated[
 
 
 def full_objective(
-    center: str, settings: Settings, named: Sequence[str] | None, *, leave_out: Sequence[str] = ()
+    center: str, settings: Settings, component_names: Sequence[str] | None, *, leave_out: Sequence[str] = ()
 ) -> tuple[Objective, list[str]]:
     """Return the objective at a center and the parts that a design takes away from it.
 
     Args:
         center: Its name.
         settings: Of the center.
-        named: Parts as the file has them; None is each part whose removal changes the objective.
+        component_names: Parts as the file has them; None is each part whose removal changes the objective.
         leave_out: Parts that are not taken away where none is named.
 
     Raises:
-        Unfit: The objective has no such part, lacks some already, or would train alike without one.
+        DesignError: The objective has no such part, lacks some already, or would train alike without one.
     """
     objective, name = settings.objective.build(), settings.objective.name
     parts = parts_of(objective)
     if not parts:
-        raise Unfit(
+        raise DesignError(
             f"the objective of center {center}, {name}, declares no parts that this design could take away", "design"
         )
-    if gone := getattr(settings.objective, "remove", ()):
-        raise Unfit(
-            f"center {center} has no full objective to compare with: {REMOVE} takes {', '.join(gone)} away "
+    if removal := getattr(settings.objective, "remove", ()):
+        raise DesignError(
+            f"center {center} has no full objective to compare with: {REMOVE} takes {', '.join(removal)} away "
             "there. Leave it out; the design removes components itself",
             "centers", center,
         )  # fmt: skip
-    for index, part in enumerate(named or ()):
+    for index, part in enumerate(component_names or ()):
         if part not in parts:
             sentence = f"{part!r} is no part of {name}{near(part, parts)}. Allowed: {', '.join(parts)}"
-            raise Unfit(sentence, "components", index)
-    components = named or [part for part in parts if part not in leave_out]
-    alike = [part for part in components if not has_effect(objective, part)]
+            raise DesignError(sentence, "components", index)
+    components = component_names or [part for part in parts if part not in leave_out]
+    idle_parts = [part for part in components if not has_effect(objective, part)]
     # SLIME is known by its parts; another objective may declare some that its knobs have switched off.
-    if alike and (named or isinstance(objective, SlimeObjective)):
-        raise Unfit(
-            f"center {center}: {name} trains alike with and without {alike[0]} there, so that their cells would be "
-            "equal. Give it an effect, or leave the component out of `components`",
+    if idle_parts and (component_names or isinstance(objective, SlimeObjective)):
+        raise DesignError(
+            f"center {center}: {name} trains alike with and without {idle_parts[0]} there, so that their cells would "
+            "be equal. Give it an effect, or leave the component out of `components`",
             "centers", center,
         )  # fmt: skip
-    if len(alike) == len(components):
-        raise Unfit(f"center {center}: no part of {name} has an effect there", "design")
-    return objective, [part for part in components if part not in alike]
+    if len(idle_parts) == len(components):
+        raise DesignError(f"center {center}: no part of {name} has an effect there", "design")
+    return objective, [part for part in components if part not in idle_parts]
 
 
 def parts_of(objective: Objective) -> tuple[str, ...]:
@@ -305,34 +309,34 @@ def has_effect(objective: Any, part: str) -> bool:
 
 
 def with_preset(values: Values, *keys: str) -> Values:
-    """What a center or method sets, with the objective of the preset that it may name under the rest. Raises Unfit."""
+    """Lay what a center or method sets over the objective of its preset. Raises DesignError."""
     if "preset" not in values:
         return values
     name, rest = values["preset"], {path: value for path, value in values.items() if path != "preset"}
     try:
         base = preset_base(str(name))
     except InputError as error:
-        raise Unfit(str(error).rstrip("."), *keys, "preset") from None
+        raise DesignError(str(error).rstrip("."), *keys, "preset") from None
     if "objective" not in base:
-        raise Unfit(f"the preset {name} has no objective", *keys, "preset")
+        raise DesignError(f"the preset {name} has no objective", *keys, "preset")
     return merge({"objective": base["objective"]}, rest)
 
 
-def without(gone: Sequence[str], components: Iterable[str], keys: KeyPath) -> Planned:
-    """The cell that lacks some of a design's components."""
-    levels = {component: component not in gone for component in components}
-    return Planned(without_words(gone), {REMOVE: [*gone]}, levels, keys=keys)
+def reduced_cell(removal: Sequence[str], components: Iterable[str], keys: KeyPath) -> CellSpec:
+    """Return the cell that lacks some of a design's components."""
+    levels = {component: component not in removal for component in components}
+    return CellSpec(reduced_label(removal), {REMOVE: [*removal]}, levels, keys=keys)
 
 
-def without_words(gone: Sequence[str]) -> str:
-    """What a cell is called by what it lacks, such as `without-anchor-soft-margin`."""
-    words = [component.replace("_", "-") for component in gone]
-    if gone[-2:] == MARGINS:
+def reduced_label(removal: Sequence[str]) -> str:
+    """Return a cell's label by what it lacks, such as `without-anchor-soft-margin`."""
+    words = [component.replace("_", "-") for component in removal]
+    if removal[-2:] == MARGINS:
         words[-2:] = ["margins"]
     return "-".join(["without", *words])
 
 
-def _worded(value: Hashable) -> str:
-    """A value as part of a label."""
+def _label_part(value: Hashable) -> str:
+    """Return a value as part of a label."""
     word = str(value).lower() if isinstance(value, bool) else str(value)
     return re.sub(r"[^A-Za-z0-9._-]+", "", word)

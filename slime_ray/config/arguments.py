@@ -26,12 +26,12 @@ SCHEDULER_KWARGS: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """What `lr_scheduler_kwargs` may hold; the others take nothing."""
-NEEDED: Mapping[str, tuple[str, ...]] = {
+REQUIRED_KWARGS: Mapping[str, tuple[str, ...]] = {
     "warmup_stable_decay": ("num_decay_steps",),
     **dict.fromkeys(("cosine_with_min_lr", "cosine_warmup_with_min_lr"), ("min_lr", "min_lr_rate")),
 }
 """Of which just one has to be there."""
-INSTEAD = {
+EQUIVALENTS = {
     "learning_rate": "learning_rate", "num_train_epochs": "epochs", "max_steps": "updates",
     "warmup_steps": "warmup_fraction", "weight_decay": "weight_decay", "adam_beta2": "adam_beta2",
     "max_grad_norm": "max_grad_norm", "per_device_train_batch_size": "pairs_per_update",
@@ -73,27 +73,29 @@ class TrainerArguments(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _not_the_engines(cls, given: Any) -> Any:
-        for name in given if isinstance(given, Mapping) else ():
-            if name in INSTEAD:
-                raise ValueError(f"{name} is {INSTEAD[name]} here. Set that")
+    def _refuse_engine_arguments(cls, arguments: Any) -> Any:
+        for name in arguments if isinstance(arguments, Mapping) else ():
+            if name in EQUIVALENTS:
+                raise ValueError(f"{name} is {EQUIVALENTS[name]} here. Set that")
             if name in REASONS:
                 raise ValueError(f"{name} cannot be set: {REASONS[name]}. Leave it out")
             if name not in cls.model_fields:
                 raise ValueError(f"{name} is none of those that may be set: {ENGINE}{near(name, cls.model_fields)}")
-        return given
+        return arguments
 
     @model_validator(mode="after")
-    def _scheduler_takes_them(self) -> "TrainerArguments":
+    def _check_scheduler_kwargs(self) -> "TrainerArguments":
         kind = self.lr_scheduler_type
         if kind is None:
             if self.lr_scheduler_kwargs:
                 raise ValueError("lr_scheduler_kwargs has no effect without lr_scheduler_type. Name one")
             return self
-        takes = SCHEDULER_KWARGS.get(kind, ())
-        if unknown := sorted(set(self.lr_scheduler_kwargs) - set(takes)):
-            raise ValueError(f"lr_scheduler_kwargs: {kind} takes {', '.join(takes) or 'nothing'}, not {unknown[0]}")
-        if (names := NEEDED.get(kind)) and len(set(names) & set(self.lr_scheduler_kwargs)) != 1:
+        parameters = SCHEDULER_KWARGS.get(kind, ())
+        if unknown := sorted(set(self.lr_scheduler_kwargs) - set(parameters)):
+            raise ValueError(
+                f"lr_scheduler_kwargs: {kind} takes {', '.join(parameters) or 'nothing'}, not {unknown[0]}"
+            )
+        if (names := REQUIRED_KWARGS.get(kind)) and len(set(names) & set(self.lr_scheduler_kwargs)) != 1:
             raise ValueError(f"lr_scheduler_kwargs: {kind} needs {'one of ' * (len(names) > 1)}{' and '.join(names)}")
         return self
 

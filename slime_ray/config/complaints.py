@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from slime_ray.config.ablation import DESIGNS
 from slime_ray.config.data_source import DataSource
 from slime_ray.config.judge import JUDGE_SETTINGS
-from slime_ray.config.model import READ
+from slime_ray.config.model import PEFT_FIELDS
 from slime_ray.config.settings import OBJECTIVE_SETTINGS
 from slime_ray.config.space import Dimension
 from slime_ray.config.yaml_source import Complaint, KeyPath, YamlSource
@@ -53,10 +53,10 @@ def explain(error: ValidationError, model: Any) -> list[tuple[KeyPath, str]]:
     """
     complaints = sorted(error.errors(), key=lambda item: item["type"] not in ("extra_forbidden", "union_tag_invalid"))
     # A misspelt key leaves the right one missing.
-    misspelt = {each["loc"][:-1] for each in complaints if each["type"] == "extra_forbidden"}
+    typo_places = {complaint["loc"][:-1] for complaint in complaints if complaint["type"] == "extra_forbidden"}
     sentences: dict[tuple[str | int, ...], tuple[KeyPath, str]] = {}
     for complaint in complaints:
-        if complaint["type"] != "missing" or complaint["loc"][:-1] not in misspelt:
+        if complaint["type"] != "missing" or complaint["loc"][:-1] not in typo_places:
             place = _without_tags(key for key in complaint["loc"] if key not in _NOISE)
             sentences.setdefault(place, _sentence(complaint, place, model))
     return list(sentences.values())
@@ -67,9 +67,9 @@ def _sentence(complaint: Any, keys: KeyPath, model: Any) -> tuple[KeyPath, str]:
     value = complaint.get("input")
     kind, context = complaint["type"], complaint.get("ctx", {})
     if kind == "extra_forbidden":
-        if (ours := FOREIGN.get(str(keys[-1]))) is not None:
-            return keys, f"{path}: unknown key. Here it is {ours}"
-        allowed = _keys_beside(model, complaint["loc"])
+        if (setting := FOREIGN_KEYS.get(str(keys[-1]))) is not None:
+            return keys, f"{path}: unknown key. Here it is {setting}"
+        allowed = _sibling_keys(model, complaint["loc"])
         return keys, f"{path}: unknown key{near(str(keys[-1]), allowed)}"
     if kind == "missing":
         return keys[:-1], f"{path} is missing. Add it, or a preset that has it"
@@ -82,7 +82,7 @@ def _sentence(complaint: Any, keys: KeyPath, model: Any) -> tuple[KeyPath, str]:
             return keys, f"{path}.{tag} is missing. Give one of: {', '.join(options)}"
         return (*keys, tag), f"{path}.{tag} is {context['tag']!r}{near(context['tag'], options)}"
     if kind == "literal_error" and isinstance(value, str):
-        return keys, f"{path} is {value!r}{near(value, re.findall(QUOTED, context['expected']))}"
+        return keys, f"{path} is {value!r}{near(value, re.findall(QUOTED_WORD, context['expected']))}"
     if kind == "value_error":
         message = str(context["error"])
         field = message.split(" ", 1)[0].rstrip(":")
@@ -90,7 +90,10 @@ def _sentence(complaint: Any, keys: KeyPath, model: Any) -> tuple[KeyPath, str]:
             return (*keys, field), f"{path}.{message}"
         return keys, f"{path}: {message}" if keys else message
     if kind in ("dict_type", "model_type", "model_attributes_type"):
-        return keys, f"{path} is {value!r:.200}, and a mapping of keys to values is expected{_such_as(keys, value)}"
+        return (
+            keys,
+            f"{path} is {value!r:.200}, and a mapping of keys to values is expected{_example_text(keys, value)}",
+        )
     text = f"{complaint['msg'][0].lower()}{complaint['msg'][1:]}"
     if kind in ("string_type", "literal_error") and isinstance(value, bool):
         return keys, f"{path} is {value}: {text}. YAML reads yes, no, on and off as true and false: put it in quotes"
@@ -105,14 +108,14 @@ def _sentence(complaint: Any, keys: KeyPath, model: Any) -> tuple[KeyPath, str]:
     return keys, f"{path} is {value!r:.200}: {text}"
 
 
-def _such_as(keys: KeyPath, value: Any) -> str:
+def _example_text(keys: KeyPath, value: Any) -> str:
     """An example of the mapping that is expected, made of the words of a list where these can be its keys."""
-    key, above = ([""] * 2 + [str(key) for key in keys])[:-3:-1]
+    key, parent = ([""] * 2 + [str(key) for key in keys])[:-3:-1]
     words = value if isinstance(value, list) and all(isinstance(word, str) for word in value) else []
-    example = _MAPPINGS.get(key, _MAPPINGS.get(f"{above}.", ""))
+    example = _MAPPINGS.get(key, _MAPPINGS.get(f"{parent}.", ""))
     if words and key in ("entries", "arms"):
-        own = [f"{word}: {'{}' if key == 'entries' else f'{{objective.name: {word}}}'}" for word in words]
-        example = f"{{{', '.join(own)}}}"
+        entries = [f"{word}: {'{}' if key == 'entries' else f'{{objective.name: {word}}}'}" for word in words]
+        example = f"{{{', '.join(entries)}}}"
     return f", such as {key}: {example}" if example else ""
 
 
@@ -139,8 +142,8 @@ _MAPPINGS = {
 """Examples of mappings by their key; with a dot, of those that are below it."""
 
 
-FOREIGN = {
-    **{theirs: f"model.lora.{ours}" for theirs, ours in READ.items()},
+FOREIGN_KEYS = {
+    **{peft_name: f"model.lora.{name}" for peft_name, name in PEFT_FIELDS.items()},
     "lora_r": "model.lora.rank",
     "lora_target_modules": "model.lora.targets",
     "modules_to_save": "model.lora.train_head",
@@ -175,7 +178,7 @@ FOREIGN = {
     "categorical": "choice: [a, b]",
 }
 """Keys of TRL, transformers, peft, Ray Tune and Optuna, and what they are called here."""
-QUOTED = r"'([^']*)'"
+QUOTED_WORD = r"'([^']*)'"
 _NOISE = ("int", "float", "str", "bool", "[key]", "literal['auto']", "constrained-int")
 
 
@@ -190,23 +193,23 @@ _TAGGED: Mapping[str, Mapping[str, Any]] = {
 
 
 def _without_tags(keys: Iterable[str | int]) -> KeyPath:
-    kept: list[str | int] = []
+    path: list[str | int] = []
     last: str | int = ""
     for key in keys:
         if key not in _TAGGED.get(str(last), ()):
-            kept.append(key)
+            path.append(key)
         # A place in a list stands for the list.
         last = last if isinstance(key, int) else key
-    return tuple(kept)
+    return tuple(path)
 
 
-def _keys_beside(model: Any, loc: tuple[Any, ...]) -> list[str]:
+def _sibling_keys(model: Any, loc: tuple[Any, ...]) -> list[str]:
     """The keys that are allowed where the last key of `loc` stands."""
     # A place in a list stands for the list.
     loc = tuple(key for key in loc if not isinstance(key, int))
-    for before, key in zip(("", *loc), loc[:-1], strict=False):
-        if key in _TAGGED.get(str(before), ()):
-            model = _TAGGED[str(before)][str(key)]
+    for parent, key in zip(("", *loc), loc[:-1], strict=False):
+        if key in _TAGGED.get(str(parent), ()):
+            model = _TAGGED[str(parent)][str(key)]
             continue
         field = getattr(model, "model_fields", {}).get(key)
         if field is None:

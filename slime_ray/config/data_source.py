@@ -22,10 +22,10 @@ class DataSource(Strict):
     """Branch, tag or commit on the Hub; null is the main branch."""
 
 
-def _entries(value: Any) -> Any:
+def _refuse_names(value: Any) -> Any:
     """Raise ValueError for a list of names, which could have no weights."""
-    if named := next((entry for entry in value if isinstance(entry, str)), None):
-        raise ValueError(f"{named} is no entry of a list of data sets. Write {{source: {named}}}")
+    if name := next((entry for entry in value if isinstance(entry, str)), None):
+        raise ValueError(f"{name} is no entry of a list of data sets. Write {{source: {name}}}")
     return value
 
 
@@ -35,16 +35,16 @@ def _check_mixture(sources: list[DataSource]) -> list[DataSource]:
         raise ValueError("an empty list. Name one data set or more")
     if any(entry.source.startswith(EMBEDDED) for entry in sources):
         raise ValueError("an embedded task is no part of a mixture. Give it alone, as text")
-    weighted = [entry.weight is not None for entry in sources]
-    if any(weighted) and not all(weighted):
-        raise ValueError(f"{sources[weighted.index(False)].source} has no weight. Give every data set one, or none")
+    has_weight = [entry.weight is not None for entry in sources]
+    if any(has_weight) and not all(has_weight):
+        raise ValueError(f"{sources[has_weight.index(False)].source} has no weight. Give every data set one, or none")
     places = [(entry.source, entry.split, entry.subset, entry.revision) for entry in sources]
-    if twice := [place[0] for place in places if places.count(place) > 1]:
-        raise ValueError(f"{twice[0]} is there twice. Remove one, and give the other more weight")
+    if duplicates := [place[0] for place in places if places.count(place) > 1]:
+        raise ValueError(f"{duplicates[0]} is there twice. Remove one, and give the other more weight")
     return sources
 
 
-Sources = Annotated[list[DataSource], BeforeValidator(_entries), AfterValidator(_check_mixture)]
+Sources = Annotated[list[DataSource], BeforeValidator(_refuse_names), AfterValidator(_check_mixture)]
 Train = Annotated[
     Annotated[Located, Tag("str")] | Annotated[Sources, Tag("list")],
     Discriminator(lambda value: "list" if isinstance(value, list) else "str"),

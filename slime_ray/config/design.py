@@ -100,7 +100,7 @@ class Design(Strict):
         design = (manifest.get("experiment") or {}).get("design")
         return None if design is None else cls.model_validate(design)
 
-    def described(self, seeds: Sequence[int]) -> str:
+    def description(self, seeds: Sequence[int]) -> str:
         """What it is and how much of it, in a sentence."""
         controls = sum(cell.control for cell in self.cells)
         cells = f"{len(self.cells)} cells" + (f" ({controls} of them controls)" if controls else "")
@@ -110,10 +110,10 @@ class Design(Strict):
             f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}, {len(self.cells) * len(seeds)} trials."
         )
 
-    def announced(self, seeds: Sequence[int]) -> list[str]:
+    def announcement(self, seeds: Sequence[int]) -> list[str]:
         """What it is and what few seeds will not be able to say, a line each."""
         warning = caution(seeds)
-        return [self.described(seeds), *([f"warning: {warning}"] if warning else [])]
+        return [self.description(seeds), *([f"warning: {warning}"] if warning else [])]
 
 
 def caution(seeds: Sequence[int]) -> str | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from slime_ray.config.design import Design
-from slime_ray.config.judge import lasting
+from slime_ray.config.judge import outcome_settings
 from slime_ray.config.league import League
 from slime_ray.config.metrics import Constraint, ConstraintText, Estimate, Way
 from slime_ray.config.points import Search, SearchPart, with_values
@@ -69,14 +69,14 @@ class EarlyStopping(Strict):
     """Share of the updates before which no trial is stopped, and the first rung."""
 
     @model_validator(mode="after")
-    def _fits_the_rule(self) -> "EarlyStopping":
+    def _check_rule(self) -> "EarlyStopping":
         # What a manifest or another process reads back has every field set.
-        for name, given, rules in (
+        for name, is_set, rules in (
             ("goals", self.goals is not None, ("pareto",)),
             ("tie_break", self.tie_break != "winner", ("pareto",)),
             ("metric", self.metric is not None, ("asha", "median")),
         ):
-            if given and self.rule not in rules:
+            if is_set and self.rule not in rules:
                 way_out = f"set rule {' or '.join(rules)}, or leave it out"
                 raise ValueError(f"{name} has no effect with rule {self.rule}: {way_out}")
         if self.goals is not None and not self.goals:
@@ -182,8 +182,8 @@ class Experiment(SweepSettings):
     @property
     def bases(self) -> list[dict[str, Any]]:
         """`base` at every SFT checkpoint that trials start from; its own is the first."""
-        compared = self.league or self.design
-        seeds = compared.sft_seeds if compared else []
+        comparison = self.league or self.design
+        seeds = comparison.sft_seeds if comparison else []
         return [with_values(self.base, {SFT_SEED: seed}) for seed in seeds] or [self.base]
 
     def settings_with(self, values: Mapping[str, Any]) -> Settings:
@@ -192,20 +192,20 @@ class Experiment(SweepSettings):
         All start from one SFT checkpoint, the one that they are compared with, also where `values` have them train
         other adapters on it.
         """
-        chosen = with_values(self.base, values)
-        lora, sft = (self.base.get("model") or {}).get("lora"), chosen.get("sft")
-        if sft and "lora" not in sft and chosen["model"].get("lora") != lora:
-            chosen = {**chosen, "sft": {**sft, "lora": lora}}
-        return Settings.model_validate(chosen)
+        plain_settings = with_values(self.base, values)
+        lora, sft = (self.base.get("model") or {}).get("lora"), plain_settings.get("sft")
+        if sft and "lora" not in sft and plain_settings["model"].get("lora") != lora:
+            plain_settings = {**plain_settings, "sft": {**sft, "lora": lora}}
+        return Settings.model_validate(plain_settings)
 
     @property
     def fingerprint(self) -> str:
         """Changes with anything that changes what a trial of this experiment would compute or how it is searched."""
         # The design says how the arms are compared; what they are stands in `arms`.
-        left_out = {"name", "resources", "faults", "budget", "design", "league", "trackers"}
-        content = self.model_dump(mode="json", exclude=left_out if self.constraints else left_out | {"constraints"})
+        exclusions = {"name", "resources", "faults", "budget", "design", "league", "trackers"}
+        content = self.model_dump(mode="json", exclude=exclusions if self.constraints else exclusions | {"constraints"})
         league = {"league": self.league.content} if self.league else {}
-        return fingerprint({**content, **league, "base": lasting(content["base"])})
+        return fingerprint({**content, **league, "base": outcome_settings(content["base"])})
 
     @property
     def unseen_goals(self) -> list[str]:
@@ -253,7 +253,7 @@ class Trial(Strict):
     @property
     def config_hash(self) -> str:
         """Equal for two trials that would compute the same thing."""
-        return fingerprint([lasting(self.settings.model_dump(mode="json")), self.seed, self.prompt_set])
+        return fingerprint([outcome_settings(self.settings.model_dump(mode="json")), self.seed, self.prompt_set])
 
 
 def arm_trials(experiment: Experiment) -> list[Trial]:

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
-from slime_ray.config.ablation import Ablation, Unfit
+from slime_ray.config.ablation import Ablation, DesignError
 from slime_ray.config.complaints import FilePart
 from slime_ray.config.design import Design
 from slime_ray.config.expansion import expand
@@ -67,11 +67,11 @@ class _Resolver:
         self.sentences: list[tuple[int, str]] = []
 
     def resolve(self) -> Experiment:
-        with self.noting():
+        with self.collect_complaints():
             file: ExperimentKeys = self.check(ExperimentKeys, self.data, ())
-        with self.noting():
+        with self.collect_complaints():
             base, settings = self._base(self.data)
-        self.refuse()
+        self.raise_complaints()
         if settings.model.kept:
             # What it stands for, where the adapter is: results are read elsewhere, and knobs would replace the word.
             base = merge(base, {"model": {"lora": settings.model.model_dump()["lora"]}})
@@ -80,23 +80,23 @@ class _Resolver:
         search: Search | None = None
         league: League | None = None
         early = file.early_stopping
-        with self.noting():
+        with self.collect_complaints():
             if file.ablate is None:
                 arms = self._arms(file, base)
             else:
                 arms, design = self._ablation(file, file.ablate, base, settings)
-        with self.noting():
+        with self.collect_complaints():
             if file.league is None:
                 search = SearchReader(file, base, self.part).read(file.budget.trials)
-        with self.noting():
+        with self.collect_complaints():
             league = self._league(file, base)
-        with self.noting():
+        with self.collect_complaints():
             early = self._early_stopping(file, settings)
         # Of arms that are wrong by themselves it was said above.
-        of_arms = {}
+        arm_settings = {}
         if not self.sentences:
-            of_arms = {arm.label: Settings.model_validate(with_values(base, arm.set)) for arm in arms}
-            self.note(across_refusals(file, settings, of_arms))
+            arm_settings = {arm.label: Settings.model_validate(with_values(base, arm.set)) for arm in arms}
+            self.add_complaints(across_refusals(file, settings, arm_settings))
         seeds = [] if self.sentences else file.across.get(SFT_SEED, [])
         if seeds:
             base = with_values(base, {SFT_SEED: seeds[0]})
@@ -107,17 +107,17 @@ class _Resolver:
             ]
             league = league and league.across(seeds)
             design = design and design.across(seeds)
-        self.note(refusals(file, settings, arms, of_arms.values()))
+        self.add_complaints(refusals(file, settings, arms, arm_settings.values()))
         if not self.sentences and not arms and search is None and league is None:
             raise self.error(
                 (), "nothing to run. Give `arms`, `ablate`, `league`, or `search` with `budget: {trials: N}`"
             )
-        self.refuse()
+        self.raise_complaints()
         sweep = {key: getattr(file, key) for key in SweepSettings.model_fields} | {"early_stopping": early}
         return Experiment(name=file.name, base=base, arms=arms, search=search, design=design, league=league, **sweep)
 
-    def note(self, complaints: Iterable[tuple[KeyPath, str]]) -> None:
-        """Keep what is wrong for later, when all is known that is."""
+    def add_complaints(self, complaints: Iterable[tuple[KeyPath, str]]) -> None:
+        """Add complaints to those that `raise_complaints` raises together."""
         for keys, sentence in complaints:
             self.sentences += self.error(keys, sentence).sentences
 
@@ -133,15 +133,15 @@ class _Resolver:
         return LeagueReader(file.league, base, file.sampler, self.part).read(file.goals, file.constraints)
 
     @contextmanager
-    def noting(self) -> Iterator[None]:
-        """Keep what is raised for later."""
+    def collect_complaints(self) -> Iterator[None]:
+        """Add a complaint that is raised inside to those that `raise_complaints` raises."""
         try:
             yield
         except Complaint as complaint:
             self.sentences += complaint.sentences
 
-    def refuse(self) -> None:
-        """Raise what is wrong so far."""
+    def raise_complaints(self) -> None:
+        """Raise all complaints so far as one."""
         if self.sentences:
             raise Complaint(self.sentences)
 
@@ -154,19 +154,19 @@ class _Resolver:
 
     def _arms(self, file: ExperimentKeys, base: dict[str, Any]) -> list[Arm]:
         arms: list[Arm] = []
-        known: dict[str, str] = {}
+        labels: dict[str, str] = {}
         self._check_grid(file)
         for name, values in file.arms.items():
             for combination in product(*file.grid.values()):
                 point = dict(zip(file.grid, combination, strict=True))
-                label = "-".join([name, *(_short(path, value) for path, value in point.items())])
+                label = "-".join([name, *(_label_part(path, value) for path, value in point.items())])
                 arms.append(Arm(label=label, set={**values, **point}))
-                with self.noting():
-                    chosen = with_values(base, arms[-1].set)
-                    settings = self.check(Settings, chosen, ("arms", name), where=f"arm {name}: ")
-                    if (same := known.setdefault(fingerprint(settings), label)) != label:
+                with self.collect_complaints():
+                    plain_settings = with_values(base, arms[-1].set)
+                    settings = self.check(Settings, plain_settings, ("arms", name), where=f"arm {name}: ")
+                    if (twin := labels.setdefault(fingerprint(settings), label)) != label:
                         raise self.error(
-                            ("arms", name), f"arm {label} is the same as arm {same}: every setting is equal. Remove one"
+                            ("arms", name), f"arm {label} is the same as arm {twin}: every setting is equal. Remove one"
                         )
         if file.grid and not file.arms:
             raise self.error(("grid",), "a grid multiplies the arms, and there are none. Add `arms: {full: {}}`")
@@ -195,7 +195,7 @@ class _Resolver:
             )
         try:
             return expand(ablation, base, settings, self.part)
-        except Unfit as error:
+        except DesignError as error:
             raise self.error(("ablate", *error.keys), str(error)) from None
 
     def _early_stopping(self, file: ExperimentKeys, settings: Settings) -> EarlyStopping | None:
@@ -232,11 +232,11 @@ class _Resolver:
         return early
 
 
-def _short(path: str, value: Scalar) -> str:
-    """A value of the grid as a part of a label, which names a folder."""
+def _label_part(path: str, value: Scalar) -> str:
+    """Return a value of the grid as a part of a label, which names a folder."""
     # Six digits, unless those are another number's.
-    short = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
-    return f"{path.rsplit('.', 1)[-1]}={re.sub(r'[^A-Za-z0-9_.+-]', '-', short)}"
+    text = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    return f"{path.rsplit('.', 1)[-1]}={re.sub(r'[^A-Za-z0-9_.+-]', '-', text)}"
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -42,15 +42,18 @@ class ExperimentKeys(SearchKeys, SweepSettings):
 
 
 def refusals(
-    file: ExperimentKeys, settings: Settings, arms: Sequence[Arm], of_arms: Iterable[Settings]
+    file: ExperimentKeys, settings: Settings, arms: Sequence[Arm], arm_settings: Iterable[Settings]
 ) -> Iterator[tuple[KeyPath, str]]:
-    """What is wrong between parts of a file that are valid by themselves. of_arms: settings of the arms' trials."""
+    """Yield what is wrong between parts of a file that are valid by themselves.
+
+    arm_settings: settings of the arms' trials.
+    """
     if file.search and file.budget.trials == 0:
         yield ("budget",), "there is a search but `budget.trials` is 0. Give the number of trials"
     if not file.search and file.budget.trials:
         yield ("budget", "trials"), "there are trials to spend but no `search` says on what"
-    further = file.league.seeds if file.league else file.budget.confirm.seeds if file.budget.confirm else 0
-    if further and max(file.seeds) + further > LARGEST_SEED:
+    confirm_seeds = file.league.seeds if file.league else file.budget.confirm.seeds if file.budget.confirm else 0
+    if confirm_seeds and max(file.seeds) + confirm_seeds > LARGEST_SEED:
         yield ("seeds",), f"winners are confirmed with seeds behind {max(file.seeds)}, and {LARGEST_SEED} is the last"
     if (count := len(arms) * len(file.seeds)) > MOST_TRIALS:
         yield (
@@ -59,9 +62,9 @@ def refusals(
             "Give fewer seeds",
         )
     if file.resources.strategy == "fsdp2":
-        for why, other_way in dict.fromkeys(each.undivided or ("", "") for each in (settings, *of_arms)):
-            if why:
-                yield ("resources", "strategy"), f"{why}, and fsdp2 divides the model. Set strategy: ddp{other_way}"
+        for reason, way_out in dict.fromkeys(each.undivided or ("", "") for each in (settings, *arm_settings)):
+            if reason:
+                yield ("resources", "strategy"), f"{reason}, and fsdp2 divides the model. Set strategy: ddp{way_out}"
     yield from _arm_refusals(arms)
     yield from _goal_refusals(file, settings)
     yield from _constraint_refusals(file, settings)
@@ -84,8 +87,8 @@ def across_refusals(
             yield ("across", path), "sft is null, so there are no SFT checkpoints. Leave across out, or set sft"
         elif len(seeds) < 2:
             yield ("across", path), f"across.{path} needs two seeds or more. For one checkpoint set {path} in base"
-    for label, own in arms.items():
-        if file.across and own.sft != settings.sft:
+    for label, arm_settings in arms.items():
+        if file.across and arm_settings.sft != settings.sft:
             sentence = f"arm {label} has an sft of its own, and across runs it from every checkpoint"
             yield ("across",), f"{sentence}. Leave sft out of the arm"
 
@@ -107,7 +110,7 @@ def _goal_refusals(file: ExperimentKeys, settings: Settings) -> Iterator[tuple[K
     for goal in file.goals:
         if goal not in METRICS:
             yield ("goals", goal), f"goals.{goal}: there is no such metric{near(goal, METRICS)}"
-        elif lack := _unmeasured(goal, settings):
+        elif lack := _metric_lack(goal, settings):
             yield (
                 ("goals", goal),
                 f"goals.{goal} {lack}, or use goals: {{preference_accuracy: maximize, stability: maximize}}",
@@ -121,7 +124,7 @@ def _goal_refusals(file: ExperimentKeys, settings: Settings) -> Iterator[tuple[K
         )
 
 
-def _unmeasured(column: str, settings: Settings) -> str | None:
+def _metric_lack(column: str, settings: Settings) -> str | None:
     """Why no trial of these settings has this number, and the way out; None where it has."""
     if column in JUDGED and settings.evaluation.judge.name == "none":
         return "needs a judge, and evaluation.judge is none. Set a judge"
@@ -135,13 +138,16 @@ def _unmeasured(column: str, settings: Settings) -> str | None:
 def _constraint_refusals(file: ExperimentKeys, settings: Settings) -> Iterator[tuple[KeyPath, str]]:
     if file.constraints and not (file.search or file.league):
         yield ("constraints",), "`constraints` has no effect without a `search` or a `league`"
-    known = [Constraint.parse(text) for text in file.constraints]
-    for index, one in enumerate(known):
-        if one.column not in METRICS:
-            yield ("constraints", index), f"{one.column}: there is no such metric{near(one.column, METRICS)}"
-        elif lack := _unmeasured(one.column, settings):
-            yield ("constraints", index), f"{one.column} {lack}"
-    if clash := contradiction(known):
+    constraints = [Constraint.parse(text) for text in file.constraints]
+    for index, constraint in enumerate(constraints):
+        if constraint.column not in METRICS:
+            yield (
+                ("constraints", index),
+                f"{constraint.column}: there is no such metric{near(constraint.column, METRICS)}",
+            )
+        elif lack := _metric_lack(constraint.column, settings):
+            yield ("constraints", index), f"{constraint.column} {lack}"
+    if clash := contradiction(constraints):
         yield ("constraints",), f"no trial can keep {clash[0]} and {clash[1]} together. Change one of them"
 
 
@@ -153,14 +159,14 @@ def _budget_refusals(file: ExperimentKeys, settings: Settings) -> Iterator[tuple
         yield ("budget", "gpu_hours"), ("trials hold no GPU: resources.gpu_per_worker is 0. Give budget.hours instead")
     if budget.judge_calls is not None and not judge.endpoints:
         yield ("budget", "judge_calls"), f"the judge {judge.name} makes no calls that are paid. Leave it out"
-    unpriced = [endpoint.model for endpoint in judge.endpoints if endpoint.prices is None]
-    priced = bool(judge.endpoints) and not unpriced
-    if budget.cost is not None and unpriced and len(judge.endpoints) > len(unpriced):
+    unpriced_models = [endpoint.model for endpoint in judge.endpoints if endpoint.prices is None]
+    has_prices = bool(judge.endpoints) and not unpriced_models
+    if budget.cost is not None and unpriced_models and len(judge.endpoints) > len(unpriced_models):
         yield (
             ("budget", "cost"),
-            f"the panel's judge {unpriced[0]} has no prices, so its cost would not count. Add them",
+            f"the panel's judge {unpriced_models[0]} has no prices, so its cost would not count. Add them",
         )
-    if budget.cost is not None and not (priced or (gpus and budget.price_per_gpu_hour is not None)):
+    if budget.cost is not None and not (has_prices or (gpus and budget.price_per_gpu_hour is not None)):
         yield (
             ("budget", "cost"),
             "nothing here has a price. Give budget.price_per_gpu_hour for trials that hold GPUs, or "

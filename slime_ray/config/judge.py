@@ -1,7 +1,7 @@
 """Which judge compares answers, and how it is asked: the schema of `evaluation.judge`. Nothing that judges is imported.
 
-A judge has settings that its verdicts follow from, which its identity tells, and others (`RUNNING`) that say where and
-how it runs: those may change while a run is gone on with.
+A judge has settings that its verdicts follow from, which its identity tells, and others (`RUNTIME_SETTINGS`) that say
+where and how it runs: those may change when a run is resumed.
 """
 
 import json
@@ -20,10 +20,10 @@ from slime_ray.config.strict import Located, Positive, Strict, fingerprint, loca
 from slime_ray.config.yaml_source import load_yaml
 from slime_ray.errors import InputError, near
 
-SHOWN = 2
+PROMPT_VERSION = 2
 """Raised when the way in which answers are shown to a language model, or its judgment is read, changes, so that older
 verdicts are not reused."""
-RUNNING = {
+RUNTIME_SETTINGS = {
     "api_key_env",
     "asks",
     "base_url",
@@ -40,9 +40,9 @@ RUNNING = {
     "wait_seconds",
 }
 """Settings of a judge or an answer server that its verdicts or answers do not follow from."""
-PLACES = re.compile(r"\{(question|answer|answer_a|answer_b)\}")
+PLACEHOLDERS = re.compile(r"\{(question|answer|answer_a|answer_b)\}")
 """Where a template's user part has what is judged."""
-OURS = {
+RESERVED_FIELDS = {
     **dict.fromkeys(("max_tokens", "max_completion_tokens"), "evaluation.judge.max_tokens"),
     "model": "evaluation.judge.model",
     "temperature": "evaluation.judge.temperature",
@@ -159,8 +159,8 @@ class Template(Strict):
     that ends in [[1]] to [[10]]."""
 
     @model_validator(mode="after")
-    def _has_places(self) -> "Template":
-        places = set(PLACES.findall(self.user))
+    def _check_placeholders(self) -> "Template":
+        places = set(PLACEHOLDERS.findall(self.user))
         if places not in ({"question", "answer"}, {"question", "answer_a", "answer_b"}):
             raise ValueError(
                 f"user holds {', '.join(f'{{{place}}}' for place in sorted(places)) or 'no place'}. It needs "
@@ -191,11 +191,11 @@ def _read_template(value: Any) -> Any:
                 f"{value!r} is neither a .yaml file nor a shipped template{near(value, shipped_templates())}"
             )
         data = load_yaml(path).data
-    wrong = [key for key, text in data.items() if key not in ("system", "user") or not isinstance(text, str)]
-    if wrong or "user" not in data:
+    unknown_keys = [key for key, text in data.items() if key not in ("system", "user") or not isinstance(text, str)]
+    if unknown_keys or "user" not in data:
         raise InputError(
             f"{path}: a judge's template has the keys `user` and `system`, both texts"
-            + (f", not {wrong[0]!r}." if wrong else "; `user` is missing.")
+            + (f", not {unknown_keys[0]!r}." if unknown_keys else "; `user` is missing.")
         )
     return {"name": path.stem, **data}
 
@@ -242,8 +242,8 @@ def address(value: str) -> str:
 def request_fields(fields: dict[str, Any]) -> dict[str, Any]:
     """Refuse fields of a request that are ours, and secrets."""
     for name in fields:
-        if name in OURS:
-            raise ValueError(f"holds {name}, which is {OURS[name]}")
+        if name in RESERVED_FIELDS:
+            raise ValueError(f"holds {name}, which is {RESERVED_FIELDS[name]}")
         if name in _WRAPPERS:
             raise ValueError(f"holds {name}, an argument of a client. Write the fields of the body themselves")
     # What was given may be the key itself, so it is not repeated.
@@ -316,9 +316,16 @@ class Llm(JudgeSettings):
     @property
     def identity(self) -> str:
         """Names model and template, with a hash of the template's content and the decoding."""
-        asked = [SHOWN, self.model, self.template.system, self.template.user, self.temperature, self.max_tokens]
-        asked += [self.request] if self.request else []
-        return f"llm:{self.model}:{self.template.name}#{fingerprint(asked)[:8]}"
+        parts = [
+            PROMPT_VERSION,
+            self.model,
+            self.template.system,
+            self.template.user,
+            self.temperature,
+            self.max_tokens,
+        ]
+        parts += [self.request] if self.request else []
+        return f"llm:{self.model}:{self.template.name}#{fingerprint(parts)[:8]}"
 
     @property
     def requests_an_answer(self) -> float:
@@ -353,10 +360,10 @@ class PanelSettings(JudgeSettings):
     """Two judges or more; `evaluation.judge` may be this list itself."""
 
     @model_validator(mode="after")
-    def _differ(self) -> "PanelSettings":
+    def _refuse_duplicates(self) -> "PanelSettings":
         names = [judge.identity for judge in self.judges]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"judges has {twice[0]} twice. Leave one out, or give it `repeats`")
+        if duplicates := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"judges has {duplicates[0]} twice. Leave one out, or give it `repeats`")
         return self
 
     @property
@@ -377,18 +384,22 @@ NamedJudge = Annotated[
 ]
 
 
-def lasting(base: Mapping[str, Any]) -> dict[str, Any]:
-    """A `base`, or settings as plain values, without what verdicts and a server's answers do not follow from."""
+def outcome_settings(base: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as plain values without those of judge and server that change no outcome."""
     evaluation = base.get("evaluation")
     if not isinstance(evaluation, Mapping):
         return dict(base)
-    kept = {part: _lasting(evaluation[part]) for part in ("judge", "engine") if part in evaluation}
-    return {**base, "evaluation": {**evaluation, **kept}}
+    parts = {part: _outcome_part(evaluation[part]) for part in ("judge", "engine") if part in evaluation}
+    return {**base, "evaluation": {**evaluation, **parts}}
 
 
-def _lasting(asked: Any) -> Any:
-    if isinstance(asked, list):
-        return [_lasting(judge) for judge in asked]
-    if not isinstance(asked, Mapping):
-        return asked
-    return {key: _lasting(value) if key == "judges" else value for key, value in asked.items() if key not in RUNNING}
+def _outcome_part(settings: Any) -> Any:
+    if isinstance(settings, list):
+        return [_outcome_part(judge) for judge in settings]
+    if not isinstance(settings, Mapping):
+        return settings
+    return {
+        key: _outcome_part(value) if key == "judges" else value
+        for key, value in settings.items()
+        if key not in RUNTIME_SETTINGS
+    }

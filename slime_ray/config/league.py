@@ -74,7 +74,7 @@ class League(Strict):
 
     def at(self, sft_seed: int) -> "League":
         """The entries of one checkpoint."""
-        return self.model_copy(update={"entries": [one for one in self.entries if one.sft_seed == sft_seed]})
+        return self.model_copy(update={"entries": [entry for entry in self.entries if entry.sft_seed == sft_seed]})
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> "League | None":

@@ -45,9 +45,11 @@ class EntryKeys(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_budget(cls, keys: Any) -> Any:
-        if own := sorted({"trials", "seeds", "budget", "learning_rate"} & set(keys if isinstance(keys, dict) else ())):
-            raise ValueError(f"{own[0]} is the same for all entries, and stands in `league`. Remove it here")
+    def _refuse_shared_keys(cls, keys: Any) -> Any:
+        if shared_keys := sorted(
+            {"trials", "seeds", "budget", "learning_rate"} & set(keys if isinstance(keys, dict) else ())
+        ):
+            raise ValueError(f"{shared_keys[0]} is the same for all entries, and stands in `league`. Remove it here")
         return keys
 
 
@@ -82,19 +84,19 @@ class LeagueReader:
             Dimension, self.keys.learning_rate, ("league", "learning_rate"), where="learning_rate: "
         )
         entries = [self._entry(label, keys, rate) for label, keys in self.keys.entries.items()]
-        known: dict[str, str] = {}
+        labels: dict[str, str] = {}
         for entry in entries:
-            same = known.setdefault(fingerprint(entry.model_dump(mode="json", exclude={"label"})), entry.label)
-            if same != entry.label:
+            twin = labels.setdefault(fingerprint(entry.model_dump(mode="json", exclude={"label"})), entry.label)
+            if twin != entry.label:
                 raise self.error(
-                    ("league", "entries", entry.label), f"{entry.label} is the same as {same}. Remove one of them"
+                    ("league", "entries", entry.label), f"{entry.label} is the same as {twin}. Remove one of them"
                 )
         # Where there is none, that is said of the file.
-        first = next(iter(goals), "")
+        first_goal = next(iter(goals), "")
         keep = f" that keep {' and '.join(constraints)}" if constraints else ""
         rule = (
             f"of an entry's completed trials{keep} the one that the fewest others beat in {' and '.join(goals)}, "
-            f"of equals one of a stability within tolerance, then the best by {first}; on selection prompts"
+            f"of equals one of a stability within tolerance, then the best by {first_goal}; on selection prompts"
         )
         return League(
             entries=entries, trials=self.keys.trials, seeds=self.keys.seeds, defaults=self.keys.defaults, rule=rule
@@ -110,43 +112,49 @@ class LeagueReader:
                     (*at, "set"),
                     f"{path} would be {label}'s alone, and all have the same data, model and updates. Set it in base",
                 )
-        chosen = keys.set if "objective.name" in flat(keys.set) else {"objective.name": label, **keys.set}
-        if chosen is not keys.set and label not in OBJECTIVES:
+        entry_values = keys.set if "objective.name" in flat(keys.set) else {"objective.name": label, **keys.set}
+        if entry_values is not keys.set and label not in OBJECTIVES:
             raise self.error(
                 at,
                 f"{label} is no objective; name one, as `set: {{objective: {{name: dpo}}}}`{near(label, OBJECTIVES)}",
             )
-        base = with_values(self.base, chosen)
+        base = with_values(self.base, entry_values)
         settings = self.check(Settings, base, (*at, "set"), where=f"entry {label}: ")
         for path in keys.search:
             if path == "objective.name":
                 raise self.error((*at, "search", path), "an entry is one objective. Make an entry of each")
             # What is no setting at all is said by the search itself.
             if not _may_differ(path) and path.split(".")[0] in Settings.model_fields:
-                same = "league.learning_rate is" if path == LEARNING_RATE else "data, model and updates are"
-                raise self.error((*at, "search", path), f"{path} cannot be an entry's own: {same} the same for all")
-        space = keys.search or self._published(label, settings, at)
+                shared_part = "league.learning_rate is" if path == LEARNING_RATE else "data, model and updates are"
+                raise self.error(
+                    (*at, "search", path), f"{path} cannot be an entry's own: {shared_part} the same for all"
+                )
+        space = keys.search or self._published_space(label, settings, at)
         space = {**space, LEARNING_RATE: rate.model_dump(exclude_defaults=True)}
-        shared = {LEARNING_RATE: ("league", "learning_rate"), "budget": ("league", "trials")}
+        shared_places = {LEARNING_RATE: ("league", "learning_rate"), "budget": ("league", "trials")}
         search_keys = SearchKeys(search=space, sampler=self.sampler, require=keys.require, start_from=keys.start_from)
-        search = SearchReader(search_keys, base, FilePart(self.part.source, at, shared)).read(self.keys.trials)
+        search = SearchReader(search_keys, base, FilePart(self.part.source, at, shared_places)).read(self.keys.trials)
         assert search is not None
         if search.earlier_runs:
             raise self.error((*at, "start_from"), "an entry starts from points alone, since none may know more")
         defaults = _defaults(search, settings, flat(keys.set))
-        first = self._first(search, defaults, settings)
-        if first and Rules(search, base).broken(first):
-            first = None
-        points = [first, *(point for point in search.known_points if point != first)] if first else search.known_points
+        first_point = self._first_point(search, defaults, settings)
+        if first_point and Rules(search, base).broken(first_point):
+            first_point = None
+        points = (
+            [first_point, *(point for point in search.known_points if point != first_point)]
+            if first_point
+            else search.known_points
+        )
         return Entry(
             label=label,
             objective=settings.objective.name,
-            set=dict(chosen),
+            set=dict(entry_values),
             search=search.model_copy(update={"known_points": points}).model_dump(mode="json"),
             defaults=defaults,
         )
 
-    def _published(self, label: str, settings: Settings, at: KeyPath) -> dict[str, Any]:
+    def _published_space(self, label: str, settings: Settings, at: KeyPath) -> dict[str, Any]:
         kind: Any = find_objective(settings.objective.name)
         ranges = tuned_ranges(kind)
         numbers = [field.name for field in dataclasses.fields(kind) if isinstance(field.default, float)]
@@ -156,23 +164,23 @@ class LeagueReader:
             )
         return {f"objective.{knob}": {"log_uniform": list(ends)} for knob, ends in ranges.items()}
 
-    def _first(self, search: Search, defaults: Mapping[str, Scalar], settings: Settings) -> Point | None:
+    def _first_point(self, search: Search, defaults: Mapping[str, Scalar], settings: Settings) -> Point | None:
         """The defaults, at base's learning rate or amid the range; None where they lie outside the space."""
         rate = search.dimensions[LEARNING_RATE]
-        own = settings.training.learning_rate
+        base_rate = settings.training.learning_rate
         middle = rate.choice[len(rate.choice) // 2] if rate.choice else math.sqrt(math.prod(rate.bounds))
-        values = {**defaults, LEARNING_RATE: own if rate.contains(own) else rate.snap(middle)}
+        values = {**defaults, LEARNING_RATE: base_rate if rate.contains(base_rate) else rate.snap(middle)}
         return search.locate(values)
 
 
-def _defaults(search: Search, settings: Settings, given: Collection[str]) -> dict[str, Scalar]:
-    """Values of the knobs that are searched, from the entry's `set` where they are `given` there."""
+def _defaults(search: Search, settings: Settings, set_paths: Collection[str]) -> dict[str, Scalar]:
+    """Return values of the searched knobs, from the entry's `set` for those in `set_paths`."""
     fields = OBJECTIVE_SETTINGS[settings.objective.name]()
-    found: dict[str, Scalar] = {}
+    defaults: dict[str, Scalar] = {}
     for name in search.dimensions:
         part, _, knob = path_of(name).partition(".")
-        if part == "objective" and hasattr(fields, knob) and path_of(name) not in given:
-            found[path_of(name)] = getattr(fields, knob)
+        if part == "objective" and hasattr(fields, knob) and path_of(name) not in set_paths:
+            defaults[path_of(name)] = getattr(fields, knob)
         elif path_of(name) != LEARNING_RATE:
-            found[path_of(name)] = value_at(settings, path_of(name))
-    return found
+            defaults[path_of(name)] = value_at(settings, path_of(name))
+    return defaults

@@ -20,7 +20,7 @@ METRICS = (
 Way = Literal["maximize", "minimize"]
 Estimate = Literal["win_rate", "stability", "preference_accuracy", "mean_margin", "chosen_drift", "chosen_logp"]
 """What a trial tells of itself at every evaluation, the first two as the sentinel sees them."""
-UNKNOWN = 1.0
+UNMEASURED_EXCESS = 1.0
 """By how much a constraint is broken where the trial has no such number."""
 _CONSTRAINT = re.compile(r"^\s*(\w+)\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*$")
 
@@ -45,7 +45,7 @@ class Constraint:
         """By how much it is broken; at most 0 where it is kept. A number that is missing breaks it."""
         value = row.get(self.column)
         if not isinstance(value, Real) or value != value:
-            return UNKNOWN
+            return UNMEASURED_EXCESS
         return float(value) - self.limit if self.at_most else self.limit - float(value)
 
     def __str__(self) -> str:
@@ -59,13 +59,13 @@ ConstraintText = Annotated[str, AfterValidator(lambda text: str(Constraint.parse
 
 def violation(row: Mapping[Any, Any], constraints: Sequence[Constraint]) -> float:
     """By how much a trial breaks its constraints, added up; 0 where it keeps all."""
-    return sum(max(0.0, one.excess(row)) for one in constraints)
+    return sum(max(0.0, constraint.excess(row)) for constraint in constraints)
 
 
 def contradiction(constraints: Sequence[Constraint]) -> tuple[Constraint, Constraint] | None:
     """Two constraints that no trial can keep together, if there are any."""
-    lows = [one for one in constraints if not one.at_most]
-    highs = [one for one in constraints if one.at_most]
+    lows = [constraint for constraint in constraints if not constraint.at_most]
+    highs = [constraint for constraint in constraints if constraint.at_most]
     return next(
         ((low, high) for low in lows for high in highs if low.column == high.column and low.limit > high.limit), None
     )

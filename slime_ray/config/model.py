@@ -35,23 +35,23 @@ def lacks_template(folder: Path) -> bool:
         return False
 
 
-READ = {
+PEFT_FIELDS = {
     "r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora", "lora_dropout": "dropout",
     "target_modules": "targets",
 }  # fmt: skip
 """peft's names and ours."""
-PASSED = frozenset(
+IGNORED_FIELDS = frozenset(
     {
         "base_model_name_or_path", "revision", "auto_mapping", "peft_type", "task_type", "peft_version",
         "inference_mode", "fan_in_fan_out", "megatron_core", "qalora_group_size",
     }
 )  # fmt: skip
 """What says nothing of what is trained, or is looked at when the adapter is laid on its base."""
-FRESH = (True, False, "gaussian", "orthogonal")
+NEUTRAL_INITS = (True, False, "gaussian", "orthogonal")
 """Ways to begin that leave the base as it is."""
 
 
-def kept_adapter(source: str) -> dict[str, Any]:
+def read_adapter(source: str) -> dict[str, Any]:
     """Read the settings of `lora: keep`.
 
     Args:
@@ -71,12 +71,14 @@ def kept_adapter(source: str) -> dict[str, Any]:
         kind, targets = content.get("peft_type"), content.get("target_modules")
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"lora is keep, and {file} cannot be read: {error}. Copy the adapter again") from None
-    more = {name: value for name, value in content.items() if value and name not in {*READ, *PASSED}}
-    if more.get("bias") == "none":
-        del more["bias"]
-    if content.get("init_lora_weights", True) in FRESH:
-        more.pop("init_lora_weights", None)
-    reason = f"it sets {', '.join(sorted(more))}" if more else ""
+    unsupported = {
+        name: value for name, value in content.items() if value and name not in {*PEFT_FIELDS, *IGNORED_FIELDS}
+    }
+    if unsupported.get("bias") == "none":
+        del unsupported["bias"]
+    if content.get("init_lora_weights", True) in NEUTRAL_INITS:
+        unsupported.pop("init_lora_weights", None)
+    reason = f"it sets {', '.join(sorted(unsupported))}" if unsupported else ""
     if not isinstance(targets, list):
         reason = "its target_modules are no list of layers"
     if kind != "LORA":
@@ -86,7 +88,7 @@ def kept_adapter(source: str) -> dict[str, Any]:
             f"lora is keep, and {file} is of an adapter that cannot go on being trained here: {reason}. Have it merged "
             "instead: give the settings of new adapters"
         )
-    values = {ours: content[theirs] for theirs, ours in READ.items() if theirs in content}
+    values = {name: content[peft_name] for peft_name, name in PEFT_FIELDS.items() if peft_name in content}
     return {**values, "alpha": float(values.get("alpha", 8)), "targets": sorted(targets), "kept": True}
 
 
@@ -185,36 +187,36 @@ class Model(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _keep(cls, values: Any) -> Any:
+    def _read_kept_adapter(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and values.get("lora") == KEEP:
-            return {**values, "lora": kept_adapter(located(str(values.get("source"))))}
+            return {**values, "lora": read_adapter(located(str(values.get("source"))))}
         return values
 
     @model_validator(mode="after")
-    def _as_its_adapter(self) -> "Model":
+    def _check_adapter(self) -> "Model":
         # Where results are read the adapter may be gone.
-        if self.kept and Path(self.source).exists() and (own := Lora(**kept_adapter(self.source))) != self.lora:
+        if self.kept and Path(self.source).exists() and (adapter := Lora(**read_adapter(self.source))) != self.lora:
             raise ValueError(
                 f"lora.kept is true, and other settings were given than those of the adapter {self.source}, which has "
-                f"{own.model_dump()}. Leave them out, or set kept: false for new adapters on the merged model"
+                f"{adapter.model_dump()}. Leave them out, or set kept: false for new adapters on the merged model"
             )
         return self
 
     @model_validator(mode="after")
-    def _can_be_quantized(self) -> "Model":
+    def _check_quantization(self) -> "Model":
         if self.quantization is None:
             return self
-        said = f"quantization is {self.quantization}"
+        fact = f"quantization is {self.quantization}"
         if self.task:
-            raise ValueError(f"{said}, and {self.source} is a tiny model made by this package. Set quantization: null")
+            raise ValueError(f"{fact}, and {self.source} is a tiny model made by this package. Set quantization: null")
         if self.gguf_file or self.source.endswith(".gguf"):
             raise ValueError(
-                f"{said}, and a GGUF file has a quantization of its own. Give the model as it was before, or set "
+                f"{fact}, and a GGUF file has a quantization of its own. Give the model as it was before, or set "
                 "quantization: null"
             )
         if self.lora is None:
             raise ValueError(
-                f"{said}, and lora is null, which trains every weight; 4-bit weights cannot be trained. Give settings "
+                f"{fact}, and lora is null, which trains every weight; 4-bit weights cannot be trained. Give settings "
                 "of adapters, or set quantization: null"
             )
         return self

@@ -19,9 +19,9 @@ from slime_ray.config.space import Dimension, Requirement, Scalar
 
 Point = dict[str, Scalar]
 SamplerName = Literal["tpe", "nsga2", "gp", "random", "quasi_random", "grid"]
-LEARNING: tuple[SamplerName, ...] = ("tpe", "nsga2", "gp")
+LEARNING_SAMPLERS: tuple[SamplerName, ...] = ("tpe", "nsga2", "gp")
 """Samplers whose draws follow from results; those of the others follow from the seed alone."""
-COUNTED = 100_000
+COUNT_LIMIT = 100_000
 """Points of a finite space that are counted; more are as good as endless."""
 MOST_SCENARIOS = 10_000
 """Combinations of switches, each of which is checked."""
@@ -66,19 +66,19 @@ class Search(Strict):
         """Names of the dimensions, each behind those that decide whether it exists. Raises ValueError for a circle."""
         placed: list[str] = []
         while len(placed) < len(self.dimensions):
-            left = [name for name in self.dimensions if name not in placed]
-            undecided = {path_of(name) for name in left}
-            ready = [name for name in left if not undecided & set(self.dimensions[name].when)]
+            rest = [name for name in self.dimensions if name not in placed]
+            open_paths = {path_of(name) for name in rest}
+            ready = [name for name in rest if not open_paths & set(self.dimensions[name].when)]
             if not ready:
-                raise ValueError(f"the `when` of {' and '.join(left)} depend on each other in a circle")
+                raise ValueError(f"the `when` of {' and '.join(rest)} depend on each other in a circle")
             placed += ready
         return placed
 
     @property
     def switches(self) -> list[str]:
         """Names of the dimensions on whose values it depends which knobs there are."""
-        asked = {path for dimension in self.dimensions.values() for path in dimension.when}
-        return [name for name in self.order if path_of(name) in asked or path_of(name).endswith(".name")]
+        switch_paths = {path for dimension in self.dimensions.values() for path in dimension.when}
+        return [name for name in self.order if path_of(name) in switch_paths or path_of(name).endswith(".name")]
 
     def walk(self, pick: Callable[[str, Dimension], Scalar]) -> Point:
         """A point, with `pick` asked for the value of each dimension that it has, by name, in order."""
@@ -89,7 +89,7 @@ class Search(Strict):
                 point[path_of(name)] = pick(name, dimension)
         return point
 
-    def named(self, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    def values_by_name(self, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """The values of a point by the names of its dimensions. Raises KeyError where it lacks one."""
         present = (name for name in self.order if exists(self.dimensions[name], values))
         return {name: values[path_of(name)] for name in present}
@@ -128,9 +128,9 @@ class Search(Strict):
         """Each dimension's name with all values at its ends, once for each scenario in which it exists."""
         scenarios = self.scenarios()
         for name, dimension in self.dimensions.items():
-            for scenario in (one for one in scenarios if exists(dimension, one)):
+            for scenario in (candidate for candidate in scenarios if exists(dimension, candidate)):
                 for end in dimension.ends:
-                    if _same(scenario.get(path_of(name), end), end):
+                    if _equal(scenario.get(path_of(name), end), end):
                         yield name, scenario, end
 
     def points(self) -> Iterator[Point]:
@@ -142,19 +142,19 @@ class Search(Strict):
         switch = self.dimensions[name]
         if switch.choice is not None:
             return switch.choice
-        asked = {value for other in self.dimensions.values() for value in other.when.get(path_of(name), ())}
-        rest = (value for value in switch.values if value not in asked)
-        return [value for value in sorted(asked, key=float) if switch.contains(value)] + list(islice(rest, 1))
+        when_values = {value for other in self.dimensions.values() for value in other.when.get(path_of(name), ())}
+        rest = (value for value in switch.values if value not in when_values)
+        return [value for value in sorted(when_values, key=float) if switch.contains(value)] + list(islice(rest, 1))
 
     def _combinations(self, names: list[str], values: Callable[[str], Iterable[Scalar]]) -> Iterator[Point]:
-        def extend(point: Point, left: list[str]) -> Iterator[Point]:
-            if not left:
+        def extend(point: Point, rest: list[str]) -> Iterator[Point]:
+            if not rest:
                 yield point
-            elif exists(self.dimensions[left[0]], point):
-                for value in values(left[0]):
-                    yield from extend({**point, path_of(left[0]): value}, left[1:])
+            elif exists(self.dimensions[rest[0]], point):
+                for value in values(rest[0]):
+                    yield from extend({**point, path_of(rest[0]): value}, rest[1:])
             else:
-                yield from extend(point, left[1:])
+                yield from extend(point, rest[1:])
 
         return extend({}, names)
 
@@ -209,12 +209,12 @@ def path_of(name: str) -> str:
 
 def exists(dimension: Dimension, point: Mapping[str, Scalar]) -> bool:
     """Whether a point with these values has the dimension."""
-    return all(any(_same(point.get(path), value) for value in values) for path, values in dimension.when.items())
+    return all(any(_equal(point.get(path), value) for value in values) for path, values in dimension.when.items())
 
 
-def _same(one: Any, other: Any) -> bool:
+def _equal(first: Any, second: Any) -> bool:
     """Equal, where True is not 1."""
-    return one == other and isinstance(one, bool) == isinstance(other, bool)
+    return first == second and isinstance(first, bool) == isinstance(second, bool)
 
 
 class Rules:
@@ -226,16 +226,16 @@ class Rules:
     def __init__(self, search: Search, base: Mapping[str, Any]):
         self.base, self.requirements = base, search.requirements
         self.switches = [path_of(name) for name in search.switches]
-        self.known: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self.fixed_values: dict[tuple[Any, ...], dict[str, Any]] = {}
 
     def values(self, point: Mapping[str, Scalar]) -> dict[str, Any]:
         """What stands at the paths that the requirements speak of, where a trial at this point has them."""
         key = tuple((type(value), value) for value in (point.get(path) for path in self.switches))
-        if key not in self.known:
-            self.known[key] = self._fixed(point)
-        return {**self.known[key], **point}
+        if key not in self.fixed_values:
+            self.fixed_values[key] = self._read_fixed_values(point)
+        return {**self.fixed_values[key], **point}
 
-    def _fixed(self, point: Mapping[str, Scalar]) -> dict[str, Any]:
+    def _read_fixed_values(self, point: Mapping[str, Scalar]) -> dict[str, Any]:
         settings = Settings.model_validate(with_values(self.base, point))
         fixed = {}
         for path in {path for requirement in self.requirements for path in requirement.paths} - set(point):
@@ -268,19 +268,19 @@ def has_feasible_point(search: Search, base: Mapping[str, Any]) -> bool:
 
 
 def count_points(search: Search, base: Mapping[str, Any]) -> int | None:
-    """How many points a finite space has that meet all requirements; None for an endless one, or more than COUNTED."""
+    """Count a finite space's points that meet all requirements; None for endless ones or more than COUNT_LIMIT."""
     if any(dimension.size is None for dimension in search.dimensions.values()):
         return None
     rules = Rules(search, base)
-    points = list(islice(search.points(), COUNTED + 1))
-    return None if len(points) > COUNTED else sum(not rules.broken(point) for point in points)
+    points = list(islice(search.points(), COUNT_LIMIT + 1))
+    return None if len(points) > COUNT_LIMIT else sum(not rules.broken(point) for point in points)
 
 
 def with_values(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with each dotted path of `values` set. Mappings merge as presets do; an objective's name replaces it."""
     result = dict(base)
     # Knobs that stand before the name of the objective whose they are would be replaced with the one below.
-    for path in sorted(values, key=lambda path: not _names(path, values[path])):
+    for path in sorted(values, key=lambda path: not _is_name(path, values[path])):
         nested: Any = values[path]
         for key in reversed(path.split(".")):
             nested = {key: nested}
@@ -288,7 +288,7 @@ def with_values(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
     return result
 
 
-def _names(path: str, value: Any) -> bool:
+def _is_name(path: str, value: Any) -> bool:
     return path.endswith(".name") or (isinstance(value, dict) and "name" in value)
 
 

@@ -15,25 +15,25 @@ from slime_ray.errors import InputError, near
 from slime_ray.objectives import OBJECTIVES, find_objective
 
 
-def _published() -> dict[str, str]:
+def _published_presets() -> dict[str, str]:
     """The YAML of each objective's published knobs, by name."""
     return {
-        f"{name}-{key}": f"summary: {json.dumps(each.summary(name))}\n"
-        f"base:\n  objective: {json.dumps({'name': name, **each.knobs})}\n"
+        f"{name}-{key}": f"summary: {json.dumps(recipe.summary(name))}\n"
+        f"base:\n  objective: {json.dumps({'name': name, **recipe.knobs})}\n"
         for name, kind in OBJECTIVES.items()
-        for key, each in getattr(kind, "published", {}).items()
+        for key, recipe in getattr(kind, "published", {}).items()
     }
 
 
 def preset_names() -> list[str]:
     """Names of the presets that ship with the package."""
     files = resources.files("slime_ray.presets").iterdir()
-    return sorted([*_published(), *(Path(str(file)).stem for file in files if str(file).endswith(".yaml"))])
+    return sorted([*_published_presets(), *(Path(str(file)).stem for file in files if str(file).endswith(".yaml"))])
 
 
 def preset_text(name: str) -> str:
     """The YAML of one preset by its name. Raises InputError that names the nearest presets."""
-    if (text := _published().get(name)) is not None:
+    if (text := _published_presets().get(name)) is not None:
         return text
     if name not in preset_names():
         raise InputError(f"There is no preset {name!r}{near(name, preset_names())}.")
@@ -101,23 +101,25 @@ def compare_presets(one: str, other: str) -> dict[str, dict[str, Any]]:
     """
     presets = {"one": one, "other": other}
     sides = {side: flat(_with_defaults(preset_base(name))) for side, name in presets.items()}
-    every = {
+    values_by_path = {
         path: {name: values[path] for name, values in sides.items() if path in values}
         for path in sorted(sides["one"] | sides["other"])
     }
-    return {path: values for path, values in every.items() if len(values) < 2 or values["one"] != values["other"]}
+    return {
+        path: values for path, values in values_by_path.items() if len(values) < 2 or values["one"] != values["other"]
+    }
 
 
 def as_table(one: str, other: str, differences: Mapping[str, Mapping[str, Any]]) -> str:
     """The differences as aligned columns under the names of the two presets; (absent) where one has no such path."""
     rows: list[tuple[str, ...]] = [("", one, other)]
     for path, values in differences.items():
-        rows.append((path, *(_shown(values[side]) if side in values else "(absent)" for side in ("one", "other"))))
+        rows.append((path, *(_cell_text(values[side]) if side in values else "(absent)" for side in ("one", "other"))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def _shown(value: Any) -> str:
+def _cell_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 

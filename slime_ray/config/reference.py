@@ -29,7 +29,7 @@ HEAD = """\
 `slime-ray reference` prints this page from the schema that reads the file, `slime-ray reference training` a part of it.
 Unknown keys are refused. `--set training.updates=50` changes any key. What is `null` by default may be null.
 """
-BELOW: dict[str, tuple[str, type[BaseModel]]] = {
+NESTED: dict[str, tuple[str, type[BaseModel]]] = {
     "base": ("base", Settings),
     "search": ("search: {PATH: …}", Dimension),
     "start_from": ("start_from: [{run: …}]", WarmStartRun),
@@ -53,7 +53,11 @@ ID = "experiment.schema.json"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 LINE = f"# yaml-language-server: $schema={ID}"
 """The first line of a file that has the schema beside it; editors with a YAML language server read it."""
-OUTSIDE = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string", "pattern": ":"}}}
+EXTERNAL_OBJECTIVE = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {"name": {"type": "string", "pattern": ":"}},
+}
 """An objective of the user's, whose knobs are known only where it can be imported."""
 
 
@@ -64,38 +68,38 @@ def reference(part: str | None = None) -> str:
     words = {word for title in sections for word in WORD.findall(title)}
     if part is not None and part not in words:
         raise InputError(f"{part}: there is no such part of the file{near(part, words)}.")
-    wanted = [title for title in sections if part is None or part in WORD.findall(title)]
+    part_titles = [title for title in sections if part is None or part in WORD.findall(title)]
     head = [HEAD] if part is None else []
-    return "\n".join([*head, *(_printed(title, sections[title], titles) for title in wanted)])
+    return "\n".join([*head, *(_section_text(title, sections[title], titles) for title in part_titles)])
 
 
 def _sections() -> Iterator[tuple[str, Schema]]:
     """Titles and schemas of the file, then of every mapping below it, each once, where it first stands."""
     file: type[BaseModel] = ExperimentKeys
-    models = [file, *(model for _, model in BELOW.values())]
-    refs, whole = models_json_schema([(model, "validation") for model in models])
+    models = [file, *(model for _, model in NESTED.values())]
+    refs, document = models_json_schema([(model, "validation") for model in models])
     names = {model: _name(refs[(model, "validation")]) for model in models}
-    schemas = {name: {**schema, "$id": name} for name, schema in whole["$defs"].items()}
+    schemas = {name: {**schema, "$id": name} for name, schema in document["$defs"].items()}
     # What the file has of its own comes before the keys of a search.
     top = schemas[names[file]]
     top["properties"] = dict(sorted(top["properties"].items(), key=lambda item: item[0] not in file.__annotations__))
     for name, objective in OBJECTIVES.items():
         _describe(schemas[OBJECTIVE_SETTINGS[name].__name__], objective)
-    known: set[str] = set()
+    visited: set[str] = set()
 
     def walk(title: str, name: str) -> Iterator[tuple[str, Schema]]:
-        if name in known:
+        if name in visited:
             return
-        known.add(name)
+        visited.add(name)
         yield title, schemas[name]
         for key, schema in schemas[name].get("properties", {}).items():
             path = key if title == FILE else f"{title}.{key}"
-            if title == FILE and key in BELOW:
-                below, model = BELOW[key]
+            if title == FILE and key in NESTED:
+                below, model = NESTED[key]
                 yield from walk(below, names[model])
             inner = list(_refs(schema))
-            for each in inner:
-                yield from walk(path if len(inner) == 1 else f"{path}: {{{_tag(schemas[each])}}}", each)
+            for ref in inner:
+                yield from walk(path if len(inner) == 1 else f"{path}: {{{_tag(schemas[ref])}}}", ref)
 
     yield from walk(FILE, names[file])
 
@@ -110,14 +114,14 @@ def _describe(schema: dict[str, Any], objective: type) -> None:
     schema["description"] = inspect.cleandoc(objective.__doc__ or "").split("\n\nArgs")[0]
     for key, text in descriptions.items():
         schema["properties"][key] |= {"description": text}
-    above: Any = next((kind for kind in objective.__mro__[1:] if kind in OBJECTIVES.values()), None)
-    if above is not None:
-        schema["description"] += f"\n\nIt has the keys of `{above.name}`, too."
-        for field in dataclasses.fields(above):
+    parent: Any = next((kind for kind in objective.__mro__[1:] if kind in OBJECTIVES.values()), None)
+    if parent is not None:
+        schema["description"] += f"\n\nIt has the keys of `{parent.name}`, too."
+        for field in dataclasses.fields(parent):
             del schema["properties"][field.name]
 
 
-def _printed(title: str, schema: Schema, titles: Mapping[str, str]) -> str:
+def _section_text(title: str, schema: Schema, titles: Mapping[str, str]) -> str:
     lines = [f"## {title if title == FILE else f'`{title}`'}", "", *_paragraphs(schema.get("description", "")), ""]
     # The title says which of several models it is.
     keys = {
@@ -157,10 +161,10 @@ def _words(schema: Schema, titles: Mapping[str, str]) -> str:
     if "const" in schema:
         return f"`{schema['const']}`"
     if "enum" in schema:
-        return ", ".join(f"`{one}`" for one in schema["enum"])
-    for several in ("anyOf", "oneOf"):
-        if several in schema:
-            words = dict.fromkeys(_words(one, titles) for one in schema[several])
+        return ", ".join(f"`{word}`" for word in schema["enum"])
+    for union in ("anyOf", "oneOf"):
+        if union in schema:
+            words = dict.fromkeys(_words(option, titles) for option in schema[union])
             if words.keys() >= SCALAR:
                 words = dict.fromkeys([*(word for word in words if word not in SCALAR), "number, flag or word"])
             return (" or " if len(words) < 4 else ", ").join(words)
@@ -171,8 +175,8 @@ def _words(schema: Schema, titles: Mapping[str, str]) -> str:
         return f"list of {_words(schema['items'], titles)}"
     if kind == "mapping":
         inner = [*schema.get("patternProperties", {}).values(), schema.get("additionalProperties")]
-        held = _words(inner[0], titles) if isinstance(inner[0], dict) and inner[0] else ""
-        return f"mapping to {held}" if held else kind
+        inner_words = _words(inner[0], titles) if isinstance(inner[0], dict) and inner[0] else ""
+        return f"mapping to {inner_words}" if inner_words else kind
     bounds = ", ".join(
         f"{sign} {schema[bound] if isinstance(schema[bound], int) else format(schema[bound], 'g')}"
         for bound, sign in BOUNDS.items()
@@ -216,11 +220,11 @@ def experiment_schema() -> dict[str, Any]:
         A JSON Schema of draft 2020-12, as plain values.
     """
     models: list[type[BaseModel]] = [ExperimentKeys, Settings, Dimension]
-    refs, whole = models_json_schema([(model, "validation") for model in models])
+    refs, document = models_json_schema([(model, "validation") for model in models])
     file, settings, dimension = (refs[(model, "validation")] for model in models)
-    definitions: dict[str, Any] = {name: _partial(schema) for name, schema in whole["$defs"].items()}
+    definitions: dict[str, Any] = {name: _partial(schema) for name, schema in document["$defs"].items()}
     objective = definitions[_name(settings)]["properties"]["objective"]
-    objective["anyOf"].append(OUTSIDE)
+    objective["anyOf"].append(EXTERNAL_OBJECTIVE)
     top = definitions.pop(_name(file))
     properties = top["properties"]
     properties["base"] |= settings
@@ -231,14 +235,14 @@ def experiment_schema() -> dict[str, Any]:
 def _partial(schema: Any) -> Any:
     """The schema of a mapping that lies over another: nothing is required, and no name has to tell it apart."""
     if isinstance(schema, list):
-        return [_partial(one) for one in schema]
+        return [_partial(entry) for entry in schema]
     if not isinstance(schema, dict):
         return schema
-    kept = {key: value for key, value in schema.items() if key not in ("required", "discriminator", "title")}
-    if "properties" in kept:
+    fields = {key: value for key, value in schema.items() if key not in ("required", "discriminator", "title")}
+    if "properties" in fields:
         # A key may be called as a word of the schema is.
-        kept["properties"] = {key: _partial(inner) for key, inner in kept["properties"].items()}
-    rest = {key: value if key in ("properties", "default") else _partial(value) for key, value in kept.items()}
+        fields["properties"] = {key: _partial(inner) for key, inner in fields["properties"].items()}
+    rest = {key: value if key in ("properties", "default") else _partial(value) for key, value in fields.items()}
     if "oneOf" in rest:
         rest["anyOf"] = rest.pop("oneOf")
     return rest

@@ -74,7 +74,7 @@ class Reproduction:
         if self.table != 3 and self.model != "gemma3-4b" and self.scale == "paper":
             lines.append("The paper has this table for gemma3-4b alone.")
         if design is not None:
-            lines.append(design.described(self.experiment.seeds))
+            lines.append(design.description(self.experiment.seeds))
         if self.scale == "demo":
             lines.append(
                 "Scale demo: the same design on the embedded task, with its own data, schedule and learning rate. It "
@@ -125,12 +125,12 @@ def reproduction(
     if scale == "demo" and model is not None:
         raise InputError(f"--model {model}: --scale demo has the embedded task's model. Leave one of them out.")
     overrides = {from_top(key): value for key, value in (overrides or {}).items()}
-    chosen = _paper_scale(model, judge, overrides) if scale == "paper" else {}
+    values = _paper_scale(model, judge, overrides) if scale == "paper" else {}
     if questions is not None:
-        chosen["base.evaluation.questions"] = str(questions)
+        values["base.evaluation.questions"] = str(questions)
     if seeds is not None:
-        chosen["seeds"] = parse_seeds(seeds)
-    data = with_values(load_yaml(spaces[SPACES[table]]).data, {**chosen, **overrides}) | {
+        values["seeds"] = parse_seeds(seeds)
+    data = with_values(load_yaml(spaces[SPACES[table]]).data, {**values, **overrides}) | {
         "name": name or f"table{table}-{model or scale}",
         "summary": f"The paper's Table {table}, {model or scale}",
     }
@@ -143,15 +143,15 @@ def reproduction(
 def _paper_scale(model: str | None, judge: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
     if model not in FAMILIES:
         raise InputError(f"--model {model}: give one of {', '.join(FAMILIES)}, or --scale demo.")
-    chosen: dict[str, Any] = {
+    values: dict[str, Any] = {
         "preset": f"{model}/paper",
         "resources": {"workers": GPUS, "gpu_per_worker": 1.0},
     }
     if judge is not None:
-        chosen["base.evaluation.judge"] = {"name": "llm", "model": judge, "template": "arena-hard"}
+        values["base.evaluation.judge"] = {"name": "llm", "model": judge, "template": "arena-hard"}
     elif not any(key.startswith("base.evaluation.judge") for key in overrides):
         raise InputError(
             "The cells are compared by their win rates, which needs a judge. Give --judge MODEL, a model at an "
             "OpenAI-compatible endpoint, or any other with --set evaluation.judge.name=…"
         )
-    return chosen
+    return values

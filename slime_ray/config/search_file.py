@@ -6,8 +6,8 @@ from typing import Any
 
 from slime_ray.config.complaints import FilePart
 from slime_ray.config.points import (
-    COUNTED,
-    LEARNING,
+    COUNT_LIMIT,
+    LEARNING_SAMPLERS,
     Point,
     Rules,
     SamplerName,
@@ -29,7 +29,7 @@ from slime_ray.objectives import differ
 _SHARED = "the SFT checkpoint and the held-out pairs, which all trials share, follow from it"
 _MEASURE = "it decides how trials are measured, and what is measured differently cannot be compared"
 _NOTHING = "it changes nothing of what a trial learns"
-NOT_SEARCHED = {
+FIXED_PATHS = {
     "sft": _SHARED,
     "data": _SHARED,
     "model": _SHARED,
@@ -39,7 +39,7 @@ NOT_SEARCHED = {
     "training.evaluations": _NOTHING,
 }
 """Paths, with all below them, that no search may vary, and why."""
-SEARCHED = ("model.lora",)
+SEARCHABLE_PATHS = ("model.lora",)
 """Paths, with all below them, that one may vary all the same."""
 
 
@@ -93,9 +93,9 @@ class SearchReader:
             several = isinstance(ways, list)
             if several and not ways:
                 raise self.error(("search", path), f"{path} is drawn in no way. Give it a range, or leave it out")
-            for index, one in enumerate(ways if several else [ways]):
+            for index, way in enumerate(ways if several else [ways]):
                 at: KeyPath = ("search", path, index) if several else ("search", path)
-                dimension: Dimension = self.check(Dimension, one, at, where=f"{path}: ")
+                dimension: Dimension = self.check(Dimension, way, at, where=f"{path}: ")
                 if several and not dimension.when:
                     raise self.error(
                         at, f"{path} is drawn in several ways, so each needs a `when` that tells them apart"
@@ -107,9 +107,11 @@ class SearchReader:
         return dimensions
 
     def _check_path(self, path: str) -> None:
-        if (why := why_fixed(path)) is not None:
-            raise self.error(("search", path), f"{path} cannot be searched: {why}. Set it in base, or make arms of it")
-        if any(below(path, allowed) for allowed in SEARCHED):
+        if (reason := fixed_reason(path)) is not None:
+            raise self.error(
+                ("search", path), f"{path} cannot be searched: {reason}. Set it in base, or make arms of it"
+            )
+        if any(below(path, allowed) for allowed in SEARCHABLE_PATHS):
             return
         training = self.base.get("training") or {}
         if training.get("updates") == 0 and "training.updates" not in self.keys.search:
@@ -143,9 +145,9 @@ class SearchReader:
             present = [scenario for scenario in scenarios if exists(dimension, scenario)]
             if not present:
                 raise self.error((*self.places[name], "when"), f"{name}: no trial meets its `when`, so it never exists")
-            for other in list(search.dimensions)[: list(search.dimensions).index(name)]:
-                both = [scenario for scenario in present if exists(search.dimensions[other], scenario)]
-                if both and path_of(other) == path_of(name):
+            for earlier in list(search.dimensions)[: list(search.dimensions).index(name)]:
+                both = [scenario for scenario in present if exists(search.dimensions[earlier], scenario)]
+                if both and path_of(earlier) == path_of(name):
                     raise self.error(self.places[name], f"{path_of(name)} is drawn in two ways when {_words(both[0])}")
 
     def _check_knobs(self, search: Search) -> None:
@@ -167,15 +169,15 @@ class SearchReader:
 
     def _matters(self, search: Search, name: str, scenario: Point) -> bool:
         """Whether the ends of a dimension would train differently, the other knobs somewhere inside their ranges."""
-        built = []
+        objectives = []
         for end in search.dimensions[name].ends:
 
-            def pick(other: str, dimension: Dimension, end: Scalar = end) -> Scalar:
-                return end if other == name else dimension.at(0.618)
+            def pick(knob: str, dimension: Dimension, end: Scalar = end) -> Scalar:
+                return end if knob == name else dimension.at(0.618)
 
             point = _within(search, scenario, pick)
-            built.append(Settings.model_validate(with_values(self.base, point)).objective.build())
-        return any(differ(built[0], other) for other in built[1:])
+            objectives.append(Settings.model_validate(with_values(self.base, point)).objective.build())
+        return any(differ(objectives[0], other) for other in objectives[1:])
 
     def _check_requirements(self, search: Search) -> None:
         searched = {path_of(name) for name in search.dimensions}
@@ -183,14 +185,14 @@ class SearchReader:
             if not searched & set(requirement.paths):
                 raise self.error(("require", index), f"{search.require[index]!r}: none of its paths is searched")
         rules = Rules(search, self.base)
-        known: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for scenario in search.scenarios():
-            known |= rules.values(_within(search, scenario, lambda name, dimension: dimension.ends[0]))
+            values |= rules.values(_within(search, scenario, lambda name, dimension: dimension.ends[0]))
         for index, requirement in enumerate(search.requirements):
             for path in requirement.paths:
-                if path not in known:
+                if path not in values:
                     raise self.error(("require", index), f"{path}: there is no such setting in any trial")
-                if isinstance(known[path], bool) or not isinstance(known[path], (int, float)):
+                if isinstance(values[path], bool) or not isinstance(values[path], (int, float)):
                     raise self.error(("require", index), f"{path} is not a number, so it cannot be compared")
         if search.require and not has_feasible_point(search, self.base):
             raise self.error(("require",), "no point of the space meets every requirement: they contradict each other")
@@ -218,7 +220,7 @@ class SearchReader:
         if points is None and search.sampler == "grid":
             sizes = [dimension.size or 1 for dimension in search.dimensions.values()]
             cells = "" if search.is_conditional else f"{math.prod(sizes):,} points, "
-            raise self.error(at, f"the grid has {cells}more than {COUNTED:,}. Use quasi_random, or coarser steps")
+            raise self.error(at, f"the grid has {cells}more than {COUNT_LIMIT:,}. Use quasi_random, or coarser steps")
         if points is not None and trials > points:
             budget: KeyPath = ("budget", "trials")
             raise self.error(
@@ -233,9 +235,10 @@ class SearchReader:
         for index, entry in enumerate(self.keys.start_from):
             at: KeyPath = ("start_from", index)
             if isinstance(entry, dict) and "run" in entry:
-                if search.sampler not in LEARNING:
+                if search.sampler not in LEARNING_SAMPLERS:
                     raise self.error(
-                        at, f"the sampler {search.sampler} learns nothing from results. Use {', '.join(LEARNING)}"
+                        at,
+                        f"the sampler {search.sampler} learns nothing from results. Use {', '.join(LEARNING_SAMPLERS)}",
                     )
                 runs.append(self.check(WarmStartRun, entry, at, where=f"start_from.{index}: "))
                 continue
@@ -254,18 +257,18 @@ class SearchReader:
                 raise self.error(at, f"{min(unknown)} is not searched. Searched: {', '.join(sorted(searched))}")
         settings = self.check(Settings, with_values(self.base, values), at)
 
-        def pick(one: str, dimension: Dimension) -> Scalar:
-            value = value_at(settings, path_of(one))
+        def pick(knob: str, dimension: Dimension) -> Scalar:
+            value = value_at(settings, path_of(knob))
             if not dimension.contains(value):
                 steps = f" in steps of {dimension.step:g}" if dimension.step else ""
                 raise self.error(
-                    at, f"{name}: {path_of(one)} = {value} lies outside {dimension.ends}{steps}. Widen the range"
+                    at, f"{name}: {path_of(knob)} = {value} lies outside {dimension.ends}{steps}. Widen the range"
                 )
             return dimension.snap(value)
 
         point = search.walk(pick)
-        if isinstance(entry, dict) and (lost := set(values) - set(point)):
-            raise self.error(at, f"{name} gives {min(lost)}, which it does not have: its `when` is not met")
+        if isinstance(entry, dict) and (missing := set(values) - set(point)):
+            raise self.error(at, f"{name} gives {min(missing)}, which it does not have: its `when` is not met")
         if broken := Rules(search, self.base).broken(point):
             raise self.error(at, f"{name} breaks the requirement {broken[0]!r}")
         return point
@@ -274,8 +277,8 @@ class SearchReader:
         # A recipe's objective is what makes it that recipe. Its learning rate belongs to its model and data.
         objective = preset_base(name).get("objective", {})
         values = {f"objective.{knob}": value for knob, value in objective.items()}
-        switched = {path: value for path, value in values.items() if path in searched and path.endswith(".name")}
-        settings = self.check(Settings, with_values(self.base, switched), at)
+        switch_values = {path: value for path, value in values.items() if path in searched and path.endswith(".name")}
+        settings = self.check(Settings, with_values(self.base, switch_values), at)
         for path, value in values.items():
             if path not in searched and value_at(settings, path) != value:
                 raise self.error(
@@ -286,11 +289,11 @@ class SearchReader:
         return values
 
 
-def why_fixed(path: str) -> str | None:
+def fixed_reason(path: str) -> str | None:
     """Why trials of a search must not differ in a setting; None where they may."""
-    if any(below(path, allowed) for allowed in SEARCHED):
+    if any(below(path, allowed) for allowed in SEARCHABLE_PATHS):
         return None
-    return next((why for fixed, why in NOT_SEARCHED.items() if below(path, fixed)), None)
+    return next((reason for fixed, reason in FIXED_PATHS.items() if below(path, fixed)), None)
 
 
 def _within(search: Search, scenario: Point, pick: Callable[[str, Dimension], Scalar]) -> Point:

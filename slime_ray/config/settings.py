@@ -82,15 +82,15 @@ class Data(Strict):
         """The data sets of `train`, one or more, each with its split."""
         if isinstance(self.train, str):
             return [DataSource(source=self.train, split=self.split, subset=self.subset, revision=self.revision)]
-        return [one.model_copy(update={"split": one.split or self.split}) for one in self.train]
+        return [entry.model_copy(update={"split": entry.split or self.split}) for entry in self.train]
 
     @property
     def label(self) -> str:
         """The name of the data set, or the names of all."""
-        return self.train if isinstance(self.train, str) else ", ".join(one.source for one in self.train)
+        return self.train if isinstance(self.train, str) else ", ".join(entry.source for entry in self.train)
 
     @model_validator(mode="after")
-    def _parts_have_their_own(self) -> "Data":
+    def _check_single_source(self) -> "Data":
         for name in ("subset", "revision"):
             if not isinstance(self.train, str) and getattr(self, name) is not None:
                 raise ValueError(f"{name} is of a single data set. Write it into the entries of train")
@@ -144,15 +144,15 @@ class Sft(Schedule):
     """Its adapters, merged at its end: `same` as model.lora, others, or null for every weight."""
 
 
-def _kept(value: Any) -> Any:
+def _check_keep(value: Any) -> Any:
     """`last`, `best`, or one column that is told during training."""
-    known = typing.get_args(Estimate)
+    metrics = typing.get_args(Estimate)
     if not isinstance(value, Mapping) and value not in ("last", "best"):
         raise ValueError(f"{value!r} is neither last, best nor a number with its direction, as {{win_rate: maximize}}")
-    if isinstance(value, Mapping) and (len(value) != 1 or next(iter(value)) not in known):
+    if isinstance(value, Mapping) and (len(value) != 1 or next(iter(value)) not in metrics):
         raise ValueError(
             f"{dict(value)} does not say by which number weights are kept: name one that is measured during training, "
-            f"of {', '.join(known)}, such as {{win_rate: maximize}}"
+            f"of {', '.join(metrics)}, such as {{win_rate: maximize}}"
         )
     return value
 
@@ -166,14 +166,14 @@ class Training(Schedule):
     """Whether layers are computed again in the backward pass, which saves memory and costs time."""
     evaluations: Annotated[int, Field(ge=1)] = 5
     """Held-out measurements after step 0, evenly spread."""
-    keep: Annotated[Literal["last", "best"] | dict[Estimate, Way], BeforeValidator(_kept)] = "last"
+    keep: Annotated[Literal["last", "best"] | dict[Estimate, Way], BeforeValidator(_check_keep)] = "last"
     """Weights to measure and save: the `last`, the `best` evaluation's, or the best by a metric, `{win_rate:
     maximize}`."""
     callbacks: list[Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]] = []
     """TrainerCallbacks, as `package.module:Class`, made without arguments."""
 
     @model_validator(mode="after")
-    def _has_a_choice(self) -> "Training":
+    def _check_keep_choice(self) -> "Training":
         if self.keep != "last" and self.evaluations == 1:
             raise ValueError(
                 "keep chooses among training.evaluations, and there is 1, after the last update. Set more of them, or "
@@ -222,18 +222,18 @@ class ObjectiveSettings(Strict):
 OBJECTIVE_SETTINGS = {name: _objective_schema(name, objective) for name, objective in OBJECTIVES.items()}
 
 
-def _perhaps_outside(value: Any, registered: ValidatorFunctionWrapHandler) -> Any:
+def _validate_objective(value: Any, validate_registered: ValidatorFunctionWrapHandler) -> Any:
     """Settings of a registered objective, or of one of the user's, which is imported because the file names it."""
     name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
     if not isinstance(name, str) or ":" not in name:
-        return registered(value)
+        return validate_registered(value)
     if name not in OBJECTIVE_SETTINGS:
         OBJECTIVE_SETTINGS[name] = _objective_schema(name, find_objective(name))
     try:
         return OBJECTIVE_SETTINGS[name].model_validate(value)
     except ValidationError as error:
         # The name stands in the place of the error, as it does for registered ones.
-        details: Any = [{**one, "loc": (name, *one["loc"])} for one in error.errors(include_url=False)]
+        details: Any = [{**detail, "loc": (name, *detail["loc"])} for detail in error.errors(include_url=False)]
         raise ValidationError.from_exception_data(name, details) from None
 
 
@@ -244,7 +244,7 @@ else:
         typing.Union[tuple(OBJECTIVE_SETTINGS.values())],  # noqa: UP007
         Field(discriminator="name"),
         SerializeAsAny(),
-        WrapValidator(_perhaps_outside),
+        WrapValidator(_validate_objective),
     ]
 
 
@@ -267,7 +267,7 @@ class Settings(Strict):
     """How trials are measured."""
 
     @model_validator(mode="after")
-    def _embedded_parts_agree(self) -> "Settings":
+    def _check_parts(self) -> "Settings":
         if self.model.task and self.model.task != self.data.task:
             raise ValueError(
                 f"model.source is {self.model.source!r}, a tiny model that knows only its own task's words, but "
@@ -290,18 +290,20 @@ class Settings(Strict):
                 "same, or sft: null"
             )
         if self.evaluation.engine is not None:
-            self._check_served()
+            self._check_answer_server()
         if self.model.quantization is not None:
-            self._check_quantized()
-        unscored = [judge for judge in self.evaluation.judge.members if isinstance(judge, Exact) and not judge.scorer]
-        if unscored and not self.data.task:
+            self._check_quantization()
+        rubric_judges = [
+            judge for judge in self.evaluation.judge.members if isinstance(judge, Exact) and not judge.scorer
+        ]
+        if rubric_judges and not self.data.task:
             raise ValueError(
                 "evaluation.judge is exact, but this data has no rubric of its own. Name a scorer, "
                 "judge: {name: exact, scorer: 'package.module:function'}, or use judge: none"
             )
         return self
 
-    def _check_served(self) -> None:
+    def _check_answer_server(self) -> None:
         """Refuse what a server cannot load beside its base, as long as nothing has been trained."""
         lora, way_out = self.model.lora, "or leave evaluation.engine out, to draw the answers where trials run"
         if lora is None:
@@ -320,28 +322,28 @@ class Settings(Strict):
                 f"output head in full. Set it to false, {way_out}"
             )
 
-    def _check_quantized(self) -> None:
+    def _check_quantization(self) -> None:
         """Refuse what cannot be trained, or not be exported as it was trained, on 4-bit weights."""
-        said, model, stage = f"model.quantization is {self.model.quantization}", self.model, self.sft_model
-        adapters = [one for one in (model.lora, stage.lora if self.sft else None) if one]
+        fact, model, stage = f"model.quantization is {self.model.quantization}", self.model, self.sft_model
+        adapters = [adapter for adapter in (model.lora, stage.lora if self.sft else None) if adapter]
         if self.sft is not None and stage.lora is None:
             raise ValueError(
-                f"{said}, and sft.lora is null, which trains every weight; 4-bit weights cannot be trained. Set "
+                f"{fact}, and sft.lora is null, which trains every weight; 4-bit weights cannot be trained. Set "
                 "sft.lora: same, or model.quantization: null"
             )
-        if any(one.train_head for one in adapters):
+        if any(adapter.train_head for adapter in adapters):
             raise ValueError(
-                f"{said}, and lora.train_head trains the head in full, which the adapters of SFT and of a trial, side "
+                f"{fact}, and lora.train_head trains the head in full, which the adapters of SFT and of a trial, side "
                 "by side on the 4-bit base, cannot share. Set train_head: false, or model.quantization: null"
             )
-        if self.sft is not None and not model.kept and any(one.dora for one in adapters):
+        if self.sft is not None and not model.kept and any(adapter.dora for adapter in adapters):
             raise ValueError(
-                f"{said}, and DoRA's updates do not add up with those of the SFT stage, whose adapter stays beside a "
+                f"{fact}, and DoRA's updates do not add up with those of the SFT stage, whose adapter stays beside a "
                 "trial's on the 4-bit base. Set dora: false, sft: null, or model.quantization: null"
             )
         if self.evaluation.engine is not None:
             raise ValueError(
-                f"{said}, and the server of evaluation.engine loads adapters on a whole SFT checkpoint, which a 4-bit "
+                f"{fact}, and the server of evaluation.engine loads adapters on a whole SFT checkpoint, which a 4-bit "
                 "base has none of. Leave evaluation.engine out, or set model.quantization: null"
             )
 
@@ -354,16 +356,16 @@ class Settings(Strict):
         if self.model.kept:
             return "model.lora keeps an adapter, which can be divided only where it is new to the model", ""
         if self.model.quantization is not None:
-            why = f"model.quantization {self.model.quantization} makes 4-bit weights, which cannot be divided"
-            return why, ", or model.quantization: null"
+            reason = f"model.quantization {self.model.quantization} makes 4-bit weights, which cannot be divided"
+            return reason, ", or model.quantization: null"
         return None
 
     @property
     def judged_on_the_way(self) -> bool:
         """Whether the sentinel's answers are judged during training."""
         judge = self.evaluation.judge
-        wanted = isinstance(judge, Exact) if self.sentinel.judge is None else self.sentinel.judge
-        return wanted and self.sentinel.action != "none" and judge.name != "none"
+        judge_answers = isinstance(judge, Exact) if self.sentinel.judge is None else self.sentinel.judge
+        return judge_answers and self.sentinel.action != "none" and judge.name != "none"
 
     @property
     def kept_by(self) -> tuple[Estimate, Way] | None:

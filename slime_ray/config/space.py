@@ -16,13 +16,13 @@ IntegerBounds = Annotated[tuple[int, int], Field(strict=False)]
 WAYS = ("uniform", "log_uniform", "integer", "log_integer", "choice")
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     """One value may stand without its brackets."""
     return value if isinstance(value, list) else [value]
 
 
 Values = Annotated[
-    list[Scalar], BeforeValidator(_listed, json_schema_input_type=list[Scalar] | Scalar), Field(min_length=1)
+    list[Scalar], BeforeValidator(_as_list, json_schema_input_type=list[Scalar] | Scalar), Field(min_length=1)
 ]
 
 

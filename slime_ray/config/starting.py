@@ -67,15 +67,15 @@ def first_experiment(model: str, data: str, *, name: str, pairs: int | None, gpu
     Returns:
         YAML that `slime-ray check` accepts.
     """
-    family = next((each for each in preset_names() if _source(each) == model), None)
+    family = next((preset for preset in preset_names() if _source(preset) == model), None)
     template = TEMPLATE if lacks_template(Path(model).expanduser()) else ""
-    own = MODEL.format(model=_quoted(model), dtype="bfloat16" if gpu else "float32") + template + SFT
-    base = "" if family else own
+    model_part = MODEL.format(model=_quote(model), dtype="bfloat16" if gpu else "float32") + template + SFT
+    base = "" if family else model_part
     held_out = min(1000, (pairs or 5000) // 5)
     # Two dozen updates or more, where the data has pairs for them.
     per_update = next((size for size in (128, 64, 32, 16) if pairs is None or pairs - held_out >= 24 * size), 8)
     return FILE.format(
-        line=LINE, model=_quoted(model), data=_quoted(data), name=name, base=base,
+        line=LINE, model=_quote(model), data=_quote(data), name=name, base=base,
         preset=f"{family}/paper" if family else "paper",
         held_out=held_out, per_update=per_update,
         prompts=min(512, held_out // 2), selection=min(256, held_out // 4), gpus=int(gpu),
@@ -88,7 +88,7 @@ def run_name(data: str) -> str:
     return "".join(letters).strip("-") or "first"
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     """As YAML has it: in quotes where that could read something else."""
     return text if re.fullmatch(r"[A-Za-z./~][\w./-]*", text) else json.dumps(text, ensure_ascii=False)
 

@@ -11,17 +11,17 @@ from slime_ray.config.points import path_of, with_values
 from slime_ray.config.settings import ObjectiveSettings, Settings
 from slime_ray.objectives import find_objective
 
-FAR = 3.0
+FAR_FACTOR = 3.0
 """Factor beyond a tuning range's ends from which a value is worth a word."""
 
 
 def tuning_warnings(experiment: Experiment) -> list[str]:
     """Say which fixed and searched knobs lie far outside their objective's tuning range, each once."""
     ends: dict[tuple[str, str, Any, str | None], list[float]] = {}
-    for place, objective, left_out in _objectives(experiment):
+    for place, objective, searched_paths in _objectives(experiment):
         scale = _scale(objective)
         for field in dataclasses.fields(find_objective(objective.name)):  # type: ignore[arg-type]
-            if field.metadata.get("tuned") and f"objective.{field.name}" not in left_out:
+            if field.metadata.get("tuned") and f"objective.{field.name}" not in searched_paths:
                 value = getattr(objective, field.name)
                 ends.setdefault((place, objective.name, field, scale), []).append(value)
     places: dict[str, list[str]] = {}
@@ -29,7 +29,7 @@ def tuning_warnings(experiment: Experiment) -> list[str]:
         # 0 switches a term off.
         if any(values) and (sentence := _warning(name, field, scale, min(values), max(values))):
             places.setdefault(sentence, []).append(place)
-    return [f"{_shortened(where)}: {sentence}" for sentence, where in places.items()]
+    return [f"{_place_list(where)}: {sentence}" for sentence, where in places.items()]
 
 
 def _warning(name: str, field: Any, scale: str | None, least: float, largest: float) -> str | None:
@@ -47,7 +47,7 @@ def _warning(name: str, field: Any, scale: str | None, least: float, largest: fl
             f"{words} on {tuned_scale}s over tokens, while {scale}s are taken here, which are as many times {size} as "
             f"an answer has tokens. Give a {'larger' if scale == 'mean' else 'smaller'} one"
         )
-    if largest < low / FAR or least > high * FAR:
+    if largest < low / FAR_FACTOR or least > high * FAR_FACTOR:
         return f"{words}. Give another one, unless this is what is compared"
     return None
 
@@ -60,9 +60,9 @@ def _objectives(experiment: Experiment) -> Iterator[tuple[str, ObjectiveSettings
         searched = {path_of(name) for name in part.search.dimensions}
         for name, scenario, end in part.search.ends():
             path = path_of(name)
-            chosen = with_values(experiment.base, {**part.set, **scenario, path: end})
+            values = with_values(experiment.base, {**part.set, **scenario, path: end})
             place = f"entry {part.label}" if part.label else "search"
-            yield place, Settings.model_validate(chosen).objective, searched - {path}
+            yield place, Settings.model_validate(values).objective, searched - {path}
 
 
 def _scale(objective: ObjectiveSettings) -> str | None:
@@ -75,10 +75,10 @@ def _scale(objective: ObjectiveSettings) -> str | None:
 def _source(name: str) -> str:
     """The paper that an objective's documentation names first."""
     kind = find_objective(name)
-    found = re.search(r"arXiv \d{4}\.\d{5}", f"{kind.__doc__} {sys.modules[kind.__module__].__doc__}")
-    return f" ({found[0]})" if found else ""
+    match = re.search(r"arXiv \d{4}\.\d{5}", f"{kind.__doc__} {sys.modules[kind.__module__].__doc__}")
+    return f" ({match[0]})" if match else ""
 
 
-def _shortened(places: list[str]) -> str:
+def _place_list(places: list[str]) -> str:
     more = f" and {len(places) - 2} more" if len(places) > 2 else ""
     return ", ".join(places[:2]) + more

@@ -98,8 +98,8 @@ def load_yaml(path: str | Path) -> YamlSource:
         if node is None:
             raise InputError(f"{path}: the file is empty. Start from one that ships with the package.")
         data = reader.value(node, ())
-    except _Wrong as wrong:
-        raise InputError(f"{path}:{wrong.line}: {wrong}.") from None
+    except _YamlError as error:
+        raise InputError(f"{path}:{error.line}: {error}.") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}:1: expected a mapping of keys to values, found {type(data).__name__}.")
     return YamlSource(path=path, data=data, lines=reader.lines)
@@ -125,9 +125,9 @@ def from_mapping(data: Mapping[str, Any]) -> YamlSource:
         if isinstance(value, Real) and math.isfinite(value):
             # NumPy's numbers, too.
             return int(value) if isinstance(value, Integral) else float(value)
-        shown = f"{value}" if isinstance(value, Real) else f"a {type(value).__name__}"
+        kind = f"{value}" if isinstance(value, Real) else f"a {type(value).__name__}"
         raise InputError(
-            f"experiment: {'.'.join(map(str, at))} is {shown}. Give mappings, lists, text, flags and finite numbers."
+            f"experiment: {'.'.join(map(str, at))} is {kind}. Give mappings, lists, text, flags and finite numbers."
         )
 
     return YamlSource(Path("experiment"), plain(data, ()), {})
@@ -140,7 +140,7 @@ def read_value(text: str) -> Any:
     return None if node is None else reader.value(node, ())
 
 
-class _Wrong(ValueError):
+class _YamlError(ValueError):
     """What is wrong with a text, and in which line, from 1."""
 
     def __init__(self, line: int, sentence: str):
@@ -149,34 +149,34 @@ class _Wrong(ValueError):
 
 
 class _Reader:
-    """Turns YAML into plain values, with the line of each. Raises _Wrong."""
+    """Turns YAML into plain values, with the line of each. Raises _YamlError."""
 
     def __init__(self, text: str):
         self.text = text
         self.lines: dict[KeyPath, int] = {}
-        self.left = MOST_VALUES
+        self.value_budget = MOST_VALUES
 
     def compose(self) -> yaml.Node | None:
         """The graph of the text's nodes, whose depth has a limit."""
         try:
             return yaml.compose(self.text, Loader=_Loader)
         except yaml.MarkedYAMLError as error:
-            raise _Wrong(_line(error.problem_mark), f"not valid YAML: {error.problem or error.context}") from None
+            raise _YamlError(_line(error.problem_mark), f"not valid YAML: {error.problem or error.context}") from None
         except yaml.reader.ReaderError as error:
             line = self.text.count("\n", 0, error.position) + 1
-            raise _Wrong(line, f"not valid YAML: the character U+{ord(self.text[error.position]):04X}") from None
+            raise _YamlError(line, f"not valid YAML: the character U+{ord(self.text[error.position]):04X}") from None
         except RecursionError:
-            raise _Wrong(1, f"nested more than {DEEPEST} deep. Write it flatter") from None
+            raise _YamlError(1, f"nested more than {DEEPEST} deep. Write it flatter") from None
         except (yaml.YAMLError, ValueError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise _Wrong(1, f"not valid YAML: {first}") from None
+            raise _YamlError(1, f"not valid YAML: {first}") from None
 
     def value(self, node: yaml.Node, at: KeyPath) -> Any:
         """The plain value of a node, whose place is noted by the keys that lead to it."""
         line = node.start_mark.line + 1
         self._count(line)
         if len(at) > DEEPEST:
-            raise _Wrong(
+            raise _YamlError(
                 line, f"nested more than {DEEPEST} deep, or an alias stands in what it names. Write it flatter"
             )
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
@@ -187,35 +187,35 @@ class _Reader:
             return [self.value(item, (*at, index)) for index, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, at, line)
-        raise _Wrong(line, f"the tag {_shown(node.tag)} is not read. Leave it out")
+        raise _YamlError(line, f"the tag {_tag_text(node.tag)} is not read. Leave it out")
 
     def _count(self, line: int) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise _Wrong(line, f"with its aliases written out it holds more than {MOST_VALUES:,} values. Use fewer")
+        self.value_budget -= 1
+        if self.value_budget < 0:
+            raise _YamlError(line, f"with its aliases written out it holds more than {MOST_VALUES:,} values. Use fewer")
 
     def _entries(self, node: yaml.MappingNode, at: KeyPath) -> Iterator[tuple[str, yaml.Node]]:
         """A mapping's keys as they are written, and what stands under them; first what `<<` brings in."""
-        written: dict[str, yaml.Node] = {}
-        merged: dict[str, yaml.Node] = {}
+        nodes: dict[str, yaml.Node] = {}
+        merged_nodes: dict[str, yaml.Node] = {}
         for key_node, inner in node.value:
             line = key_node.start_mark.line + 1
             self._count(line)
             if not isinstance(key_node, yaml.ScalarNode):
-                raise _Wrong(line, "a key has to be a word. Put quotes around it, or give it a value of its own")
+                raise _YamlError(line, "a key has to be a word. Put quotes around it, or give it a value of its own")
             key = str(key_node.value)
-            if key in written:
-                raise _Wrong(line, f"the key {key!r} stands here twice. Remove one of them")
+            if key in nodes:
+                raise _YamlError(line, f"the key {key!r} stands here twice. Remove one of them")
             if key_node.tag == f"{_TAG}merge":
-                for one in inner.value if isinstance(inner, yaml.SequenceNode) else [inner]:
-                    if not isinstance(one, yaml.MappingNode) or one is node or len(at) > DEEPEST:
-                        raise _Wrong(line, "`<<` needs a mapping, such as an alias of one")
+                for mapping in inner.value if isinstance(inner, yaml.SequenceNode) else [inner]:
+                    if not isinstance(mapping, yaml.MappingNode) or mapping is node or len(at) > DEEPEST:
+                        raise _YamlError(line, "`<<` needs a mapping, such as an alias of one")
                     # The first of several has its way.
-                    merged = {**dict(self._entries(one, (*at, key))), **merged}
+                    merged_nodes = {**dict(self._entries(mapping, (*at, key))), **merged_nodes}
             else:
-                written[key] = inner
+                nodes[key] = inner
                 self.lines[(*at, key)] = line
-        yield from {**merged, **written}.items()
+        yield from {**merged_nodes, **nodes}.items()
 
     def _scalar(self, node: yaml.ScalarNode, at: KeyPath, line: int) -> Any:
         text, kind = str(node.value), node.tag.removeprefix(_TAG)
@@ -227,15 +227,17 @@ class _Reader:
         if kind == "bool" and text.lower() in yaml.SafeLoader.bool_values:
             return yaml.SafeLoader.bool_values[text.lower()]
         if kind not in _NUMBERS or not re.match(_NUMBERS[kind], text):
-            raise _Wrong(line, f"{where}{text[:40]!r} with the tag {_shown(node.tag)}, which is not read. Leave it out")
+            raise _YamlError(
+                line, f"{where}{text[:40]!r} with the tag {_tag_text(node.tag)}, which is not read. Leave it out"
+            )
         plain = text.replace("_", "").lower()
         if kind == "float":
             if not math.isfinite(value := float(plain.replace(".inf", "inf").replace(".nan", "nan"))):
-                raise _Wrong(line, f"{where}{value}. Give a finite number")
+                raise _YamlError(line, f"{where}{value}. Give a finite number")
             return value
         # Python refuses to read thousands of digits.
         if len(plain) > 20 or abs(number := int(plain, 0)) > LARGEST:
-            raise _Wrong(line, f"{where}{text[:40]}. Give a whole number of at most {LARGEST}")
+            raise _YamlError(line, f"{where}{text[:40]}. Give a whole number of at most {LARGEST}")
         return number
 
 
@@ -243,5 +245,5 @@ def _line(mark: yaml.Mark | None) -> int:
     return mark.line + 1 if mark else 1
 
 
-def _shown(tag: str) -> str:
+def _tag_text(tag: str) -> str:
     return tag.replace(_TAG, "!!")

@@ -30,7 +30,7 @@ LOCAL = "127.0.0.1"
 HOSTS = (LOCAL, "localhost")
 LOOK_SECONDS, STORE_SECONDS = 2.0, 20.0
 """How often a folder and an object store are looked at."""
-SEEN_SECONDS = 30.0
+VIEWER_SECONDS = 30.0
 """For so long after its last question a page is believed to be open: for nobody the report is not built."""
 QUIET_SECONDS, LINGER_SECONDS = 6.0, 60.0
 """Pages ask every two seconds until they have heard of the end: so long a silence says that all have."""
@@ -70,7 +70,7 @@ def watch(address: str, *, port: int, say: Callable[[str], None]) -> str:
         try:
             asyncio.run(_serve(run, port, say))
         except KeyboardInterrupt:
-            return f"Closed. The sweep goes on; `slime-ray watch {run.shown}` opens the page again."
+            return f"Closed. The sweep goes on; `slime-ray watch {run.display_address}` opens the page again."
     return _end(run)
 
 
@@ -78,7 +78,7 @@ def _end(run: LiveRun) -> str:
     """How the run stands after its sweep."""
     name, state, report = (run.snapshot[key] for key in ("name", "state", "report"))
     where = f"Its report: {report}" if report else f"It has no report: {run.snapshot['problem'] or 'no trial finished'}"
-    more = f"\nIt goes on with `slime-ray extend {run.shown}`." if state == "interrupted" else ""
+    more = f"\nIt goes on with `slime-ray extend {run.display_address}`." if state == "interrupted" else ""
     return f"{name}: {state}; no sweep is at work on it. {where}{more}"
 
 
@@ -95,7 +95,9 @@ async def _serve(run: LiveRun, port: int, say: Callable[[str], None]) -> None:
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise
             why = "taken" if error.errno == errno.EADDRINUSE else "not for this user"
-            raise InputError(f"Port {port} of {LOCAL} is {why}. Give another one, such as --port {_free()}.") from None
+            raise InputError(
+                f"Port {port} of {LOCAL} is {why}. Give another one, such as --port {_free_port()}."
+            ) from None
         place = f"http://{LOCAL}:{runner.addresses[0][1]}/"
         say(f"{run.snapshot['name']} is at {place}#{token}")
         say(f"Who has that address can stop and clone trials; {place} alone is read-only. Ctrl-C closes it.")
@@ -113,48 +115,48 @@ async def _follow(run: LiveRun, app: web.Application) -> None:
             await asyncio.wait_for(hurry.wait(), seconds)
         hurry.clear()
         try:
-            await asyncio.to_thread(run.look, build=_someone_looks(app))
+            await asyncio.to_thread(run.look, build=_has_viewer(app))
             app[TROUBLE].clear()
         except SlimeRayError as error:
             # A store may answer again; what is shown says how old it is.
             app[TROUBLE][:] = [redact_sentence(str(error))]
     ended = time.monotonic()
-    while time.monotonic() < min(app[SEEN][0] + QUIET_SECONDS, ended + LINGER_SECONDS):
+    while time.monotonic() < min(app[LAST_REQUEST][0] + QUIET_SECONDS, ended + LINGER_SECONDS):
         await asyncio.sleep(LOOK_SECONDS / 10)
 
 
-def _someone_looks(app: web.Application) -> bool:
-    return time.monotonic() - app[SEEN][0] < SEEN_SECONDS
+def _has_viewer(app: web.Application) -> bool:
+    return time.monotonic() - app[LAST_REQUEST][0] < VIEWER_SECONDS
 
 
-def _free() -> int:
-    with socket.socket() as free:
-        free.bind((LOCAL, 0))
-        return int(free.getsockname()[1])
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind((LOCAL, 0))
+        return int(listener.getsockname()[1])
 
 
 HURRY = web.AppKey("hurry", asyncio.Event)
 """Something was asked of the run: look at it at once."""
-SEEN = web.AppKey("seen", list[float])
+LAST_REQUEST = web.AppKey("seen", list[float])
 TROUBLE = web.AppKey("trouble", list[str])
 
 
 def build_app(run: LiveRun, token: str) -> web.Application:
     """The pages and buttons of a run, for aiohttp. token: what a button has to know."""
-    app = web.Application(middlewares=[_guarded(token)], client_max_size=MOST_BYTES)
-    app[HURRY], app[SEEN], app[TROUBLE] = asyncio.Event(), [float("-inf")], []
+    app = web.Application(middlewares=[_guard_requests(token)], client_max_size=MOST_BYTES)
+    app[HURRY], app[LAST_REQUEST], app[TROUBLE] = asyncio.Event(), [float("-inf")], []
 
     async def state(request: web.Request) -> web.Response:
-        if not _someone_looks(app):
+        if not _has_viewer(app):
             app[HURRY].set()
-        app[SEEN][0] = time.monotonic()
+        app[LAST_REQUEST][0] = time.monotonic()
         trouble = app[TROUBLE][0] if app[TROUBLE] else None
         return web.json_response(run.snapshot | {"trouble": trouble})
 
     async def report(request: web.Request) -> web.Response:
         if run.page is None:
             raise web.HTTPNotFound(text="No trial has finished yet.")
-        app[SEEN][0] = time.monotonic()
+        app[LAST_REQUEST][0] = time.monotonic()
         return _answer(run.page, "text/html", REPORT_POLICY)
 
     async def knobs(request: web.Request) -> web.Response:
@@ -187,7 +189,7 @@ def _answer(text: str, kind: str, policy: str) -> web.Response:
     return web.Response(text=text, content_type=kind, headers={"Content-Security-Policy": policy})
 
 
-def _guarded(token: str) -> Middleware:
+def _guard_requests(token: str) -> Middleware:
     """Answer those alone who came by this machine's name, and buttons alone from this very page with the token."""
 
     @web.middleware
@@ -270,11 +272,11 @@ BUTTONS: dict[str, type[Stop | Clone | Extend]] = {"stop": Stop, "clone": Clone,
 def _button(run: LiveRun, app: web.Application, button: type[Stop | Clone | Extend]) -> Handler:
     async def handler(request: web.Request) -> web.Response:
         try:
-            asked = button.model_validate_json(await request.read())
+            action = button.model_validate_json(await request.read())
         except ValidationError:
             return web.json_response({"done": False, "said": "That is no request of this page."}, status=400)
         try:
-            sentence = await asyncio.to_thread(run.act, asked.act)
+            sentence = await asyncio.to_thread(run.act, action.act)
         except SlimeRayError as error:
             # Not a status of 4xx, which a browser takes for an error of the page.
             return web.json_response({"done": False, "said": redact_sentence(str(error))})

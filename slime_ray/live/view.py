@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_ray.errors import SlimeRayError
-from slime_ray.runs.control import opened
+from slime_ray.runs.control import open_run
 from slime_ray.runs.instructions import Instructions
 from slime_ray.runs.redaction import redact, redact_sentence
 from slime_ray.runs.results import finished_trial
@@ -31,7 +31,7 @@ class LiveRun:
     """
 
     def __init__(self, address: str):
-        self.address, self.shown = address, str(redact(address))
+        self.address, self.display_address = address, str(redact(address))
         self.snapshot: dict[str, Any] = {}
         self.page: str | None = None
         self.ended = False
@@ -47,7 +47,7 @@ class LiveRun:
 
     def act(self, action: Callable[[Path, RunStore], str]) -> str:
         """Do something to the run and give the sentence that says so. Raises SlimeRayError."""
-        with self._turn, opened(self.address, self._run_store) as (run, run_store):
+        with self._turn, open_run(self.address, self._run_store) as (run, run_store):
             self._run_store = run_store
             return action(run, run_store)
 
@@ -57,29 +57,29 @@ class LiveRun:
         Raises:
             SlimeRayError: It cannot be read.
         """
-        with self._turn, opened(self.address, self._run_store) as (run, run_store):
+        with self._turn, open_run(self.address, self._run_store) as (run, run_store):
             self._run_store = run_store
-            rows = self._finished(run)
-            standing = describe(run, rows)
+            rows = self._finished_rows(run)
+            description = describe(run, rows)
             stamps = {name: self._rows[name][0] for name in rows}
-            self.ended = standing["state"] != "at work"
+            self.ended = description["state"] != "at work"
             affordable = self._spent < FREE_SECONDS + SHARE * (time.monotonic() - self._began)
             last = self.ended and self.report is None
             if rows and (last or (build and affordable and stamps != self._built)):
                 self._build(run, stamps)
-            self.snapshot = self._snapshot(run, standing, len(rows.keys() - self._built.keys()))
+            self.snapshot = self._snapshot(run, description, len(rows.keys() - self._built.keys()))
 
     def knobs(self) -> dict[str, Any]:
         """By trial of the search what it sets over the base, for whoever clones one."""
-        with self._turn, opened(self.address, self._run_store) as (run, _):
-            finished = {
+        with self._turn, open_run(self.address, self._run_store) as (run, _):
+            finished_values = {
                 name: json.loads(row["overrides"] or "{}")
-                for name, row in self._finished(run).items()
+                for name, row in self._finished_rows(run).items()
                 if row.get("phase") != "confirm"
             }
-            return {name: trial["values"] for name, trial in self.snapshot.get("running", {}).items()} | finished
+            return {name: trial["values"] for name, trial in self.snapshot.get("running", {}).items()} | finished_values
 
-    def _finished(self, run: Path) -> dict[str, dict[str, Any]]:
+    def _finished_rows(self, run: Path) -> dict[str, dict[str, Any]]:
         """Rows of the trials that have finished. Files that have not changed are not read again."""
         rows: dict[str, tuple[Stamp, dict[str, Any] | None]] = {}
         for file in sorted((run / "trials").glob("*/trial.json")):
@@ -87,8 +87,8 @@ class LiveRun:
                 stat = file.stat()
             except OSError:
                 continue
-            stamp, known = (stat.st_size, stat.st_mtime_ns), self._rows.get(file.parent.name)
-            rows[file.parent.name] = known if known and known[0] == stamp else (stamp, finished_trial(file.parent))
+            stamp, entry = (stat.st_size, stat.st_mtime_ns), self._rows.get(file.parent.name)
+            rows[file.parent.name] = entry if entry and entry[0] == stamp else (stamp, finished_trial(file.parent))
         self._rows = rows
         return {name: row for name, (_, row) in rows.items() if row is not None}
 
@@ -119,9 +119,9 @@ class LiveRun:
         self._built = stamps
         self._spent += time.thread_time() - began
 
-    def _snapshot(self, run: Path, standing: Mapping[str, Any], behind: int) -> dict[str, Any]:
+    def _snapshot(self, run: Path, description: Mapping[str, Any], behind: int) -> dict[str, Any]:
         instructions = Instructions.read(run)
-        last_seen = time.time() - (standing["said"] or 0)
+        last_seen = time.time() - (description["said"] or 0)
         running = {
             name: {
                 **{key: trial.get(key) for key in ("doing", "step", "updates", "loss", "chosen_drift", "alarm")},
@@ -129,11 +129,11 @@ class LiveRun:
                 "left": self._seconds_left(name, trial, last_seen),
                 "stopping": name in instructions.stops,
             }
-            for name, trial in standing["running"].items()
+            for name, trial in description["running"].items()
         }
         waiting = [clone.trial_id for clone in instructions.clones if clone.trial_id not in {*running, *self._rows}]
         return {
-            **standing,
+            **description,
             "running": running,
             "waiting": waiting,
             "ended": self.ended,
@@ -141,7 +141,7 @@ class LiveRun:
             "behind": behind,
             "problem": self._problem,
             "report": str(self.report or ""),
-            "run": self.shown,
+            "run": self.display_address,
         }
 
     def _seconds_left(self, name: str, trial: Mapping[str, Any], last_seen: float) -> float | None:

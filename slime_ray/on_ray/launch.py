@@ -25,8 +25,8 @@ from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray.connection import last_line
 from slime_ray.runs.inputs import files_of
-from slime_ray.runs.redaction import has_secret, shown_address
-from slime_ray.runs.store import is_url, joined
+from slime_ray.runs.redaction import has_secret, strip_credentials
+from slime_ray.runs.store import is_url, join_address
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_SECONDS = 10.0
@@ -48,12 +48,12 @@ class Submission:
     @property
     def run(self) -> str:
         """The run's folder, which is what two launches of one sweep have in common."""
-        return joined(self.storage, self.name)
+        return join_address(self.storage, self.name)
 
     @property
     def display_address(self) -> str:
         """The same for people, without what may be secret."""
-        return shown_address(self.run) if is_url(self.storage) else self.run
+        return strip_credentials(self.run) if is_url(self.storage) else self.run
 
     @property
     def content(self) -> str:
@@ -89,7 +89,7 @@ def launch(experiment: Experiment, submission: Submission, *, address: str, out:
         )
     if has_secret(submission.storage):
         raise InputError(
-            f"--storage {shown_address(submission.storage)}: whoever sees the cluster's dashboard would see the "
+            f"--storage {strip_credentials(submission.storage)}: whoever sees the cluster's dashboard would see the "
             "secret in this address. Give it without, and what it grants to the nodes' own environment."
         )
     client = job_client(address)

@@ -133,18 +133,18 @@ def _storage(reports: Sequence[NodeReport], probe: Path, token: str, storage: Ru
         elif report.write_error is not None or not report.can_read:
             yield Finding(
                 "error", "storage",
-                f"Node {report.name} does not see {storage.shown} as this process does "
+                f"Node {report.name} does not see {storage.display_address} as this process does "
                 f"({report.write_error or 'another disk'}). On several nodes the storage has "
                 "to be shared, such as NFS: give such a path with --storage.",
             )  # fmt: skip
         elif not file.is_file() or file.read_text() != token:
             yield Finding(
                 "error", "storage",
-                f"What node {report.name} writes to {storage.shown} does not arrive here: it is another disk of the "
-                "same path. Give a shared path with --storage.",
+                f"What node {report.name} writes to {storage.display_address} does not arrive here: it is another "
+                "disk of the same path. Give a shared path with --storage.",
             )  # fmt: skip
     if reports:
-        yield Finding("fine", "storage", f"{storage.shown} was probed from {len(reports)} nodes.")
+        yield Finding("fine", "storage", f"{storage.display_address} was probed from {len(reports)} nodes.")
 
 
 def _versions(reports: Sequence[NodeReport]) -> Iterator[Finding]:

@@ -74,7 +74,7 @@ class RuledSampler(BaseSampler):
             if broken_rules := self.rules.broken(point):
                 requirement = broken_rules[0]
             elif key(point) not in self.history:
-                return self.search.named(point)
+                return self.search.values_by_name(point)
         raise InputError(
             f"{MAX_DRAWS} draws in a row "
             + (

@@ -184,7 +184,7 @@ class StudySearch:
         """
         point = {path_of(name): value for name, value in entry.params.items()}
         try:
-            return point if self.search.named(point).keys() == entry.params.keys() else None
+            return point if self.search.values_by_name(point).keys() == entry.params.keys() else None
         except KeyError:
             return None
 
@@ -312,7 +312,7 @@ class StudySearch:
 
     def _begin(self, point: Point, **attrs: str) -> Trial:
         """Start a trial at a point that was not drawn."""
-        self.study.enqueue_trial(self.search.named(point), user_attrs=attrs)
+        self.study.enqueue_trial(self.search.values_by_name(point), user_attrs=attrs)
         self.sampler.drawing = False
         try:
             trial = self.study.ask()

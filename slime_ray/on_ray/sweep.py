@@ -37,11 +37,11 @@ from slime_ray.on_ray.stopping import past_reports
 from slime_ray.on_ray.watch import PlacementTimeout, ShutdownTimeout, Watch
 from slime_ray.on_ray.workers import WorkerContext, tune_function
 from slime_ray.runs import results
-from slime_ray.runs.folder import Start, failures, log_file, now, refuse_other_stages, taken
+from slime_ray.runs.folder import Start, failures, lock_run, log_file, now, refuse_other_stages
 from slime_ray.runs.inputs import digests
 from slime_ray.runs.instructions import FOLDER, Instructions, forget_stops
 from slime_ray.runs.pareto import best_rows
-from slime_ray.runs.status import announce, announced, read_status, write_status
+from slime_ray.runs.status import announce, announce_sweep, read_status, write_status
 from slime_ray.runs.store import RunStore
 from slime_ray.runs.warm_start import EarlierRun, Observation, earlier_runs, refuse_other_data
 from slime_ray.training import attempts
@@ -113,11 +113,13 @@ def run_sweep(
     run_store.check()
     run = run_store.root / experiment.name
     with (
-        run_store.held(run, skip=HEAVY),
-        taken(run, experiment, source=source, seed=seed, start=start, study=study, remove=run_store.remove) as manifest,
-        run_store.answering(),
+        run_store.claim_folder(run, skip=HEAVY),
+        lock_run(
+            run, experiment, source=source, seed=seed, start=start, study=study, remove=run_store.remove
+        ) as manifest,
+        run_store.raise_store_errors(),
         log_file(run / "log.txt"),
-        announced(run),
+        announce_sweep(run),
     ):
         if forget_stops(run):
             run_store.push(run / FOLDER, prune=True)
@@ -145,7 +147,7 @@ def run_sweep(
                 announce(run, ended=True)
                 if results.finished_trials(run):
                     sweep.save()
-        with run_store.answering():
+        with run_store.raise_store_errors():
             run_store.push_files(run)
     return run
 
@@ -161,7 +163,7 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
     refuse_other_data(earlier_sweeps, manifest["hashes"])
     for earlier_run in earlier_sweeps:
         print_line(sweep.console, str(earlier_run))
-    with sweep.storage.answering():
+    with sweep.storage.raise_store_errors():
         results.write_manifest(run, manifest)
         _close_attempts(sweep)
     sweep.save()
@@ -198,7 +200,7 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
                         run, finished=progress.finished, total=progress.total, trials={}, spent=meter.spent.as_json()
                     )
             reason, spent_part = reason or watch.leave_reason, watch.spent
-    with sweep.storage.answering():
+    with sweep.storage.raise_store_errors():
         sweep.storage.pull(run / "trials", skip=HEAVY)
         results.consolidate(run)
         rows = results.finished_trials(run)
@@ -222,8 +224,8 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
         )
         raise (Interrupted if reason == INTERRUPTED else RunError)(
             f"The sweep ended with {len(rows)} of {total} trials done{f', since {reason}' if reason else ''}. "
-            f"They are kept in {sweep.storage.shown}/{run.name}. {advice} the same command with --resume to run the "
-            "rest."
+            f"They are kept in {sweep.storage.display_address}/{run.name}. {advice} the same command with --resume to "
+            "run the rest."
         )
     if ended_by:
         print_line(sweep.console, f"Ended by budget.{ended_by}; {meter.spent}.")

@@ -13,17 +13,17 @@ from filelock import FileLock
 from slime_ray.config.experiment import MOST_TRIALS, Experiment
 from slime_ray.config.points import count_points, with_values
 from slime_ray.errors import InputError
-from slime_ray.runs.folder import refuse_other_inputs, reopened
+from slime_ray.runs.folder import read_experiment, refuse_other_inputs
 from slime_ray.runs.inputs import hashes_of
 from slime_ray.runs.instructions import FOLDER, Clone, ask_for_clone, ask_for_more, ask_to_stop
 from slime_ray.runs.results import finished_trials, read_manifest
 from slime_ray.runs.status import read_status
-from slime_ray.runs.store import RunStore, copied, is_url, parted
+from slime_ray.runs.store import RunStore, copy_run, is_url, split_address
 
 
 @contextmanager
-def opened(address: str, run_store: RunStore | None = None) -> Iterator[tuple[Path, RunStore]]:
-    """Give a run's folder on this machine, up to date but for models, with its storage.
+def open_run(address: str, run_store: RunStore | None = None) -> Iterator[tuple[Path, RunStore]]:
+    """Yield a run's folder on this machine, up to date but for models, with its storage.
 
     Args:
         address: Folder of the run, or its address.
@@ -31,17 +31,17 @@ def opened(address: str, run_store: RunStore | None = None) -> Iterator[tuple[Pa
     """
     if not is_url(address):
         run = Path(address).resolve()
-        disk = RunStore(run.parent)
-        with disk.answering():
-            yield run, disk
+        local_store = RunStore(run.parent)
+        with local_store.raise_store_errors():
+            yield run, local_store
         return
-    storage, name = parted(address)
+    storage, name = split_address(address)
     run_store = run_store or RunStore.of(storage, "reports")
     run_store.root.mkdir(parents=True, exist_ok=True)
     # Bringing the copy up to date deletes what another command has yet to send.
     with FileLock(run_store.root / f".{name}.lock"):
-        run, _ = copied(address, run_store)
-        with run_store.answering():
+        run, _ = copy_run(address, run_store)
+        with run_store.raise_store_errors():
             yield run, run_store
 
 
@@ -51,21 +51,21 @@ def stop_trial(run: Path, run_store: RunStore, trial: str) -> str:
     status = read_status(run)
     if not status.at_work:
         raise InputError(f"No sweep is at work on {run}: there is nothing to stop.")
-    ask_to_stop(run, trial, known=set(status.trials))
+    ask_to_stop(run, trial, running_ids=set(status.trials))
     run_store.push(run / FOLDER)
     return f"{trial} will end at its next report and be recorded as stopped."
 
 
 def clone_trial(run: Path, run_store: RunStore, trial: str, changes: Mapping[str, Any]) -> Clone:
     """Have a trial run again with some knobs changed. Raises InputError where that cannot be done."""
-    experiment = reopened(run)
+    experiment = read_experiment(run)
     refuse_other_inputs(run, read_manifest(run), hashes_of(experiment), experiment)
     clone = ask_for_clone(run, experiment, trial, changes)
     run_store.push(run / FOLDER)
     return clone
 
 
-def extended(experiment: Experiment, trials: int, run: str) -> Experiment:
+def extend_experiment(experiment: Experiment, trials: int, run: str) -> Experiment:
     """Give the experiment more trials of each search. run: as it is called. Raises InputError."""
     if max((part.trials for part in experiment.searches), default=0) + trials > MOST_TRIALS:
         raise InputError(f"--trials {trials}: {MOST_TRIALS:,} trials of a run are the limit.")
@@ -97,7 +97,7 @@ def extend_search(run: Path, run_store: RunStore, budget: int, trials: int) -> N
     """
     if not read_status(run).at_work:
         raise InputError(f"No sweep is at work on {run}. `slime-ray extend {run} --trials {trials}` goes on with it.")
-    experiment = reopened(run)
+    experiment = read_experiment(run)
     if experiment.league is not None:
         raise InputError(f"{run} is a league. When its sweep has ended, `slime-ray extend {run}` gives it more trials.")
     if experiment.budget.trials != budget:
@@ -106,6 +106,6 @@ def extend_search(run: Path, run_store: RunStore, budget: int, trials: int) -> N
         raise InputError("Give the number of further trials, 1 or more.")
     if any(row.get("phase") == "confirm" for row in finished_trials(run).values()):
         raise InputError(f"The search is over. When its sweep has ended, `slime-ray extend {run}` goes on with it.")
-    extended(experiment, trials, str(run))
+    extend_experiment(experiment, trials, str(run))
     ask_for_more(run, budget, trials)
     run_store.push(run / FOLDER)

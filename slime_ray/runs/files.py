@@ -59,7 +59,7 @@ def partial_name(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Give a name under which to write a file or folder, and put it at `path` when it is whole.
 
     Readers see the old one or the new one; what they have open stays as it was. After an error or an interrupt nothing
@@ -91,12 +91,12 @@ def write(path: Path, content: Any, *, durable: bool = True, private: bool = Fal
     Args:
         path: The file, in a folder that is there.
         content: Bytes, a buffer, or text, which is written in UTF-8.
-        durable: As in `replacing`.
+        durable: As in `atomic_path`.
         private: Whether nobody but its owner may read it.
     """
     mode = 0o600 if private else 0o666
     with (
-        replacing(path, durable=durable) as partial,
+        atomic_path(path, durable=durable) as partial,
         open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream,
     ):
         stream.write(content.encode() if isinstance(content, str) else content)
@@ -162,7 +162,7 @@ def damage(folder: Path) -> str | None:
     Sizes are always compared. A file is hashed once in a process, and again when its time of change is another one.
     """
     try:
-        entries = [(folder / name, *entry) for name, entry in _recorded(folder).items()]
+        entries = [(folder / name, *entry) for name, entry in _read_record(folder).items()]
     except (FileNotFoundError, NotADirectoryError):
         return f"{folder} has no record of its files, {RECORD}" if folder.is_dir() else f"{folder} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -181,12 +181,12 @@ def damage(folder: Path) -> str | None:
 def recorded_digests(folder: Path) -> dict[str, str | None]:
     """SHA-256 of the files that a sealed folder has to hold, by name; nothing where its record cannot be read."""
     try:
-        return {name: digest for name, (_, digest) in _recorded(folder).items()}
+        return {name: digest for name, (_, digest) in _read_record(folder).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
-def _recorded(folder: Path) -> dict[str, tuple[int, str | None]]:
+def _read_record(folder: Path) -> dict[str, tuple[int, str | None]]:
     content = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
     return {name: (int(size), digest) for name, (size, digest) in content.items()}
 

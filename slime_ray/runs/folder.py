@@ -37,7 +37,7 @@ Start = Literal["fresh", "resume", "either"]
 
 
 @contextmanager
-def taken(
+def lock_run(
     run: Path,
     experiment: Experiment,
     *,
@@ -45,13 +45,13 @@ def taken(
     seed: int,
     start: Start,
     study: str | None = None,
-    named: Mapping[str, Path | None] = {},
+    extra_inputs: Mapping[str, Path | None] = {},
     remove: Callable[[Path], object] = shutil.rmtree,
 ) -> Iterator[dict[str, Any]]:
-    """Hold the run's folder for one sweep and give its manifest, a new one or that of the run that goes on.
+    """Lock the run's folder for one sweep and yield its manifest, new or that of a resumed run.
 
     source: the file that the experiment came from, or its text; kept beside the results. study: address of a
-    database that holds the search's memory, instead of the run's own file. named: inputs that are no settings, by
+    database that holds the search's memory, instead of the run's own file. extra_inputs: those that are no settings, by
     what a message calls them. remove: deletes a run, wherever it is kept.
 
     Raises InputError for a name that is taken, a run that cannot be resumed, inputs that have changed since it was
@@ -61,13 +61,13 @@ def taken(
     _check_length(run)
     resume = start == "resume" or (start == "either" and run.exists())
     remember(study or "")
-    inputs = {"inputs": hashes_of(experiment, named), "code": code_of(experiment)}
+    inputs = {"inputs": hashes_of(experiment, extra_inputs), "code": code_of(experiment)}
     if resume:
-        manifest = _resumed(run, experiment, seed, study)
+        manifest = _resumed_manifest(run, experiment, seed, study)
         refuse_other_inputs(run, manifest, inputs["inputs"], experiment)
         manifest |= {key: (manifest.get(key) or {}) | hashes for key, hashes in inputs.items()}
     else:
-        manifest = _fresh(run, experiment, source, seed, study, inputs)
+        manifest = _new_manifest(run, experiment, source, seed, study, inputs)
     lock = FileLock(run / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -91,8 +91,8 @@ def taken(
         lock.release()
 
 
-def reopened(run: Path) -> Experiment:
-    """The experiment that a run was started with, from its manifest. Raises InputError where that does not hold one."""
+def read_experiment(run: Path) -> Experiment:
+    """Read the experiment that a run was started with from its manifest. Raises InputError where that holds none."""
     manifest = results.read_manifest(run)
     try:
         experiment = Experiment.model_validate_json(json.dumps(manifest.get("experiment")))
@@ -106,11 +106,11 @@ def reopened(run: Path) -> Experiment:
         ) from None
 
 
-def _fresh(
+def _new_manifest(
     run: Path, experiment: Experiment, source: Path | str, seed: int, study: str | None, inputs: Mapping[str, Any]
 ) -> dict[str, Any]:
     if run.exists():
-        raise _there_already(run)
+        raise _existing_run_error(run)
     manifest = {
         "schema": schema.RUN_SCHEMA,
         "name": experiment.name,
@@ -145,7 +145,7 @@ def _fresh(
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         if run.exists():
-            raise _there_already(run) from None
+            raise _existing_run_error(run) from None
         raise InputError(f"{run} cannot be written: {error.strerror}. Give another place with --storage.") from None
     return manifest
 
@@ -163,11 +163,11 @@ def _check_length(run: Path) -> None:
             )
 
 
-def _there_already(run: Path) -> InputError:
+def _existing_run_error(run: Path) -> InputError:
     return InputError(f"{run} is already there. Give the run another name with --name, or go on with it with --resume.")
 
 
-def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) -> dict[str, Any]:
+def _resumed_manifest(run: Path, experiment: Experiment, seed: int, study: str | None) -> dict[str, Any]:
     if not run.is_dir():
         raise InputError(f"{run}: there is no such run to resume. Leave --resume out to start it.")
     manifest = results.read_manifest(run)
@@ -179,10 +179,10 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
             f"experiment that it keeps, {run / 'experiment.yaml'}, or give the run another name with --name."
         )
     if not set(seeds) <= set(experiment.seeds):
-        earlier, present, both = map(_listed, (seeds, experiment.seeds, {*seeds, *experiment.seeds}))
+        seeds_before, seeds_now, all_seeds = map(_seed_list, (seeds, experiment.seeds, {*seeds, *experiment.seeds}))
         raise InputError(
-            f"{run} has the seeds {earlier}, and those that are given now, {present}, leave some of them out. A run "
-            f"may be given more seeds, never fewer: --seeds {both}"
+            f"{run} has the seeds {seeds_before}, and those that are given now, {seeds_now}, leave some of them out. A "
+            f"run may be given more seeds, never fewer: --seeds {all_seeds}"
         )
     if Design.of(manifest) != experiment.design:
         raise InputError(
@@ -195,7 +195,7 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
             f"{run} was started with the judge {manifest.get('judge')}, which is {experiment.settings.judge_identity} "
             "now. Give its template back the content it had, or give the run another name with --name."
         )
-    tokens_before, tokens_now = _rows_before(run, manifest), _row_tokens(experiment)
+    tokens_before, tokens_now = _row_tokens_before(run, manifest), _row_tokens(experiment)
     if tokens_before and tokens_now and tokens_before != tokens_now:
         raise InputError(
             f"{run} was started with rows of {tokens_before} tokens, and this version takes {tokens_now} where "
@@ -206,9 +206,9 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
         raise InputError(
             f"{run} was started with --seed {manifest.get('sweep_seed')}. Give the same seed to resume it."
         )
-    kept = manifest.get("study") or {"storage": None, "name": STUDY}
-    if (kept["storage"] is None) != (study is None):
-        where = "in its own folder" if kept["storage"] is None else f"in {kept['storage']}"
+    study_record = manifest.get("study") or {"storage": None, "name": STUDY}
+    if (study_record["storage"] is None) != (study is None):
+        where = "in its own folder" if study_record["storage"] is None else f"in {study_record['storage']}"
         raise InputError(
             f"{run} has its study {where}. " + ("Leave --study out." if study else "Give that database with --study.")
         )
@@ -217,7 +217,7 @@ def _resumed(run: Path, experiment: Experiment, seed: int, study: str | None) ->
     return (
         manifest
         | changes
-        | {"schema": schema.RUN_SCHEMA, "fingerprint": experiment.fingerprint, "finished": None, "study": kept}
+        | {"schema": schema.RUN_SCHEMA, "fingerprint": experiment.fingerprint, "finished": None, "study": study_record}
     )
 
 
@@ -251,12 +251,12 @@ def _row_tokens(experiment: Experiment) -> int | None:
     return experiment.settings.data.row_tokens if gpu else experiment.settings.data.row_budget(gpu=False)
 
 
-def _rows_before(run: Path, manifest: Mapping[str, Any]) -> int | None:
+def _row_tokens_before(run: Path, manifest: Mapping[str, Any]) -> int | None:
     """The same of a run that was started; without an entry, what one of its trials took."""
     if "row_tokens" in manifest:
         return manifest["row_tokens"] or None
-    taken = (row.get("row_tokens") for row in results.finished_trials(run).values())
-    return max((int(tokens) for tokens in taken if tokens), default=None)
+    row_tokens = (row.get("row_tokens") for row in results.finished_trials(run).values())
+    return max((int(tokens) for tokens in row_tokens if tokens), default=None)
 
 
 def refuse_other_inputs(
@@ -286,8 +286,8 @@ def refuse_other_stages(run: Path, manifest: Mapping[str, Any], hashes: Mapping[
     refuse_changed(run, *({f"stage {name}": str(digest) for name, digest in each.items()} for each in (before, hashes)))
 
 
-def _listed(seeds: Iterable[int]) -> str:
-    """Seeds as --seeds takes them, where a comma ends a list of one."""
+def _seed_list(seeds: Iterable[int]) -> str:
+    """Return seeds as --seeds takes them, where a comma ends a list of one."""
     words = [str(seed) for seed in sorted(seeds)]
     return ",".join(words) if len(words) > 1 else f"{words[0]},"
 
@@ -339,7 +339,7 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
-class _Redacting(logging.Formatter):
+class _RedactingFormatter(logging.Formatter):
     """Lines of a log, tracebacks too, without the secrets that they may quote."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -351,7 +351,7 @@ class _Redacting(logging.Formatter):
 def log_file(path: Path) -> Iterator[None]:
     """Have everything that the package logs, from INFO up, appended to this file."""
     handler = _LogFile(path, encoding="utf-8")
-    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     package = logging.getLogger("slime_ray")
     package.addHandler(handler)
     package.setLevel(logging.INFO)

@@ -22,12 +22,12 @@ WHOLE_BYTES = 64 << 20
 """Larger files are hashed by samples: weights may be large, and training changes nearly all of them."""
 PARTS, SAMPLES, SAMPLE_BYTES = 64, 16, 4096
 """Samples of each part, or of each weight."""
-OWN = __name__.partition(".")[0]
-SHOWN = 12
+PACKAGE = __name__.partition(".")[0]
+HASH_DIGITS = 12
 """Digits of a hash in a message."""
 _MODEL = ("config.json", "adapter_config.json", "tokenizer_config.json")
 """Files that only the folder of a model or a tokenizer has."""
-_READ = (".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".tiktoken", ".jinja", ".py")
+_MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".tiktoken", ".jinja", ".py")
 """Files of a model's folder that loading it may read, by suffix."""
 
 
@@ -35,7 +35,7 @@ def files_of(settings: Settings) -> dict[str, Path]:
     """The files and folders of this machine that a trial of these settings reads, by the setting that names them."""
     model, data, evaluation = settings.model, settings.data, settings.evaluation
     train = {"data.train": data.train} if isinstance(data.train, str) else {
-        f"data.train.{number}.source": one.source for number, one in enumerate(data.train)
+        f"data.train.{number}.source": entry.source for number, entry in enumerate(data.train)
     }  # fmt: skip
     members = evaluation.judge.members
     rewards = {
@@ -58,21 +58,21 @@ def files_of(settings: Settings) -> dict[str, Path]:
 
 def all_settings(experiment: Experiment) -> list[Settings]:
     """The settings of `base`, of every arm and of every entry of a league."""
-    others = [*(arm.set for arm in experiment.arms), *(part.set for part in experiment.searches)]
-    return [experiment.settings, *map(experiment.settings_with, others)]
+    overrides = [*(arm.set for arm in experiment.arms), *(part.set for part in experiment.searches)]
+    return [experiment.settings, *map(experiment.settings_with, overrides)]
 
 
-def hashes_of(experiment: Experiment, named: Mapping[str, Path | None] = {}) -> dict[str, str]:
+def hashes_of(experiment: Experiment, extra_inputs: Mapping[str, Path | None] = {}) -> dict[str, str]:
     """A hash of every input of this machine, by the setting that names it; arms' own behind the label of the arm.
 
-    named: further ones that are no settings, by what a message calls them; None stands for none.
+    extra_inputs: further ones that are no settings, by what a message calls them; None stands for none.
     """
     paths = files_of(experiment.settings)
     for arm in experiment.arms:
         for setting, path in files_of(experiment.settings_with(arm.set)).items():
             if paths.get(setting) != path:
                 paths[f"{arm.label}: {setting}"] = path
-    return {name: hash_of(path) if path else "none" for name, path in {**paths, **named}.items()}
+    return {name: hash_of(path) if path else "none" for name, path in {**paths, **extra_inputs}.items()}
 
 
 def digests(experiment: Experiment) -> dict[str, str]:
@@ -88,7 +88,7 @@ def change(before: Mapping[str, str], settings: Settings) -> str | None:
     now = {str(path): hash_of(path) for path in files_of(settings).values()} | _code([settings], ())
     for name, digest in now.items():
         if name in before and before[name] != digest:
-            return f"{name} changed while the run was at work ({_both(before[name], digest)})"
+            return f"{name} changed while the run was at work ({_hash_change(before[name], digest)})"
     return None
 
 
@@ -97,13 +97,13 @@ def refuse_changed(run: Path, before: Mapping[str, str], now: Mapping[str, str])
     for name, digest in before.items():
         if name in now and now[name] != digest:
             raise InputError(
-                f"{run}: {name} has changed since the run was started ({_both(digest, now[name])}). Rows of one table "
-                "need the same inputs. Give it back the content it had, or start a new run under another name."
+                f"{run}: {name} has changed since the run was started ({_hash_change(digest, now[name])}). Rows of one "
+                "table need the same inputs. Give it back the content it had, or start a new run under another name."
             )
 
 
-def _both(before: str, now: str) -> str:
-    return f"its hash was {before[:SHOWN]}, and is {now[:SHOWN]} now"
+def _hash_change(before: str, now: str) -> str:
+    return f"its hash was {before[:HASH_DIGITS]}, and is {now[:HASH_DIGITS]} now"
 
 
 def hash_of(path: Path) -> str:
@@ -114,10 +114,10 @@ def hash_of(path: Path) -> str:
     try:
         if path.is_file():
             return _digest(path)
-        listed = "".join(f"{name} {_digest(file)}\n" for name, file in _files(path))
+        listing = "".join(f"{name} {_digest(file)}\n" for name, file in _files(path))
     except OSError as error:
         raise InputError(f"{error.filename or path} cannot be read: {error.strerror}. Make it readable.") from None
-    return hashlib.sha256(listed.encode()).hexdigest()
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -134,14 +134,14 @@ def _own_files(folder: Path) -> Iterator[tuple[str, Path]]:
             continue
         # A model's folder also keeps checkpoints of its training, logs and pictures.
         inner = len(name.parts) > 1 and name.parts[0] != "additional_chat_templates"
-        if not is_model or (file.suffix in _READ and not inner):
+        if not is_model or (file.suffix in _MODEL_SUFFIXES and not inner):
             yield name.as_posix(), file
 
 
 def _base_of(adapter: Path) -> Path | None:
     try:
-        named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-        base = Path(named).expanduser()
+        base_name = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = Path(base_name).expanduser()
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return base if base.is_dir() and base.resolve() != adapter.resolve() else None
@@ -196,14 +196,14 @@ def code_of(experiment: Experiment, *, scorers: bool = True) -> dict[str, str]:
     from here, is left out. scorers: whether code that scores answers counts, too, or only code of the training.
     """
     dimensions = (dimension for part in experiment.searches for dimension in part.search.dimensions.values())
-    chosen = (str(value) for dimension in dimensions for value in dimension.choice or ())
-    return _code(all_settings(experiment), chosen, scorers=scorers)
+    choices = (str(value) for dimension in dimensions for value in dimension.choice or ())
+    return _code(all_settings(experiment), choices, scorers=scorers)
 
 
 def _code(all_settings: Iterable[Settings], names: Iterable[str], *, scorers: bool = True) -> dict[str, str]:
-    chosen = {name for name in names if ":" in name}
+    code_names = {name for name in names if ":" in name}
     hashes = {}
-    for name in sorted(chosen.union(*(code_named(settings, scorers=scorers) for settings in all_settings))):
+    for name in sorted(code_names.union(*(user_code_names(settings, scorers=scorers) for settings in all_settings))):
         module = name.partition(":")[0]
         files = _modules(module)
         if module in files:
@@ -212,7 +212,7 @@ def _code(all_settings: Iterable[Settings], names: Iterable[str], *, scorers: bo
     return hashes
 
 
-def code_named(settings: Settings, *, scorers: bool = True) -> set[str]:
+def user_code_names(settings: Settings, *, scorers: bool = True) -> set[str]:
     """The `module:name` of all code of the user's that the settings name. scorers: whether those that score answers."""
     names = {settings.objective.name, *settings.training.callbacks}
     if scorers:
@@ -229,28 +229,28 @@ def _modules(module: str) -> dict[str, Path]:
     if home is None:
         return {}
     package = home.parent if home.name == "__init__.py" else home
-    installed = _is_installed(package)
-    root = package if installed else (package.parent if package != home else home.parent)
+    is_installed = _is_installed(package)
+    root = package if is_installed else (package.parent if package != home else home.parent)
     files: dict[str, Path] = {}
-    left = [module]
-    while left:
-        name = left.pop()
-        above = _file_of(name.partition(".")[0])
-        if name in files or above is None or not (above == root or root in above.parents):
+    queue = [module]
+    while queue:
+        name = queue.pop()
+        top_file = _file_of(name.partition(".")[0])
+        if name in files or top_file is None or not (top_file == root or root in top_file.parents):
             continue
-        if _is_installed(above) and not installed:
+        if _is_installed(top_file) and not is_installed:
             # An environment may lie in the user's own folder.
             continue
-        if name.partition(".")[0] == OWN:
+        if name.partition(".")[0] == PACKAGE:
             # A file of the user's may lie in this package's checkout; its version stands in the manifest.
             continue
         if (file := _file_of(name)) is None:
             continue
         files[name] = file
         is_package = file.name == "__init__.py"
-        left += _imports(file, name if is_package else name.rpartition(".")[0])
+        queue += _imports(file, name if is_package else name.rpartition(".")[0])
         if "." in name:
-            left.append(name.rpartition(".")[0])
+            queue.append(name.rpartition(".")[0])
     return files
 
 

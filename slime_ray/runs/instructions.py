@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from slime_ray.config.complaints import explain
 from slime_ray.config.experiment import Experiment, with_values
-from slime_ray.config.search_file import why_fixed
+from slime_ray.config.search_file import fixed_reason
 from slime_ray.config.settings import Settings
 from slime_ray.errors import InputError
 from slime_ray.runs import files, results
@@ -79,16 +79,16 @@ class Instructions:
         return cls(stops, clones, extensions)
 
 
-def ask_to_stop(run: Path, trial_id: str, *, known: set[str]) -> Path:
+def ask_to_stop(run: Path, trial_id: str, *, running_ids: set[str]) -> Path:
     """Have a running trial end where it is, recorded as stopped. Returns the file that says so.
 
-    known: trials that may run now. Raises InputError where it has finished already or there is none of this id.
+    running_ids: trials that may run now. Raises InputError where it has finished already or there is none of this id.
     """
-    if _finished(run, trial_id) is not None:
+    if _finished_row(run, trial_id) is not None:
         raise InputError(f"{trial_id} has finished: there is nothing to stop.")
-    if trial_id not in known:
-        running = ", ".join(sorted(known)) or "none"
-        raise InputError(f"{run} has no running trial {trial_id:.100}. Running: {running}.")
+    if trial_id not in running_ids:
+        running_list = ", ".join(sorted(running_ids)) or "none"
+        raise InputError(f"{run} has no running trial {trial_id:.100}. Running: {running_list}.")
     path = _folder(run) / f"stop-{trial_id}.json"
     files.write(path, json.dumps({"reason": "stopped by hand"}))
     return path
@@ -96,8 +96,8 @@ def ask_to_stop(run: Path, trial_id: str, *, known: set[str]) -> Path:
 
 def forget_stops(run: Path) -> list[Path]:
     """Delete the orders to stop trials whose folders were deleted, so that they run again. Returns their files."""
-    found = [(file, _STOP.fullmatch(file.stem)) for file in (run / FOLDER).glob("stop-*.json")]
-    stale = [file for file, match in found if match and not (run / "trials" / match[1]).is_dir()]
+    stops = [(file, _STOP.fullmatch(file.stem)) for file in (run / FOLDER).glob("stop-*.json")]
+    stale = [file for file, match in stops if match and not (run / "trials" / match[1]).is_dir()]
     for file in stale:
         file.unlink(missing_ok=True)
     return stale
@@ -121,16 +121,16 @@ def ask_for_clone(run: Path, experiment: Experiment, trial_id: str, changes: Map
         raise InputError("A clone has to differ from its trial: give --set knob=value.")
     for path in changes:
         # It is ranked among the trials of the search, and may win.
-        if (why := why_fixed(path)) is not None:
-            raise InputError(f"--set: {path} cannot be a clone's own: {why}. Run an experiment with it in base.")
+        if (reason := fixed_reason(path)) is not None:
+            raise InputError(f"--set: {path} cannot be a clone's own: {reason}. Run an experiment with it in base.")
     try:
         Settings.model_validate(with_values(experiment.base, values))
     except ValidationError as error:
         keys, sentence = explain(error, Settings)[0]
         raise InputError(f"--set: {sentence}{'' if keys else '.'}") from None
     folder = _folder(run)
-    taken = [match for file in folder.glob("*.json") if (match := _CLONE.fullmatch(file.stem))]
-    number = 1 + max((int(match[2]) for match in taken), default=0)
+    clones = [match for file in folder.glob("*.json") if (match := _CLONE.fullmatch(file.stem))]
+    number = 1 + max((int(match[2]) for match in clones), default=0)
     origin = _CLONE.fullmatch(trial_id)
     while True:
         clone = Clone(f"{origin[1] if origin else trial_id}-clone-{number}", trial_id, values)
@@ -142,7 +142,7 @@ def ask_for_clone(run: Path, experiment: Experiment, trial_id: str, changes: Map
 
 def values_of(run: Path, trial_id: str) -> dict[str, Any]:
     """What a trial sets over base, whether it has finished, runs, or was asked for. Raises InputError for no trial."""
-    row = _finished(run, trial_id)
+    row = _finished_row(run, trial_id)
     if row is not None:
         return dict(json.loads(row["overrides"] or "{}"))
     for clone in Instructions.read(run).clones:
@@ -155,7 +155,7 @@ def values_of(run: Path, trial_id: str) -> dict[str, Any]:
     )
 
 
-def _finished(run: Path, trial_id: str) -> dict[str, Any] | None:
+def _finished_row(run: Path, trial_id: str) -> dict[str, Any] | None:
     """The row of the run's own finished trial; an id may lead to no other place."""
     if not _TRIAL_ID.fullmatch(trial_id) or len(trial_id.encode()) > LONGEST_ID:
         return None

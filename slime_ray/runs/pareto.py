@@ -55,16 +55,16 @@ def _on_front_of_two(points: Points) -> npt.NDArray[np.bool_]:
     first, second = np.moveaxis(np.where(finite, points, -np.inf), -1, 0)
     order = np.lexsort((-second, -first), axis=-1)
     first, second = (np.take_along_axis(values, order, axis=-1) for values in (first, second))
-    reached = np.maximum.accumulate(second, axis=-1)
-    before = np.full_like(second, -np.inf)
-    before[..., 1:] = reached[..., :-1]
+    maxima = np.maximum.accumulate(second, axis=-1)
+    previous_maxima = np.full_like(second, -np.inf)
+    previous_maxima[..., 1:] = maxima[..., :-1]
     # Results that are equal follow one another, and are what the first of them is.
     places = np.broadcast_to(np.arange(points.shape[-2]), order.shape).copy()
     equal = (first[..., 1:] == first[..., :-1]) & (second[..., 1:] == second[..., :-1])
     places[..., 1:][equal] = 0
     leader = np.maximum.accumulate(places, axis=-1)
     mask = np.empty(order.shape, dtype=bool)
-    np.put_along_axis(mask, order, np.take_along_axis(second > before, leader, axis=-1), axis=-1)
+    np.put_along_axis(mask, order, np.take_along_axis(second > previous_maxima, leader, axis=-1), axis=-1)
     return mask
 
 
@@ -74,11 +74,11 @@ def fronts(points: Points) -> npt.NDArray[np.int64]:
     points: (results, goals).
     """
     numbers = np.full(len(points), -1, dtype=np.int64)
-    left, front = np.flatnonzero(np.isfinite(points).all(axis=1)), 0
-    while left.size:
-        best = on_front(points[left])
-        numbers[left[best]] = front
-        left, front = left[~best], front + 1
+    rest, front = np.flatnonzero(np.isfinite(points).all(axis=1)), 0
+    while rest.size:
+        best = on_front(points[rest])
+        numbers[rest[best]] = front
+        rest, front = rest[~best], front + 1
     numbers[numbers < 0] = front
     return numbers
 
@@ -100,17 +100,19 @@ def best_rows(
         if row.get("status") == "completed"
         and all(np.isfinite(np.nan if row.get(goal) is None else row[goal]) for goal in goals)
     ]
-    broken = [violation(row, constraints) for row in complete]
-    kept = [row for row, excess in zip(complete, broken, strict=True) if excess == 0]
-    points = signed([[float(row[goal]) for goal in goals] for row in kept], list(goals.values()))
-    beaten = dominators(points)
+    excesses = [violation(row, constraints) for row in complete]
+    feasible = [row for row, excess in zip(complete, excesses, strict=True) if excess == 0]
+    points = signed([[float(row[goal]) for goal in goals] for row in feasible], list(goals.values()))
+    dominator_counts = dominators(points)
 
     def order(place: int) -> tuple[int, bool, list[float]]:
-        unstable = float(kept[place].get("stability") or 0) < WITHIN_TOLERANCE
-        return int(beaten[place]), unstable, [-value for value in points[place]]
+        unstable = float(feasible[place].get("stability") or 0) < WITHIN_TOLERANCE
+        return int(dominator_counts[place]), unstable, [-value for value in points[place]]
 
-    rest = sorted((excess, place) for place, excess in enumerate(broken) if excess > 0)
-    return [kept[place] for place in sorted(range(len(kept)), key=order)] + [complete[place] for _, place in rest]
+    infeasible = sorted((excess, place) for place, excess in enumerate(excesses) if excess > 0)
+    return [feasible[place] for place in sorted(range(len(feasible)), key=order)] + [
+        complete[place] for _, place in infeasible
+    ]
 
 
 def winners(

@@ -1,6 +1,6 @@
 """The one filter of secrets for all that is written or printed: manifests, logs, errors, reports, trackers.
 
-`redact` is for values, `redact_sentence` for prose that may quote somebody else, `shown_address` for an address.
+`redact` is for values, `redact_sentence` for prose that may quote somebody else, `strip_credentials` for an address.
 """
 
 import json
@@ -53,12 +53,12 @@ def redact(value: Any) -> Any:
     as `key=value` or after `--key`, and in an address the user, the password and what a query may sign with.
     """
     if isinstance(value, Mapping):
-        return {key: _masked(item) if _is_secret(str(key)) else redact(item) for key, item in value.items()}
+        return {key: _mask_value(item) if _is_secret(str(key)) else redact(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        before = ["", *value][: len(value)]
+        flags = ["", *value][: len(value)]
         return [
-            _masked(item) if isinstance(flag, str) and flag.startswith("--") and _is_secret(flag) else redact(item)
-            for flag, item in zip(before, value, strict=True)
+            _mask_value(item) if isinstance(flag, str) and flag.startswith("--") and _is_secret(flag) else redact(item)
+            for flag, item in zip(flags, value, strict=True)
         ]
     if not isinstance(value, str):
         return value
@@ -66,26 +66,26 @@ def redact(value: Any) -> Any:
     for place, name in enumerate(names[:-1]):
         if _NAME.fullmatch(name) and _is_secret(name):
             return "=".join([*names[: place + 1], _MASK])
-    if whole := _WHOLE.fullmatch(value):
-        return (whole[1] or "") + _masked_address(whole[2])
+    if match := _WHOLE.fullmatch(value):
+        return (match[1] or "") + _mask_address(match[2])
     for address in _addresses:
         for spelling in _spellings(address):
-            value = value.replace(spelling, _masked_address(address))
-    return _RUN.sub(lambda match: _masked_address(match[0]), value)
+            value = value.replace(spelling, _mask_address(address))
+    return _RUN.sub(lambda match: _mask_address(match[0]), value)
 
 
 def redact_sentence(text: str) -> str:
     """Prose with every secret masked that it may quote: of addresses, the environment, headers and assignments."""
-    for secret, shown in sorted(_known(), key=lambda pair: -len(pair[0])):
-        text = text.replace(secret, shown)
-    text = _RUN.sub(lambda match: _masked_address(match[0]), text)
+    for secret, mask in sorted(_secrets(), key=lambda pair: -len(pair[0])):
+        text = text.replace(secret, mask)
+    text = _RUN.sub(lambda match: _mask_address(match[0]), text)
     text = _SPACED_PASSWORD.sub(f"{_MASK}@", text)
     text = _BEARER.sub(rf"\1{_MASK}", text)
     return _ASSIGNED.sub(lambda match: f"{match[1]}{match[2]}{_MASK}" if _is_secret(match[1]) else match[0], text)
 
 
-def shown_address(address: str) -> str:
-    """An address without its user, its password and its query."""
+def strip_credentials(address: str) -> str:
+    """Remove the user, the password and the query from an address."""
     scheme, mark, rest = address.partition("://")
     place, _, query = rest.partition("?")
     # An @ behind a ? may end a password as well as stand in a query.
@@ -95,12 +95,12 @@ def shown_address(address: str) -> str:
 def has_secret(address: str) -> bool:
     """Whether a password stands in an address, or something in its query that may be one."""
     rest = address.partition("://")[2]
-    masked = _masked_address(address)
+    masked = _mask_address(address)
     return ":" in rest.rpartition("@")[0] or f"={_MASK}" in masked or f"?{_MASK}" in masked
 
 
-def _masked_address(address: str) -> str:
-    """An address that ends where `address` does.
+def _mask_address(address: str) -> str:
+    """Mask user, password and query of an address that ends where the text does.
 
     A password may hold any character that SQLAlchemy and others accept, slashes and spaces too, so the user ends at
     the last @.
@@ -109,24 +109,24 @@ def _masked_address(address: str) -> str:
     user, at, after = rest.rpartition("@")
     if at and re.match(r"[^/:]*(?::|$)", user):
         # An @ behind a ? may end a password as well as stand in a query.
-        return f"{scheme}://{_MASK}" + ("" if re.search("[?#]", user) else "@" + _masked_query(after))
+        return f"{scheme}://{_MASK}" + ("" if re.search("[?#]", user) else "@" + _mask_query(after))
     if inner := _SCHEME.search(rest):
-        rest = rest[: inner.start()] + _masked_address(rest[inner.start() :])
-    return f"{scheme}://{_masked_query(rest)}"
+        rest = rest[: inner.start()] + _mask_address(rest[inner.start() :])
+    return f"{scheme}://{_mask_query(rest)}"
 
 
-def _masked_query(rest: str) -> str:
-    """All behind the user of an address, with the values of its query masked but for those that are known."""
+def _mask_query(rest: str) -> str:
+    """Mask the query's values in what follows the user of an address, but for harmless names."""
     parts = re.split(r"([?&#])", rest)
-    return parts[0] + "".join(mark + _masked_part(part) for mark, part in zip(parts[1::2], parts[2::2], strict=True))
+    return parts[0] + "".join(mark + _mask_part(part) for mark, part in zip(parts[1::2], parts[2::2], strict=True))
 
 
-def _masked_part(part: str) -> str:
+def _mask_part(part: str) -> str:
     name, equals, value = part.partition("=")
     if not (equals and _NAME.fullmatch(name)):
         return _MASK if part else ""
-    known = _words(name) in _HARMLESS and _PLAIN.fullmatch(value)
-    return part if known or not value else f"{name}={_MASK}"
+    harmless = _words(name) in _HARMLESS and _PLAIN.fullmatch(value)
+    return part if harmless or not value else f"{name}={_MASK}"
 
 
 def _spellings(address: str) -> set[str]:
@@ -134,13 +134,13 @@ def _spellings(address: str) -> set[str]:
     return {address, repr(address)[1:-1], json.dumps(address)[1:-1], quote(address)}
 
 
-def _known() -> Iterator[tuple[str, str]]:
-    """What is secret in this process, each with what is shown instead."""
+def _secrets() -> Iterator[tuple[str, str]]:
+    """Yield what is secret in this process, each with its mask."""
     for name, value in os.environ.items():
         if len(value) >= 6 and _is_secret(name):
             yield value, _MASK
     for address in _addresses | {value for value in os.environ.values() if _SCHEME.match(value) and "@" in value}:
-        yield from ((spelling, _masked_address(address)) for spelling in _spellings(address))
+        yield from ((spelling, _mask_address(address)) for spelling in _spellings(address))
         user, at, place = address.partition("://")[2].rpartition("@")
         host = re.split("[/?#]", place)[0]
         for password in {user.partition(":")[2], unquote(user.partition(":")[2])} if at else ():
@@ -168,6 +168,6 @@ def _is_secret(key: str) -> bool:
     return _SECRET.search(words) is not None and not words.endswith("_env")
 
 
-def _masked(value: Any) -> Any:
-    """Whether a secret was given may be seen."""
+def _mask_value(value: Any) -> Any:
+    """Mask a value, unless it is empty or a flag: whether a secret is set may be seen."""
     return value if value is None or value == "" or isinstance(value, bool) else _MASK

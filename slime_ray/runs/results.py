@@ -47,7 +47,7 @@ JUDGING = "judging.json"
 """File, in a trial's own, of what its judge took."""
 RETENTION = "retention"
 """Prompt set of the answers that `evaluation.retention` asks for, which `load` keeps apart."""
-OF_A_START = ("status", "started", "total_seconds")
+START_COLUMNS = ("status", "started", "total_seconds")
 """Columns that tell a trial from one of the same id that ran before."""
 KNOB = "knob."
 """Prefix of the columns that hold what trials set, by path."""
@@ -118,15 +118,15 @@ def finished_trial(folder: Path) -> dict[str, Any] | None:
 
 def consolidate(run: Path) -> None:
     """Rewrite the run's parquet files from its finished trials. Raises InputError where one is damaged."""
-    tables = _together(run, finished_trials(run))
+    tables = _merge_trials(run, finished_trials(run))
     # The trials' own come last: who is cut off in between leaves a trial out, and none without its answers.
     for name in (*tables.keys() - {"trials"}, "trials"):
         if len(tables[name]) or name not in OPTIONAL_FILES:
             _replace_table(run / f"{name}.parquet", tables[name])
 
 
-def _together(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, pa.Table]:
-    """The tables of a run, from the folders of its finished trials."""
+def _merge_trials(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, pa.Table]:
+    """Merge the files of a run's finished trials into one table each."""
     paths = sorted({path for row in rows.values() for path in json.loads(row["overrides"] or "{}")})
     knobs = {path: [json.loads(row["overrides"] or "{}").get(path) for row in rows.values()] for path in paths}
     schema = TRIAL_SCHEMA
@@ -136,7 +136,7 @@ def _together(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, pa.
         columns[KNOB + path] = values if numbers else [None if value is None else _json(value) for value in values]
         schema = schema.append(pa.field(KNOB + path, pa.float64() if numbers else pa.string()))
     try:
-        together = {"trials": pa.table(columns, schema=schema)}
+        tables = {"trials": pa.table(columns, schema=schema)}
     except (pa.ArrowException, OverflowError) as error:
         raise InputError(f"{run / 'trials'}: a trial.json holds {str(error).splitlines()[0]}. {_WAY_OUT}") from None
     for name in SCHEMAS.keys() - {"trials"}:
@@ -145,9 +145,9 @@ def _together(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, pa.
             files = [file for file in files if file.exists()]
         if name in LATER_FILES and not any(file.exists() for file in files):
             files = []
-        tables = [_read_trial(file, SCHEMAS[name]) for file in files]
-        together[name] = pa.concat_tables(tables) if tables else SCHEMAS[name].empty_table()
-    return together
+        parts = [_read_trial(file, SCHEMAS[name]) for file in files]
+        tables[name] = pa.concat_tables(parts) if parts else SCHEMAS[name].empty_table()
+    return tables
 
 
 _WAY_OUT = "Copy it again, or delete its folder and give the sweep once more with --resume to repeat this trial."
@@ -197,8 +197,8 @@ def read_manifest(run: Path) -> dict[str, Any]:
         for part in path.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if value is not None and not isinstance(value, kind):
-            should = "a list" if kind is list else "a mapping"
-            raise InputError(f"{file}: {path} should be {should}, not {value!r:.40}. Copy the run again.")
+            kind_name = "a list" if kind is list else "a mapping"
+            raise InputError(f"{file}: {path} should be {kind_name}, not {value!r:.40}. Copy the run again.")
     return manifest
 
 
@@ -219,21 +219,22 @@ def load(run: str | Path) -> Run:
     run = Path(run)
     manifest = read_manifest(run)
     rows = finished_trials(run)
-    begun = bool(rows) or ((run / "trials").is_dir() and not (run / "trials.parquet").exists())
-    if begun and not all((run / f"{name}.parquet").exists() for name in SCHEMAS.keys() - OPTIONAL_FILES):
-        tables = _together(run, rows)
+    has_trials = bool(rows) or ((run / "trials").is_dir() and not (run / "trials.parquet").exists())
+    if has_trials and not all((run / f"{name}.parquet").exists() for name in SCHEMAS.keys() - OPTIONAL_FILES):
+        tables = _merge_trials(run, rows)
     else:
         tables = {name: read_table(run, name) for name in SCHEMAS}
-        known = {row["trial_id"]: row for row in tables["trials"].select(["trial_id", *OF_A_START]).to_pylist()}
+        table_rows = {row["trial_id"]: row for row in tables["trials"].select(["trial_id", *START_COLUMNS]).to_pylist()}
         # A sweep that was killed had trials finish, or run again, since it last wrote these files.
         if any(
-            name not in known or any(known[name][of] != row.get(of) for of in OF_A_START) for name, row in rows.items()
+            name not in table_rows or any(table_rows[name][column] != row.get(column) for column in START_COLUMNS)
+            for name, row in rows.items()
         ):
-            tables = _together(run, rows)
+            tables = _merge_trials(run, rows)
     frames = {name: _frame(table) for name, table in tables.items()}
     answers = frames["answers"].fillna({"turn": 1})
-    kept = answers["prompt_set"] == RETENTION
-    frames |= {"answers": answers[~kept].reset_index(drop=True), RETENTION: answers[kept]}
+    is_retention = answers["prompt_set"] == RETENTION
+    frames |= {"answers": answers[~is_retention].reset_index(drop=True), RETENTION: answers[is_retention]}
     if frames["trials"].empty:
         raise InputError(f"{run}: no trial has finished yet, so there is nothing to report.")
     return Run(path=run, manifest=manifest, **frames)

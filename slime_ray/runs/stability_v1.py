@@ -64,14 +64,16 @@ def spike_flags(losses: Sequence[float], grad_norms: Sequence[float]) -> np.ndar
     """
     log_norms = np.log(np.maximum(np.asarray(grad_norms, dtype=float), 1e-300))
     series = np.stack([np.asarray(losses, dtype=float), log_norms])
-    early = [_above(series[:, :step], series[:, step]) for step in range(SPIKE_SKIPPED, min(SPIKE_WINDOW, len(losses)))]
+    early = [
+        _is_spike(series[:, :step], series[:, step]) for step in range(SPIKE_SKIPPED, min(SPIKE_WINDOW, len(losses)))
+    ]
     if len(losses) <= SPIKE_WINDOW:
         return np.array(early, dtype=bool)
     windows = np.lib.stride_tricks.sliding_window_view(series, SPIKE_WINDOW, axis=1)[:, :-1]
-    return np.concatenate([early, _above(windows, series[:, SPIKE_WINDOW:])])
+    return np.concatenate([early, _is_spike(windows, series[:, SPIKE_WINDOW:])])
 
 
-def _above(windows: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _is_spike(windows: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Of two series (first axis), whether either value lies above what its window (last axis) allows."""
     medians = np.median(windows, axis=-1, keepdims=True)
     deviations = np.median(np.abs(windows - medians), axis=-1)

@@ -88,8 +88,8 @@ def announce(run: Path, *, ended: bool = False, stages: Mapping[str, Any] = {}) 
 
 
 @contextmanager
-def announced(run: Path) -> Iterator[None]:
-    """Say that a sweep of this process is at work on a run, and in the end that none is."""
+def announce_sweep(run: Path) -> Iterator[None]:
+    """Announce that a sweep of this process is at work on a run, and in the end that none is."""
     announce(run)
     try:
         yield
@@ -112,10 +112,10 @@ def runs_in(storage: Path) -> list[dict[str, Any]]:
     runs = []
     for file in storage.glob("*/manifest.json"):
         try:
-            standing = describe(file.parent)
+            description = describe(file.parent)
         except InputError:
             continue
-        runs.append({key: standing[key] for key in ("name", "state", "done", "total", "begun")})
+        runs.append({key: description[key] for key in ("name", "state", "done", "total", "begun")})
     return sorted(runs, key=lambda run: run["begun"], reverse=True)
 
 

@@ -1,7 +1,7 @@
 """Runs in an object store: a process works on a copy on its own disk, which is brought up to date before and after.
 
 A file has one writer at a time: a trial's worker writes the trial's folder, the sweep's driver all else. An object
-appears whole or not at all; what says that others are complete (`LAST`) is written after them.
+appears whole or not at all; what says that others are complete (`MARKER_FILES`) is written after them.
 """
 
 import hashlib
@@ -27,15 +27,15 @@ from pyarrow import fs
 
 from slime_ray.errors import InputError, RunError
 from slime_ray.runs import files
-from slime_ray.runs.redaction import redact_sentence, remember, shown_address
+from slime_ray.runs.redaction import redact_sentence, remember, strip_credentials
 from slime_ray.runs.results import HEAVY
 
-LAST = ("state.json", "trial.json", "manifest.json", files.RECORD)
+MARKER_FILES = ("state.json", "trial.json", "manifest.json", files.RECORD)
 """Files that say that what stands beside them is whole."""
-PASSING = ("scratch",)
+TEMPORARY_FOLDERS = ("scratch",)
 """Folders that nobody else ever needs."""
-HOLDER = ".held"
-HELD_SECONDS = 180.0
+CLAIM_FILE = ".held"
+CLAIM_SECONDS = 180.0
 """For so long a process that has said that it holds a folder is believed to do so."""
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
 AT_ONCE = 8
@@ -48,18 +48,18 @@ def is_url(storage: str) -> bool:
     return "://" in storage
 
 
-def joined(storage: str, name: str) -> str:
-    """Where a storage has what stands under `name` in it; the query of an address stays its end."""
+def join_address(storage: str, name: str) -> str:
+    """Return the address of `name` in a storage; the query of an address stays its end."""
     start, mark, query = storage.partition("?") if is_url(storage) else (storage, "", "")
     return f"{start.rstrip('/')}/{name}{mark}{query}"
 
 
-def parted(address: str) -> tuple[str, str]:
-    """The storage and the name of the run at an address, the reverse of `joined`. Raises InputError."""
+def split_address(address: str) -> tuple[str, str]:
+    """Split a run's address into storage and name, the reverse of `join_address`. Raises InputError."""
     start, mark, query = address.partition("?")
     storage, _, name = start.rstrip("/").rpartition("/")
     if not is_url(storage):
-        raise InputError(f"{shown_address(address)}: give a run's address, such as s3://bucket/runs/first.")
+        raise InputError(f"{strip_credentials(address)}: give a run's address, such as s3://bucket/runs/first.")
     return f"{storage}{mark}{query}", name
 
 
@@ -69,11 +69,11 @@ class RunStore:
 
     root: Path
     url: str | None = None
-    sent: dict[str, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
+    stamps: dict[str, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, storage: str, who: str) -> "RunStore":
-        """The storage, with a working copy for `who`: the driver and the trials keep apart, also on one machine.
+    def of(cls, storage: str, role: str) -> "RunStore":
+        """Return the storage, with a working copy by `role`: the driver and the trials keep apart, also on one machine.
 
         Working copies lie in the folder that SLIME_RAY_SCRATCH names, else in the system's for temporary files. Raises
         InputError for an address that is none.
@@ -84,12 +84,12 @@ class RunStore:
             # Each file would be a commit there, and commits are limited.
             hub = " The Hub takes models (`slime-ray export --push-to-hub`), not runs." if scheme == "hf" else ""
             raise InputError(
-                f"--storage {shown_address(storage)}: give a path, or an address that begins with s3://, gs:// or "
+                f"--storage {strip_credentials(storage)}: give a path, or an address that begins with s3://, gs:// or "
                 f"abfs://.{hub}"
             )
         remember(storage)
         key = hashlib.sha256(storage.encode()).hexdigest()[:12]
-        return cls(_scratch() / key / who, storage)
+        return cls(_scratch() / key / role, storage)
 
     def __reduce__(self) -> tuple[object, ...]:
         """The storage travels, what this process has sent does not; each machine has its own place for a copy."""
@@ -109,38 +109,38 @@ class RunStore:
             with store.open_output_stream(f"{base}/{probe}") as stream:
                 stream.write(probe.encode())
             with store.open_input_stream(f"{base}/{probe}") as stream:
-                same = stream.read() == probe.encode()
+                intact = stream.read() == probe.encode()
             store.delete_file(f"{base}/{probe}")
         except (OSError, pa.ArrowException) as error:
             reason = redact_sentence(str(error).splitlines()[0])[:300]
             raise InputError(
-                f"--storage {self.shown}: it cannot be used: {reason}. Correct the address, or what allows "
+                f"--storage {self.display_address}: it cannot be used: {reason}. Correct the address, or what allows "
                 "this machine to use it, such as AWS_PROFILE or GOOGLE_APPLICATION_CREDENTIALS."
             ) from None
-        if not same:
-            raise InputError(f"--storage {self.shown}: what was written there does not come back.")
+        if not intact:
+            raise InputError(f"--storage {self.display_address}: what was written there does not come back.")
 
     @property
-    def shown(self) -> str:
+    def display_address(self) -> str:
         """The storage without what may be secret in its address."""
-        return str(self.root) if self.url is None else shown_address(self.url)
+        return str(self.root) if self.url is None else strip_credentials(self.url)
 
     @contextmanager
-    def answering(self) -> Iterator[None]:
-        """What is done here has to succeed. Raises RunError where the storage does not do its part."""
+    def raise_store_errors(self) -> Iterator[None]:
+        """Turn an OSError inside into a RunError that names the storage."""
         try:
             yield
         except OSError as error:
             reason = redact_sentence((str(error).strip().splitlines() or [""])[0])
             kind = "" if isinstance(error, files.StorageError) else f"{type(error).__name__}: "
             raise RunError(
-                f"{self.shown} could not be used ({kind}{reason}). What it has is kept; give "
+                f"{self.display_address} could not be used ({kind}{reason}). What it has is kept; give "
                 "the same command again, with --resume where a run had begun."
             ) from None
 
     @contextmanager
-    def held(self, folder: Path, *, skip: Container[str] = ()) -> Iterator[None]:
-        """Hold a folder of an object store, so that no other machine works on it, with the copy of it up to date.
+    def claim_folder(self, folder: Path, *, skip: Container[str] = ()) -> Iterator[None]:
+        """Claim a folder of an object store for this process, with the copy of it up to date.
 
         skip: as in `pull`. On a disk, holding is a lock file's job. Raises InputError where another process said within
         the last minutes that it holds the folder, and RunError where the store cannot be used.
@@ -149,44 +149,44 @@ class RunStore:
             yield
             return
         store, base = _store(self.url)
-        name = f"{base}/{self._name(folder)}/{HOLDER}"
+        name = f"{base}/{self._name(folder)}/{CLAIM_FILE}"
         process = f"{platform.node()} {os.getpid()}"
 
-        def say() -> None:
+        def write_claim() -> None:
             with store.open_output_stream(name) as stream:
                 stream.write(json.dumps({"who": process, "time": time.time()}).encode())
 
-        holder, age = _holder(store, name)
-        if holder and holder != process and age < HELD_SECONDS and not _is_gone(holder):
+        holder, age = _read_claim(store, name)
+        if holder and holder != process and age < CLAIM_SECONDS and not _is_gone(holder):
             raise InputError(
-                f"Another sweep ({holder}) is at work on {self.shown}/{folder.name}, or was {age:.0f} s ago. "
-                f"Wait for it or end it; if its machine is lost, its claim ends {HELD_SECONDS - age:.0f} s from now."
+                f"Another sweep ({holder}) is at work on {self.display_address}/{folder.name}, or was {age:.0f} s ago. "
+                f"Wait for it or end it; if its machine is lost, its claim ends {CLAIM_SECONDS - age:.0f} s from now."
             )
-        ended = threading.Event()
+        end = threading.Event()
 
-        def go_on_saying() -> None:
-            while not ended.wait(HELD_SECONDS / 4):
+        def renew_claim() -> None:
+            while not end.wait(CLAIM_SECONDS / 4):
                 with suppress(OSError):
-                    say()
+                    write_claim()
 
-        with self.answering():
+        with self.raise_store_errors():
             _make_room(store, name)
-            say()
-        speaker = threading.Thread(target=go_on_saying, daemon=True)
-        speaker.start()
+            write_claim()
+        renewal = threading.Thread(target=renew_claim, daemon=True)
+        renewal.start()
         try:
-            with self.answering():
+            with self.raise_store_errors():
                 self.pull(folder, skip=skip)
             yield
         finally:
-            ended.set()
-            speaker.join()
+            end.set()
+            renewal.join()
             with suppress(OSError):
                 store.delete_file(name)
 
     def address(self, path: Path) -> str:
         """Where the storage has what the working copy has at `path`, in the words of Ray."""
-        return str(path) if self.url is None else joined(self.url, self._name(path))
+        return str(path) if self.url is None else join_address(self.url, self._name(path))
 
     def pull(self, folder: Path, *, skip: Container[str] = ()) -> None:
         """Bring the copy of a folder up to date, and delete there what the storage does not have.
@@ -197,31 +197,31 @@ class RunStore:
         if self.url is None:
             return
         store, base = _store(self.url)
-        objects = [(name, info) for name, info in self._remote(folder) if not _partial(PurePosixPath(name).name)]
+        objects = [(name, info) for name, info in self._remote(folder) if not _is_partial(PurePosixPath(name).name)]
         if not objects:
             shutil.rmtree(folder, ignore_errors=True)
             return
-        remote = {name: info for name, info in objects if not _skipped(name, skip)}
+        remote = {name: info for name, info in objects if not _is_skipped(name, skip)}
         for path in _files(folder):
-            if (name := self._name(path)) not in remote and not _skipped(name, skip):
+            if (name := self._name(path)) not in remote and not _is_skipped(name, skip):
                 path.unlink(missing_ok=True)
 
         def fetch(name: str) -> None:
             target, size = self.root / name, remote[name].size
-            known = (size, remote[name].mtime_ns or 0)
-            if target.is_file() and self.sent.get(name) == known:
+            remote_stamp = (size, remote[name].mtime_ns or 0)
+            if target.is_file() and self.stamps.get(name) == remote_stamp:
                 return
             target.parent.mkdir(parents=True, exist_ok=True)
             with (
-                files.replacing(target, durable=False) as partial,
+                files.atomic_path(target, durable=False) as partial,
                 store.open_input_stream(f"{base}/{name}") as source,
                 partial.open("wb") as sink,
             ):
                 shutil.copyfileobj(source, sink, BLOCK)
-            self.sent[name] = known
-            self.sent[f"{name}@here"] = _stamp(target)
+            self.stamps[name] = remote_stamp
+            self.stamps[f"{name}@here"] = _stamp(target)
 
-        _each(fetch, remote)
+        _copy_files(fetch, remote)
 
     def push(self, path: Path, *, prune: bool = False) -> None:
         """Bring the storage up to date with a file or folder of the copy. Raises OSError.
@@ -232,24 +232,24 @@ class RunStore:
             return
         store, base = _store(self.url)
         names = list(map(self._name, [path] if path.is_file() else _files(path)))
-        changed = [name for name in names if self.sent.get(f"{name}@here") != _stamp(self.root / name)]
+        changed = [name for name in names if self.stamps.get(f"{name}@here") != _stamp(self.root / name)]
 
         def send(name: str) -> None:
             stamp = _stamp(self.root / name)
             _make_room(store, f"{base}/{name}")
             with (self.root / name).open("rb") as source, store.open_output_stream(f"{base}/{name}") as sink:
                 shutil.copyfileobj(source, sink, BLOCK)
-            self.sent[f"{name}@here"] = stamp
-            self.sent.pop(name, None)
+            self.stamps[f"{name}@here"] = stamp
+            self.stamps.pop(name, None)
 
-        _each(send, changed)
+        _copy_files(send, changed)
         if prune:
-            self._delete(path, kept=set(names))
+            self._delete(path, keep=set(names))
 
     def push_files(self, folder: Path) -> None:
         """The same for the files that stand in a folder itself."""
         for path in sorted(folder.iterdir()) if self.url is not None else ():
-            if path.is_file() and not _partial(path.name):
+            if path.is_file() and not _is_partial(path.name):
                 self.push(path)
 
     def remove(self, path: Path) -> None:
@@ -258,12 +258,12 @@ class RunStore:
         if self.url is not None:
             self._delete(path)
 
-    def _delete(self, path: Path, kept: Container[str] = ()) -> None:
+    def _delete(self, path: Path, keep: Container[str] = ()) -> None:
         """Delete what the storage has below `path`; what says that the others are whole goes first."""
         assert self.url is not None
         store, base = _store(self.url)
-        stale = [name for name, _ in self._remote(path) if name not in kept]
-        for name in sorted(stale, key=lambda name: PurePosixPath(name).name not in LAST):
+        stale = [name for name, _ in self._remote(path) if name not in keep]
+        for name in sorted(stale, key=lambda name: PurePosixPath(name).name not in MARKER_FILES):
             store.delete_file(f"{base}/{name}")
 
     def has(self, path: Path) -> bool:
@@ -280,43 +280,45 @@ class RunStore:
     def _remote(self, folder: Path) -> Iterator[tuple[str, fs.FileInfo]]:
         assert self.url is not None
         store, base = _store(self.url)
-        there = PurePosixPath(base, self._name(folder))
-        for info in store.get_file_info(fs.FileSelector(str(there), allow_not_found=True, recursive=True)):
+        root = PurePosixPath(base, self._name(folder))
+        for info in store.get_file_info(fs.FileSelector(str(root), allow_not_found=True, recursive=True)):
             if info.type == fs.FileType.File:
                 yield PurePosixPath(info.path).relative_to(PurePosixPath(base)).as_posix(), info
 
 
-def _each(work: Callable[[str], None], names: Iterable[str]) -> None:
+def _copy_files(work: Callable[[str], None], names: Iterable[str]) -> None:
     """Copy files, several at a time; what says that others are whole comes after them."""
-    ends: dict[bool, list[str]] = {False: [], True: []}
+    groups: dict[bool, list[str]] = {False: [], True: []}
     for name in names:
-        ends[PurePosixPath(name).name in LAST].append(name)
+        groups[PurePosixPath(name).name in MARKER_FILES].append(name)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for group in ends.values():
+        for group in groups.values():
             list(pool.map(work, group))
 
 
 def local_folder(run: str) -> Path:
-    """The folder of a run on this machine, or a copy without models of one in an object store. Raises as `copied`."""
-    return copied(run)[0] if is_url(run) else Path(run)
+    """The folder of a run on this machine, or a copy without models of one in an object store. Raises as `copy_run`."""
+    return copy_run(run)[0] if is_url(run) else Path(run)
 
 
-def copied(address: str, run_store: RunStore | None = None) -> tuple[Path, RunStore]:
-    """A copy on this machine of the run at an address in an object store, but for models, and the store.
+def copy_run(address: str, run_store: RunStore | None = None) -> tuple[Path, RunStore]:
+    """Copy the run at an address in an object store to this machine, but for models.
+
+    Returns the copy and the store.
 
     run_store: of an earlier call, which knows what it has fetched. Raises InputError for an address that is none
     or cannot be read, and RunError where the store fails on the way.
     """
-    storage, name = parted(address)
+    storage, name = split_address(address)
     run_store = run_store or RunStore.of(storage, "reports")
     run_store.check(write=False)
-    with run_store.answering():
+    with run_store.raise_store_errors():
         run_store.pull(run_store.root / name, skip=HEAVY)
     return run_store.root / name, run_store
 
 
-def _holder(store: fs.FileSystem, name: str) -> tuple[str | None, float]:
-    """Who says that it holds a folder, and how many seconds ago that was."""
+def _read_claim(store: fs.FileSystem, name: str) -> tuple[str | None, float]:
+    """Return who claims a folder, and how many seconds ago it said so."""
     try:
         with store.open_input_stream(name) as stream:
             claim = json.loads(stream.read())
@@ -337,12 +339,12 @@ def _scratch() -> Path:
     scratch = Path(setting).absolute() if setting else Path(tempfile.gettempdir(), f"slime-ray-{os.getuid()}")
     try:
         scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-        ours = scratch.stat().st_uid == os.getuid() and not scratch.is_symlink()
+        is_private = scratch.stat().st_uid == os.getuid() and not scratch.is_symlink()
     except OSError as error:
         raise InputError(
             f"{scratch} cannot be made: {error.strerror}. Name another folder in SLIME_RAY_SCRATCH."
         ) from None
-    if not (ours or setting):
+    if not (is_private or setting):
         raise InputError(f"{scratch} belongs to somebody else. Name another folder in SLIME_RAY_SCRATCH.")
     return scratch
 
@@ -353,8 +355,8 @@ def _make_room(store: fs.FileSystem, path: str) -> None:
         store.create_dir(str(PurePosixPath(path).parent))
 
 
-def _skipped(name: str, skip: Container[str]) -> bool:
-    return any(part in skip or part in PASSING for part in PurePosixPath(name).parts[:-1])
+def _is_skipped(name: str, skip: Container[str]) -> bool:
+    return any(part in skip or part in TEMPORARY_FOLDERS for part in PurePosixPath(name).parts[:-1])
 
 
 def _files(folder: Path) -> list[Path]:
@@ -363,12 +365,12 @@ def _files(folder: Path) -> list[Path]:
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-        and not _skipped(path.relative_to(folder).as_posix(), ())
-        and not any(_partial(part) for part in path.relative_to(folder).parts)
+        and not _is_skipped(path.relative_to(folder).as_posix(), ())
+        and not any(_is_partial(part) for part in path.relative_to(folder).parts)
     ]
 
 
-def _partial(name: str) -> bool:
+def _is_partial(name: str) -> bool:
     return name.endswith((".partial", ".lock")) or (name.startswith(".") and name != files.RECORD)
 
 
@@ -387,8 +389,8 @@ def _store(url: str) -> tuple[fs.FileSystem, str]:
         try:
             store, base = fs.FileSystem.from_uri(url)
         except (pa.ArrowException, OSError) as error:
-            shown = shown_address(url)
+            address = strip_credentials(url)
             raise InputError(
-                f"--storage {shown}: {redact_sentence(str(error).splitlines()[0].replace(url, shown))}."
+                f"--storage {address}: {redact_sentence(str(error).splitlines()[0].replace(url, address))}."
             ) from None
     return store, base.rstrip("/")

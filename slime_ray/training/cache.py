@@ -49,7 +49,7 @@ def cached(storage: RunStore, kind: str, key: str, make: Callable[[Path], None],
                 _acquire(lock, lambda: report({"doing": f"waiting for {kind}"}))
                 before = _lacking(storage, folder, report)
             if world.broadcast(before is not None):
-                with files.replacing(folder) if world.main else nullcontext(folder) as partial:
+                with files.atomic_path(folder) if world.main else nullcontext(folder) as partial:
                     if world.main:
                         report({"doing": f"making {kind}"})
                         clear_unfinished(storage, stage=folder.name)
@@ -127,7 +127,9 @@ def stage_errors(done: str, storage: RunStore) -> Iterator[None]:
         logger.info("The shared stages could not be %s.", done, exc_info=True)
         refusal = files.storage_error(error)
         reasons = [*_damaged(storage), one_sentence(refusal or error).rstrip(".")]
-        way_out = f" Make room in {storage.shown}, and give the same command with --resume." if refusal else ""
+        way_out = (
+            f" Make room in {storage.display_address}, and give the same command with --resume." if refusal else ""
+        )
         raise StageError(f"The shared stages could not be {done}: {'; '.join(reasons)}.{way_out}") from error
 
 

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from slime_ray.config.model import Model
 from slime_ray.config.settings import Settings
 from slime_ray.data.places import may_be_hub_id
-from slime_ray.runs.inputs import code_named
+from slime_ray.runs.inputs import user_code_names
 from slime_ray.runs.redaction import redact
 from slime_ray.training.adapters import base_named
 
@@ -140,7 +140,7 @@ def _bits(model: Model) -> str:
 def _notes(settings: Settings, names: Mapping[str, str]) -> Iterator[str]:
     if any(Path(path).name != file_name for path, file_name in names.items()):
         yield "Different files of one name are numbered."
-    if code := sorted(code_named(settings)):
+    if code := sorted(user_code_names(settings)):
         yield f"It imports {', '.join(f'`{name}`' for name in code)} from there, too."
 
 

@@ -99,7 +99,7 @@ def save_checkpoint(
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with files.replacing(folder / name) as partial:
+        with files.atomic_path(folder / name) as partial:
             partial.mkdir()
             fill(partial)
             # Hashes would take longer than the update that a checkpoint of a large model interrupts.
@@ -125,7 +125,7 @@ def save_best(folder: Path, model: Any, report: Report, *, minutes: float) -> No
 
     def fill() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        with files.replacing(folder / BEST) as partial:
+        with files.atomic_path(folder / BEST) as partial:
             partial.mkdir()
             save_file(_once(weights), partial / "model.safetensors")
 
@@ -137,7 +137,7 @@ def take_up_best(folder: Path, saved: Saved | None) -> None:
     """Have the best weights be those that a checkpoint knows of, or none. Rank 0 calls it."""
     shutil.rmtree(folder / BEST, ignore_errors=True)
     if saved is not None and (saved.path / BEST).exists():
-        with files.replacing(folder / BEST) as partial:
+        with files.atomic_path(folder / BEST) as partial:
             shutil.copytree(saved.path / BEST, partial)
 
 

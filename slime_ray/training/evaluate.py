@@ -32,7 +32,7 @@ from slime_ray.model.loading import load_external, load_trained, make_policy
 from slime_ray.model.logprobs import Policy
 from slime_ray.model.parts import check_model, downloaded, parts_of
 from slime_ray.runs import results
-from slime_ray.runs.folder import Start, conclude, log_file, refuse_other_stages, taken
+from slime_ray.runs.folder import Start, conclude, lock_run, log_file, refuse_other_stages
 from slime_ray.runs.notes import data_notes
 from slime_ray.runs.store import RunStore
 from slime_ray.training.adapters import check_stage
@@ -149,10 +149,10 @@ def evaluate(
     run_store.check()
     run = run_store.root / experiment.name
     with (
-        run_store.held(run),
-        taken(run, measured, source=source, seed=0, start=start, named=paths) as manifest,
+        run_store.claim_folder(run),
+        lock_run(run, measured, source=source, seed=0, start=start, extra_inputs=paths) as manifest,
         log_file(run / "log.txt"),
-        run_store.answering(),
+        run_store.raise_store_errors(),
         gpu_failures_as_sentences(),
     ):
         reset_process(seed=0, threads=max(1, int(experiment.resources.cpu_per_worker)))

@@ -94,7 +94,7 @@ def export_model(
     to.parent.mkdir(parents=True, exist_ok=True)
     if to.is_dir():
         to.rmdir()
-    with files.replacing(to) as partial:
+    with files.atomic_path(to) as partial:
         partial.mkdir()
         generation = stopping(tokenizer, stop_token_ids(tokenizer))
         if adapter:

@@ -15,7 +15,7 @@ from slime_ray.errors import INTERRUPTED, InputError, Interrupted, RunError
 from slime_ray.evaluation.judges import build_judge
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.runs import results
-from slime_ray.runs.folder import Start, conclude, log_file, refuse_other_stages, taken
+from slime_ray.runs.folder import Start, conclude, lock_run, log_file, refuse_other_stages
 from slime_ray.runs.notes import data_notes, model_notes
 from slime_ray.runs.store import RunStore
 from slime_ray.training.loop import Runtime
@@ -60,9 +60,9 @@ def train_one(
     run_store.check()
     run = run_store.root / experiment.name
     with (
-        run_store.held(run),
-        taken(run, experiment, source=source, seed=0, start=start) as manifest,
-        run_store.answering(),
+        run_store.claim_folder(run),
+        lock_run(run, experiment, source=source, seed=0, start=start) as manifest,
+        run_store.raise_store_errors(),
         log_file(run / "log.txt"),
         gpu_failures_as_sentences(),
     ):

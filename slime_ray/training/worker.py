@@ -348,7 +348,7 @@ def _save(policy: Policy, folder: Path, stages: Stages, report: Report, runtime:
         options["state_dict"] = whole_weights(policy, trained_only=adapted)
 
     def write() -> None:
-        with files.replacing(folder) as partial:
+        with files.atomic_path(folder) as partial:
             policy.lm.save_pretrained(partial, **options)
             stages.tokenizer.save_pretrained(partial)
             stopping(stages.tokenizer, stages.stop_tokens).save_pretrained(partial)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from slime_ray.search_spaces import find_space, shipped_designs
 
 from slime_ray.config.design import COMPONENTS, FEWEST_SEEDS, Design, caution
-from slime_ray.config.expansion import lay, trained
+from slime_ray.config.expansion import lay, policy_hash
 from slime_ray.config.experiment import Experiment, arm_trials, with_values
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.presets import preset_base
@@ -64,7 +64,7 @@ def test_an_objective_that_refuses_the_batch_of_idle_knobs_is_told_by_its_knobs(
         Settings.model_validate(with_values(BASE, {"objective.remove": ["anchor"], "objective.hard_margin": height}))
         for height in (1.0, 2.0)
     ]
-    assert trained(settings[0]) != trained(settings[1])
+    assert policy_hash(settings[0]) != policy_hash(settings[1])
 
 
 def test_leave_one_out_is_the_full_objective_and_it_without_each_part_by_both_readings(tmp_path):
@@ -272,7 +272,7 @@ def test_every_cell_stands_once_around_each_center_with_one_reference(
         cells = found.around(center)
         assert [cell.label for cell in cells if cell.label == cell.reference] == [found.reference(center).label]
         assert all(found.reference(center).levels.values())
-    same = [trained(experiment.settings_with(arm.set)) for arm in experiment.arms[: len(variants[0])]]
+    same = [policy_hash(experiment.settings_with(arm.set)) for arm in experiment.arms[: len(variants[0])]]
     assert len(set(same)) == len(same)
 
 
@@ -297,7 +297,7 @@ def test_what_is_laid_on_a_center_means_the_same_as_one_after_the_other(under, o
 
 def test_knobs_without_effect_do_not_tell_cells_apart(tmp_path):
     def key(**values: object) -> str:
-        return trained(Settings.model_validate(with_values(BASE, {"objective": values})))
+        return policy_hash(Settings.model_validate(with_values(BASE, {"objective": values})))
 
     assert key(anchor_weight=0.0) == key(remove=["anchor"]) == key(remove=["anchor"], anchor_weight=3.0)
     idle = {"stabilizer_strength": 9.0, "stabilizer_threshold": 3.0, "stabilizer_exponent": 1.0}
@@ -317,7 +317,7 @@ def test_few_seeds_are_said_before_a_design_is_run(tmp_path):
     )
     assert "without a table of significance" in str(caution([3]))
     _, design = expand(tmp_path, f"{{design: leave_one_out, centers: {TWO_CENTERS}, controls: gradient_matched}}")
-    assert design.described(range(5)) == (
+    assert design.description(range(5)) == (
         "leave_one_out: 16 cells (4 of them controls) around paper (against paper-full), released (against "
         "released-full), compared by win_rate; 5 seeds, 80 trials."
     )

@@ -8,7 +8,7 @@ import pytest
 
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
-from slime_ray.config.metrics import METRICS, UNKNOWN, Constraint, contradiction, violation
+from slime_ray.config.metrics import METRICS, UNMEASURED_EXCESS, Constraint, contradiction, violation
 from slime_ray.errors import InputError
 from slime_ray.runs.pareto import best_rows, winners
 from slime_ray.runs.schema import TRIAL_SCHEMA
@@ -100,7 +100,7 @@ def test_a_missing_number_breaks_a_constraint():
     assert low.excess({"broken_outputs": 0.15}) == pytest.approx(0.1)
     assert low.excess({"broken_outputs": 0.05}) == 0
     assert high.excess({"stability": 0.7}) == pytest.approx(-0.2)
-    assert low.excess({}) == low.excess({"broken_outputs": math.nan}) == UNKNOWN
+    assert low.excess({}) == low.excess({"broken_outputs": math.nan}) == UNMEASURED_EXCESS
     assert violation({"broken_outputs": 0.0, "stability": 0.2}, [low, high]) == pytest.approx(0.3)
     assert contradiction([low, high]) is None
 

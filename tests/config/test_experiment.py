@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slime_ray.search_spaces import find_space, shipped_spaces
 
-from slime_ray.config.complaints import FOREIGN
+from slime_ray.config.complaints import FOREIGN_KEYS
 from slime_ray.config.experiment import with_values
 from slime_ray.config.experiment_file import load_experiment, parse_override, parse_seeds
 from slime_ray.config.experiment_keys import ExperimentKeys
@@ -362,7 +362,7 @@ def test_a_key_of_another_library_is_answered_with_ours(tmp_path, lines, ours):
 
 def test_the_answer_to_a_key_of_another_library_is_a_key_that_there_is():
     tops = {**ExperimentKeys.model_fields, **Settings.model_fields, **Dimension.model_fields, "objective": None}
-    for ours in FOREIGN.values():
+    for ours in FOREIGN_KEYS.values():
         path = re.match(r"[a-z_.]+", ours)[0].rstrip(".:").split(".")
         assert path[0] in tops, ours
         field = Settings.model_fields.get(path[0]) or ExperimentKeys.model_fields.get(path[0])

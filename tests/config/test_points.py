@@ -90,7 +90,7 @@ def test_every_point_makes_valid_settings_of_its_own_objective(quantiles):
     low, high = {"slime": (0, 0), "dpo": (0.01, 1), "simpo": (1, 4)}[settings.objective.name]
     assert low <= point.get("objective.beta", 0) <= high
     # What is drawn in two ways keeps them apart where a sampler learns, and is one knob everywhere else.
-    assert {name.partition("[")[0]: value for name, value in search.named(point).items()} == point
+    assert {name.partition("[")[0]: value for name, value in search.values_by_name(point).items()} == point
     assert search.locate(point) == point
     assert search.locate({**point, "objective.name": "sft"}) is None
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from slime_ray.config.evaluation import Decoding
-from slime_ray.config.judge import lasting
+from slime_ray.config.judge import outcome_settings
 from slime_ray.config.model import Lora
 from slime_ray.config.settings import Settings
 from slime_ray.data.tasks import load_task
@@ -366,7 +366,7 @@ def test_what_no_server_can_load_is_refused_before_anything_starts(lora, sentenc
 
 def test_where_the_server_is_does_not_change_what_a_trial_is():
     def kept(**engine: Any) -> Any:
-        return lasting({"evaluation": {"engine": {"name": "openai", "model": "base", **engine}}})
+        return outcome_settings({"evaluation": {"engine": {"name": "openai", "model": "base", **engine}}})
 
     assert kept(base_url="http://a/v1", concurrency=3, deadline_seconds=5.0) == kept(base_url="http://b/v1")
     assert kept(server="vllm") != kept(server="sglang")

@@ -10,7 +10,7 @@ import pytest
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.live import server
 from slime_ray.runs import results
-from slime_ray.runs.folder import taken
+from slime_ray.runs.folder import lock_run
 from slime_ray.runs.status import STATUS, write_status
 from tests.analysis.conftest import HOSTILE, add_trial
 
@@ -61,7 +61,7 @@ def run(tmp_path: Path) -> Path:
     source = tmp_path / "seen.yaml"
     source.write_text(TEXT)
     run = tmp_path / "runs" / "seen"
-    with taken(run, load_experiment(source), source=source, seed=0, start="fresh"):
+    with lock_run(run, load_experiment(source), source=source, seed=0, start="fresh"):
         add(run, "search-0001")
     at_work(run)
     return run

@@ -311,9 +311,9 @@ def test_a_run_in_an_object_store_is_read_and_asked_there(run, tmp_path, monkeyp
     assert Instructions.read(run).stops == {"search-0002": "stopped by hand"}
     # What came in between is seen, and is all that is fetched.
     add(run, "search-0003")
-    fetched = live._run_store.sent.copy()
+    fetched = live._run_store.stamps.copy()
     live.look(build=True)
-    new = {name.removesuffix("@here") for name, _ in live._run_store.sent.items() - fetched.items()}
+    new = {name.removesuffix("@here") for name, _ in live._run_store.stamps.items() - fetched.items()}
     assert {name for name in new if "/trials/" in name} == {
         f"seen/trials/search-0003/{file.name}" for file in (run / "trials" / "search-0003").iterdir()
     }

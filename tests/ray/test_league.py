@@ -14,7 +14,7 @@ from slime_ray.on_ray.monitor import MonitorActor
 from slime_ray.on_ray.plan import TrialPlan
 from slime_ray.on_ray.sweep import seed_of
 from slime_ray.runs import results
-from slime_ray.runs.folder import taken
+from slime_ray.runs.folder import lock_run
 from slime_ray.runs.instructions import Clone
 from tests.config.test_league import TEXT
 from tests.ray.studies import plan_for
@@ -187,5 +187,5 @@ def test_a_changed_entry_and_fewer_trials_are_refused_and_more_of_all_is_not(tmp
 
 
 def begin(folder: Path, experiment: Experiment, start: Any) -> None:
-    with taken(folder / "cup", experiment, source=TEXT, seed=0, start=start) as manifest:
+    with lock_run(folder / "cup", experiment, source=TEXT, seed=0, start=start) as manifest:
         results.write_manifest(folder / "cup", manifest)

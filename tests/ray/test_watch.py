@@ -166,7 +166,7 @@ def test_what_is_asked_from_another_terminal_is_done_once(watching, clock, monit
     monitor.trials = AT_WORK
     step(watching, clock, 3)
     assert read_status(tmp_path).trials == {"arm-slime-s0": {"values": {}}}
-    ask_to_stop(tmp_path, "arm-slime-s0", known=set(AT_WORK))
+    ask_to_stop(tmp_path, "arm-slime-s0", running_ids=set(AT_WORK))
     clone = ask_for_clone(tmp_path, experiment, "arm-slime-s0", {"objective.hard_margin": 2.0})
     step(watching, clock, 1)
     step(watching, clock, 1)

@@ -88,7 +88,7 @@ def test_other_errors_are_not_the_storages(error):
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path):
     path = tmp_path / "file"
     files.write(path, "old")
-    with files.replacing(path) as partial:
+    with files.atomic_path(path) as partial:
         partial.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -116,7 +116,7 @@ def test_what_is_cut_off_leaves_the_old_one_and_nothing_else(tmp_path, error, fo
         path.write_text("old")
 
     def begin() -> None:
-        with files.replacing(path) as partial:
+        with files.atomic_path(path) as partial:
             partial.mkdir() if folder else partial.write_text("half")
             raise error
 
@@ -129,7 +129,7 @@ def test_what_is_cut_off_leaves_the_old_one_and_nothing_else(tmp_path, error, fo
 def test_who_has_a_file_of_a_replaced_folder_mapped_still_reads_the_old_one(tmp_path):
     path = tmp_path / "folder"
     for content in ("old", "new"):
-        with files.replacing(path) as partial:
+        with files.atomic_path(path) as partial:
             partial.mkdir()
             (partial / "weights").write_text(content)
         if content == "old":
@@ -143,7 +143,7 @@ def test_who_has_a_file_of_a_replaced_folder_mapped_still_reads_the_old_one(tmp_
 
 def test_a_folder_takes_the_place_of_a_file_and_a_file_not_that_of_a_folder(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with files.replacing(tmp_path / "file") as partial:
+    with files.atomic_path(tmp_path / "file") as partial:
         partial.mkdir()
     assert (tmp_path / "file").is_dir()
     with pytest.raises(IsADirectoryError):

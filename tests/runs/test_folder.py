@@ -12,7 +12,7 @@ from slime_ray.config.experiment import Arm, Experiment
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
 from slime_ray.runs import results
-from slime_ray.runs.folder import Start, log_file, reopened, taken
+from slime_ray.runs.folder import Start, lock_run, log_file, read_experiment
 from slime_ray.runs.store import RunStore
 
 HINGE = """
@@ -58,7 +58,7 @@ def begin(
     """A sweep that ends in the midst of its stages, with its manifest sent or not."""
     run = storage.root / experiment.name
     storage.pull(run)
-    with taken(run, experiment, source=source, seed=0, start=start, remove=storage.remove):
+    with lock_run(run, experiment, source=source, seed=0, start=start, remove=storage.remove):
         if sent:
             storage.push_files(run)
         raise ends
@@ -105,7 +105,7 @@ def with_seeds(experiment: Experiment, *seeds: int) -> Experiment:
 def held(experiment: Experiment, source: Path, start: Start) -> dict[str, Any]:
     """Take a run, as a sweep does, and write the manifest that it goes on with."""
     run = source.parent / "runs" / experiment.name
-    with taken(run, experiment, source=source, seed=0, start=start) as manifest:
+    with lock_run(run, experiment, source=source, seed=0, start=start) as manifest:
         results.write_manifest(run, manifest)
     return results.read_manifest(run)
 
@@ -211,24 +211,24 @@ def test_a_log_on_a_full_disk_loses_its_lines_and_nothing_else(capfd):
 
 def test_what_a_killed_process_left_half_written_is_deleted_when_the_run_is_taken(experiment, source, tmp_path):
     run = tmp_path / experiment.name
-    with taken(run, experiment, source=source, seed=0, start="fresh"):
+    with lock_run(run, experiment, source=source, seed=0, start="fresh"):
         pass
     (run / "trials" / "arm-slime-s0").mkdir(parents=True)
     for folder in (run, run / "trials" / "arm-slime-s0"):
         (folder / ".curves.parquet.0123abcd").write_text("half")
-    with taken(run, experiment, source=source, seed=0, start="resume"):
+    with lock_run(run, experiment, source=source, seed=0, start="resume"):
         assert list(run.rglob("*.0123abcd")) == []
 
 
 def test_a_run_that_cannot_be_locked_is_refused(experiment, source, tmp_path):
     run = tmp_path / experiment.name
-    with taken(run, experiment, source=source, seed=0, start="fresh"):
+    with lock_run(run, experiment, source=source, seed=0, start="fresh"):
         pass
     (run / ".sweep.lock").unlink(missing_ok=True)
     (run / ".sweep.lock").mkdir()
     with (
         pytest.raises(InputError, match="cannot be written: Is a directory"),
-        taken(run, experiment, source=source, seed=0, start="resume"),
+        lock_run(run, experiment, source=source, seed=0, start="resume"),
     ):
         pass
 
@@ -264,4 +264,4 @@ def test_a_run_with_an_attention_of_an_older_version_is_refused_with_the_version
     manifest["slime_ray"] = "0.1.0"
     results.write_manifest(run, manifest)
     with pytest.raises(InputError, match=r"was written by another version of slime_ray \(0\.1\.0\)"):
-        reopened(run)
+        read_experiment(run)

@@ -16,7 +16,7 @@ from slime_ray.config.experiment import arm_trials
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
 from slime_ray.runs import inputs, results
-from slime_ray.runs.folder import refuse_other_stages, taken
+from slime_ray.runs.folder import lock_run, refuse_other_stages
 from slime_ray.runs.store import RunStore
 from slime_ray.training.loop import Runtime
 from slime_ray.training.orders import Paused
@@ -67,7 +67,7 @@ def held(source: Path, *, start: Any = "resume", hashes: dict[str, str] | None =
     """Take the run as every command that trains does, and write its manifest as after the shared stages."""
     experiment = load_experiment(source)
     run = source.parent / "runs" / experiment.name
-    with taken(run, experiment, source=source, seed=0, start=start) as manifest:
+    with lock_run(run, experiment, source=source, seed=0, start=start) as manifest:
         results.write_manifest(run, manifest | {"hashes": hashes or {}})
     return results.read_manifest(run)
 
@@ -101,10 +101,10 @@ def test_clone_refuses_a_changed_input_and_writes_nothing(source, capsys):
 
 def test_what_was_cut_off_before_its_stages_were_made_is_resumed_with_other_inputs(source):
     experiment, run = load_experiment(source), source.parent / "runs" / "first"
-    with taken(run, experiment, source=source, seed=0, start="fresh"):
+    with lock_run(run, experiment, source=source, seed=0, start="fresh"):
         pass
     Path("pairs.jsonl").write_text("other")
-    with taken(run, experiment, source=source, seed=0, start="resume") as manifest:
+    with lock_run(run, experiment, source=source, seed=0, start="resume") as manifest:
         assert manifest["inputs"] == inputs.hashes_of(experiment)
 
 

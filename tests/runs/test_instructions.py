@@ -15,9 +15,9 @@ from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError, RunError
 from slime_ray.runs import results
-from slime_ray.runs.folder import reopened, taken
+from slime_ray.runs.folder import lock_run, read_experiment
 from slime_ray.runs.instructions import Clone, Instructions, ask_for_clone, ask_to_stop, forget_stops
-from slime_ray.runs.status import STATUS, announce, announced, describe, read_status, write_status
+from slime_ray.runs.status import STATUS, announce, announce_sweep, describe, read_status, write_status
 from tests.analysis.conftest import add_trial
 
 TEXT = """\
@@ -41,7 +41,7 @@ def experiment(tmp_path) -> Experiment:
 def run(tmp_path, experiment) -> Path:
     """A run with one finished search trial, and another that a sweep, this process, has at work."""
     run = tmp_path / "runs" / "asked"
-    with taken(run, experiment, source=tmp_path / "asked.yaml", seed=0, start="fresh"):
+    with lock_run(run, experiment, source=tmp_path / "asked.yaml", seed=0, start="fresh"):
         add_trial(run, "search-0001", phase="search", overrides={"objective.hard_margin": 2.0}, won=[1.0, 0.0])
     trials = {"search-0002": {"step": 3, "updates": 9, "doing": "training", "values": {"objective.hard_margin": 1.0}}}
     write_status(run, finished=1, total=5, trials=trials)
@@ -50,8 +50,8 @@ def run(tmp_path, experiment) -> Path:
 
 def test_a_run_gives_back_the_experiment_that_it_was_started_with(run, experiment):
     """The name of the variable that holds a key is no secret, so nothing of it is masked."""
-    assert reopened(run) == experiment
-    assert reopened(run).fingerprint == experiment.fingerprint
+    assert read_experiment(run) == experiment
+    assert read_experiment(run).fingerprint == experiment.fingerprint
 
 
 def test_a_clone_has_the_knobs_of_its_trial_but_for_what_was_changed(run, experiment):
@@ -91,24 +91,24 @@ def test_a_clone_that_cannot_run_is_refused_and_nothing_is_written(run, experime
 
 
 def test_only_a_running_trial_can_be_stopped(run):
-    ask_to_stop(run, "search-0002", known={"search-0002"})
+    ask_to_stop(run, "search-0002", running_ids={"search-0002"})
     assert Instructions.read(run).stops == {"search-0002": "stopped by hand"}
     with pytest.raises(InputError, match="search-0001 has finished"):
-        ask_to_stop(run, "search-0001", known={"search-0002"})
+        ask_to_stop(run, "search-0001", running_ids={"search-0002"})
     with pytest.raises(InputError, match=r"no running trial search-0003\. Running: search-0002"):
-        ask_to_stop(run, "search-0003", known={"search-0002"})
+        ask_to_stop(run, "search-0003", running_ids={"search-0002"})
 
 
 def test_a_stopped_trial_whose_folder_was_deleted_may_run_again(run):
     for name in ("search-0002", "search-0003"):
-        ask_to_stop(run, name, known={name})
+        ask_to_stop(run, name, running_ids={name})
     (run / "trials" / "search-0002").mkdir()
     assert [file.name for file in forget_stops(run)] == ["stop-search-0003.json"]
     assert Instructions.read(run).stops == {"search-0002": "stopped by hand"}
 
 
 def test_damaged_instructions_count_as_absent(run):
-    ask_to_stop(run, "search-0002", known={"search-0002"})
+    ask_to_stop(run, "search-0002", running_ids={"search-0002"})
     folder = run / "instructions"
     (folder / "search-0001-clone-1.json").write_text('{"of": "search-0001"}')
     (folder / "stop-x.json").write_text("{")
@@ -135,7 +135,7 @@ def test_a_sweep_whose_process_is_gone_is_interrupted(run):
 
 
 def test_status_says_how_far_the_stages_are_until_trials_run(run, capsys):
-    with announced(run):
+    with announce_sweep(run):
         announce(run, stages={"doing": "making sft", "step": 12, "updates": 80, "loss": 0.5})
         assert describe(run)["stages"]["step"] == 12
         assert cli.main(["status", str(run)]) == 0
@@ -149,7 +149,7 @@ def test_status_says_how_far_the_stages_are_until_trials_run(run, capsys):
 def test_a_sweep_is_at_work_from_its_first_second_to_its_last(run):
     said = json.loads((run / STATUS).read_text())
     (run / STATUS).write_text(json.dumps(said | {"pid": 2**22 + 1, "seconds_left": 5.0}))
-    with announced(run):
+    with announce_sweep(run):
         found = describe(run)
         # Of the sweep before, what its trials set is needed to run them again; the rest is over.
         values = {"objective.hard_margin": 1.0}
@@ -159,7 +159,7 @@ def test_a_sweep_is_at_work_from_its_first_second_to_its_last(run):
     assert read_status(run).trials == {}
     # A disk that takes nothing ends no sweep here.
     shutil.rmtree(run)
-    with announced(run):
+    with announce_sweep(run):
         pass
 
 

@@ -17,8 +17,8 @@ from slime_ray import cli
 from slime_ray.cli.options import Parser
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.runs import redaction, results, schema
-from slime_ray.runs.folder import log_file, taken
-from slime_ray.runs.redaction import has_secret, redact, redact_sentence, remember, shown_address
+from slime_ray.runs.folder import lock_run, log_file
+from slime_ray.runs.redaction import has_secret, redact, redact_sentence, remember, strip_credentials
 from slime_ray.runs.status import read_status, write_status
 
 PASSWORDS = st.text(st.sampled_from(string.printable), min_size=6, max_size=20).filter(
@@ -88,7 +88,7 @@ def test_no_part_of_a_password_is_left_of_an_address_that_sqlalchemy_accepts(pas
         assert make_url(address).username == "me"
     for value in (address, ["--study", address], f"--study={address}", {"storage": address}):
         assert HIDDEN not in str(redact(value)), redact(value)
-    assert HIDDEN not in shown_address(address)
+    assert HIDDEN not in strip_credentials(address)
     assert has_secret(address)
 
 
@@ -168,7 +168,7 @@ def run(tmp_path, monkeypatch) -> Path:
     source.write_text("name: first\npreset: arithmetic\narms: {slime: {}}\n")
     monkeypatch.setattr(sys, "argv", ["slime-ray", "sweep", str(source), "--study", ADDRESS])
     run = tmp_path / "runs" / "first"
-    with taken(run, load_experiment(source), source=source, seed=0, start="fresh", study=ADDRESS) as manifest:
+    with lock_run(run, load_experiment(source), source=source, seed=0, start="fresh", study=ADDRESS) as manifest:
         results.write_manifest(run, manifest)
         with log_file(run / "log.txt"):
             try:

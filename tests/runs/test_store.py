@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from slime_ray.errors import InputError, RunError
 from slime_ray.runs import files
 from slime_ray.runs import store as mirror
-from slime_ray.runs.redaction import has_secret, shown_address
-from slime_ray.runs.store import RunStore, joined, parted
+from slime_ray.runs.redaction import has_secret, strip_credentials
+from slime_ray.runs.store import RunStore, join_address, split_address
 from slime_ray.training.cache import cached
 
 
@@ -111,8 +111,8 @@ def test_another_process_sends_what_this_one_has_sent(tmp_path, monkeypatch):
     here, _ = two(tmp_path)
     write(here, {"a": b"1"})
     here.push(here.root / "run")
-    assert here.sent
-    assert pickle.loads(pickle.dumps(here)).sent == {}
+    assert here.stamps
+    assert pickle.loads(pickle.dumps(here)).stamps == {}
 
 
 def test_a_stage_is_made_on_one_machine_and_fetched_on_the_other(tmp_path):
@@ -233,14 +233,14 @@ def test_a_storage_that_cannot_be_used_is_a_sentence_without_its_secrets(tmp_pat
 
 def test_a_run_in_a_store_is_held_by_one(tmp_path, monkeypatch):
     here, there = two(tmp_path)
-    with here.held(here.root / "run"):
+    with here.claim_folder(here.root / "run"):
         monkeypatch.setattr("slime_ray.runs.store.os.getpid", lambda: 1)
-        with pytest.raises(InputError, match="Another sweep"), there.held(there.root / "run"):
+        with pytest.raises(InputError, match="Another sweep"), there.claim_folder(there.root / "run"):
             pass
         # What says so is no part of the run.
         there.pull(there.root / "run")
         assert read(there.root / "run") == {}
-    with there.held(there.root / "run"):
+    with there.claim_folder(there.root / "run"):
         pass
 
 
@@ -250,7 +250,7 @@ def test_who_held_it_and_is_gone_holds_it_no_more(tmp_path, who, age):
     claim = tmp_path / "bucket" / "run" / ".held"
     claim.parent.mkdir(parents=True)
     claim.write_text(json.dumps({"who": who, "time": time.time() - age}))
-    with here.held(here.root / "run"):
+    with here.claim_folder(here.root / "run"):
         assert who not in claim.read_text()
     assert not claim.exists()
 
@@ -285,14 +285,14 @@ def test_what_is_removed_is_gone_here_and_there(tmp_path):
     st.sampled_from(["", "?region=eu", "?endpoint_override=host/path&scheme=http"]),
 )
 def test_a_runs_address_is_its_storage_and_its_name(storage, name, query):
-    assert parted(joined(storage + query, name)) == (storage.rstrip("/") + query, name)
-    assert joined("/a folder?/", name) == f"/a folder?/{name}"
+    assert split_address(join_address(storage + query, name)) == (storage.rstrip("/") + query, name)
+    assert join_address("/a folder?/", name) == f"/a folder?/{name}"
 
 
 @pytest.mark.parametrize("address", ["s3://bucket", "s3://bucket/", "s3://k:v@bucket?region=eu"])
 def test_a_storage_is_no_runs_address(address):
     with pytest.raises(InputError, match=r"give a run's address") as refused:
-        parted(address)
+        split_address(address)
     assert "k:v" not in str(refused.value)
 
 
@@ -311,8 +311,8 @@ def test_no_refusal_of_an_address_tells_its_secrets(address):
 
 
 def test_an_address_is_shown_as_far_as_it_is_no_secret():
-    assert shown_address("s3://bucket/runs") == "s3://bucket/runs"
-    assert shown_address("s3://KEY:SECRET@bucket/runs?region=eu") == "s3://bucket/runs"
+    assert strip_credentials("s3://bucket/runs") == "s3://bucket/runs"
+    assert strip_credentials("s3://KEY:SECRET@bucket/runs?region=eu") == "s3://bucket/runs"
     assert has_secret("s3://KEY:SEC/RET@bucket/runs")
     assert not has_secret("hdfs://user@host:8020/runs")
     assert not has_secret("s3://bucket/runs?endpoint_override=host:9000")
@@ -353,7 +353,7 @@ def test_a_store_that_fails_while_a_run_is_taken_or_fetched_is_a_sentence(tmp_pa
     here, _ = two(tmp_path)
     (tmp_path / "bucket").mkdir()
     (tmp_path / "bucket" / "run").write_text("in the way")
-    with pytest.raises(RunError, match="could not be used"), here.held(here.root / "run"):
+    with pytest.raises(RunError, match="could not be used"), here.claim_folder(here.root / "run"):
         pass
     (tmp_path / "bucket" / "run").unlink()
     write(here, {"x": b""})
@@ -361,7 +361,7 @@ def test_a_store_that_fails_while_a_run_is_taken_or_fetched_is_a_sentence(tmp_pa
     # A folder stands where the copy's file belongs.
     (tmp_path / "there" / "run" / "x").mkdir(parents=True)
     there = RunStore(tmp_path / "there", here.url)
-    with pytest.raises(RunError, match="could not be used"), there.held(there.root / "run"):
+    with pytest.raises(RunError, match="could not be used"), there.claim_folder(there.root / "run"):
         pass
     assert not (tmp_path / "bucket" / "run" / ".held").exists()
 
@@ -370,7 +370,7 @@ def test_there_is_no_copy_of_what_the_storage_has_nothing_of(tmp_path):
     """Neither what was never sent, nor what was deleted there; a claim alone is nothing."""
     here, _ = two(tmp_path)
     write(here, {"manifest.json": b"1", ".sweep.lock": b"", "trials/a/scratch/x": b"2"})
-    with here.held(here.root / "run"):
+    with here.claim_folder(here.root / "run"):
         here.pull(here.root / "run")
         assert not (here.root / "run").exists()
 

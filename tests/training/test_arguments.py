@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from transformers import TrainerCallback, TrainingArguments
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
 
-from slime_ray.config.arguments import INSTEAD, REASONS, SCHEDULER_KWARGS, Scheduler, TrainerArguments
+from slime_ray.config.arguments import EQUIVALENTS, REASONS, SCHEDULER_KWARGS, Scheduler, TrainerArguments
 from slime_ray.config.experiment import arm_trials
 from slime_ray.config.settings import Schedule, Training
 from slime_ray.errors import InputError
@@ -138,7 +138,7 @@ def test_arguments_that_cannot_be_set_say_why(arguments, sentence):
 def test_what_is_refused_by_name_is_an_argument_of_trainers():
     # The last is one since transformers 5.23.
     names = {*TrainingArguments.__dataclass_fields__, "activation_checkpointing"}
-    assert set(INSTEAD) | set(REASONS) | set(TrainerArguments.model_fields) <= names
+    assert set(EQUIVALENTS) | set(REASONS) | set(TrainerArguments.model_fields) <= names
 
 
 @pytest.fixture

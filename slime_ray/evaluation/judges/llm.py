@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from slime_ray.config.judge import PLACES, Llm, Template
+from slime_ray.config.judge import PLACEHOLDERS, Llm, Template
 from slime_ray.data.messages import shown_text
 from slime_ray.evaluation.judges.asking import Asker, Chat, JudgeQuestion
 from slime_ray.evaluation.judges.base import AnswerPair, Judge, Judged, Messages, Prompted, ScoringJudge
@@ -52,7 +52,7 @@ def render(template: Template, *, question: Messages, answers: Mapping[str, str]
     texts = {"question": "\n\n".join(_marked(role, text, nonce) for role, text in turns)}
     texts |= {place: _marked(place, text, nonce) for place, text in answers.items()}
     # In one pass: what is put in is not looked through again.
-    user = PLACES.sub(lambda place: texts[place[1]], template.user)
+    user = PLACEHOLDERS.sub(lambda place: texts[place[1]], template.user)
     system = "\n\n".join(part for part in (template.system, RULE.replace("{nonce}", nonce)) if part)
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
