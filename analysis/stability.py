@@ -270,7 +270,7 @@ DAMAGE = "parts of the damage"
 def part_columns(frame: pd.DataFrame, *, keep: int) -> list[Column]:
     """Return a column of each part, called by its letter.
 
-    On the page it has small bars of the parts' shares of the damage.
+    On the page it has small bars, see `_bars`.
     """
     return [
         Column(
@@ -279,10 +279,15 @@ def part_columns(frame: pd.DataFrame, *, keep: int) -> list[Column]:
             keep=keep,
             words=rows.PART_WORDS[name],
             group=DAMAGE,
-            bars=tuple(frame[f"{name}_share"]),
+            bars=_bars(frame, name),
         )
         for name, letter in rows.PARTS.items()
     ]
+
+
+def _bars(frame: pd.DataFrame, name: str) -> tuple[float, ...]:
+    """Divide what S lost among the parts by their shares of the damage: a row that lost nothing has no bars."""
+    return tuple(frame[f"{name}_share"] * (1 - frame["stability"]))
 
 
 def stability_cell(row: pd.Series) -> str:
@@ -316,8 +321,8 @@ def stability_parts(run: results.Run, main: Table) -> Table:
             "No part is below 0, so an interval that begins at 0 says that nothing but chance may have been seen. What "
             "chance adds to H, B and L is taken out of S and of their lower ends; C, B and T allow for what was not "
             "seen. The interval of S is of these trainings: one without any spike counts as such.",
-            "U % to T %, small bars on the page: the part's share of the damage, the sum of (x/h)². "
-            "seeds: the lowest and the highest S.",
+            "U % to T %: the part's share of the damage, the sum of (x/h)²; small bars on the page: the same share of "
+            "1 - S. seeds: the lowest and the highest S.",
         ],
         columns=(
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
@@ -330,7 +335,7 @@ def stability_parts(run: results.Run, main: Table) -> Table:
 
 def _part_and_share(frame: pd.DataFrame, name: str) -> tuple[Column, Column]:
     letter, words, shares = PARTS[name], rows.PART_WORDS[name], f"{name}_share"
-    of_damage: dict[str, Any] = {"words": f"{words}, % of the damage", "group": DAMAGE, "bars": tuple(frame[shares])}
+    of_damage: dict[str, Any] = {"words": f"{words}, % of the damage", "group": DAMAGE, "bars": _bars(frame, name)}
     return (
         Column(letter, interval_cells(frame, name, DIGITS.get(name, 2)), keep=8, words=words),
         Column(f"{letter} %", numbers(frame, shares, 0, scale=100), keep=1, **of_damage),

@@ -3,9 +3,10 @@
 from dataclasses import asdict, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import bootstrap
-from slime_ray.analysis import stability, tables
+from slime_ray.analysis import rows, stability, tables
 from slime_ray.analysis.stability import stability_parts
 
 from slime_ray.runs import results
@@ -207,3 +208,11 @@ def test_the_table_of_parts_fits_a_terminal_and_says_its_tolerances(judged_run, 
     assert "U 0.10, C 0.05, H 0.35, B 0.05, L 0.40, T 0.01" in table.caption
     assert "U %" in table.markdown()
     assert {"unlearning_low", "unlearning_high", "unlearning_share", "stability_low"} <= set(table.frame)
+
+
+def test_bars_divide_what_was_lost_so_that_a_row_that_lost_nothing_has_none():
+    shares = {f"{name}_share": [0.5, 0.5] for name in rows.PARTS}
+    frame = pd.DataFrame({"stability": [1.0, 0.4], **shares, **{name: [0.0, 0.1] for name in rows.PARTS}})
+    assert [column.bars for column in stability.part_columns(frame, keep=1)] == [(0.0, pytest.approx(0.3))] * len(
+        rows.PARTS
+    )
