@@ -3,6 +3,11 @@
 import gc
 
 import pytest
+from hypothesis import settings
+
+# On a machine that does other work, too, one example may take any time.
+settings.register_profile("loaded", deadline=None)
+settings.load_profile("loaded")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -88,7 +88,7 @@ def test_unknown_outcomes_and_lengths_are_left_out():
     assert rate_at_equal_length(y, d, np.arange(14)) == rate_at_equal_length(OUTCOMES, MORE_TOKENS, PROMPTS)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.integers(-50, 50)), min_size=3, max_size=20))
 def test_swapping_the_sides_mirrors_the_rate(answers):
     y, d = np.array(answers, dtype=float).T

@@ -215,7 +215,7 @@ def test_improvement_is_the_share_of_better_outcomes_with_half_the_ties():
     assert effects.improvement(d[:1]).value == pytest.approx(5 / 8)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     arrays(
         float, st.tuples(st.integers(1, 7), st.integers(3, 9)), elements=st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0])
@@ -235,7 +235,7 @@ QUARTERS = st.integers(-4, 4).map(lambda quarters: quarters / 4)
 """Differences of two outcomes, each the mean of two verdicts."""
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(arrays(float, st.tuples(st.integers(5, 7), st.integers(2, 9)), elements=QUARTERS), st.randoms())
 def test_the_order_of_seeds_is_irrelevant(d, random):
     order = list(range(len(d)))

@@ -32,7 +32,7 @@ def test_the_effects_of_two_components_by_hand():
     assert factorial_table.total_weights(TWO) @ values == pytest.approx(9.0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(arrays(float, 16, elements=st.floats(-1, 1)))
 def test_shapley_values_are_the_mean_over_all_orders_of_adding_components(values):
     of_cell = dict(zip(factorial_table.cells_of(COMPONENTS), values, strict=True))
@@ -46,7 +46,7 @@ def test_shapley_values_are_the_mean_over_all_orders_of_adding_components(values
     assert found == pytest.approx(added, abs=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(arrays(float, (16, 3, 5), elements=st.floats(-1, 1)))
 def test_shapley_values_add_up_to_the_total_effect_seed_by_seed_and_prompt_by_prompt(outcomes):
     parts = sum(factorial_table.contrast(own, outcomes) for own in factorial_table.shapley_weights(COMPONENTS).values())

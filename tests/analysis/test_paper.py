@@ -87,7 +87,7 @@ def printed(tex):
     return "".join(names[word] if word else escaped or bracket or plain for word, escaped, _, bracket, plain in tokens)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(st.sampled_from(SPECIAL)) | st.text(st.characters(exclude_categories=["Cs"])))
 @example("without--anchor---x")
 @example("what?` no!` 1,,2")
@@ -100,7 +100,7 @@ def test_any_text_is_printed_as_it_is(text):
     assert_well_formed(tex)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.text(st.sampled_from(SPECIAL + "ab \n"), min_size=1, max_size=12).filter(str.strip))
 def test_labels_and_names_of_any_letters_leave_the_document_whole(name):
     run = designs.run_of(designs.leave_one_out(), {name: outcomes_of(0.5), f"{name}2": outcomes_of(0.7)})

@@ -229,7 +229,7 @@ def test_every_resample_draws_as_many_items_as_there_are_and_the_seed_decides_wh
     assert (counts != statistics.draws(7, 4, 1000)).any()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(arrays(float, st.tuples(st.integers(1, 3), st.integers(3, 12)), elements=st.sampled_from([0.0, 0.5, 1.0])))
 def test_swapping_the_sides_mirrors_estimate_and_interval(outcomes):
     one, other = statistics.win_rate_interval(outcomes), statistics.win_rate_interval(1 - outcomes)

@@ -249,7 +249,7 @@ def test_designs_are_crossed_with_seeds_and_every_shipped_one_has_five(tmp_path)
 SUBSETS = st.lists(st.sampled_from(sorted(REMOVABLE)), min_size=1, max_size=5, unique=True)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(SUBSETS, st.integers(1, 3), st.booleans(), st.sampled_from(["leave_one_out", "factorial"]))
 def test_every_cell_stands_once_around_each_center_with_one_reference(
     tmp_path_factory, components, centers, controls, design
@@ -285,7 +285,6 @@ WHOLE = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(PATHS, WHOLE, PATHS)
 def test_what_is_laid_on_a_center_means_the_same_as_one_after_the_other(under, objective, over):
     over = objective | {path: value for path, value in over.items() if not objective or not path.startswith("obj")}

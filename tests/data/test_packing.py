@@ -33,7 +33,7 @@ def test_a_pair_lies_as_prompt_chosen_rejected_and_rejected_continues_the_prompt
     assert rows.real_tokens == 10
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(pairs=some_pairs | some_examples, shared=st.booleans())
 def test_packing_keeps_every_token_and_predicts_every_completion_token(pairs, shared):
     rows = pack(pairs, shared_prompt=shared)
@@ -53,7 +53,7 @@ def test_packing_keeps_every_token_and_predicts_every_completion_token(pairs, sh
     assert rows.input_ids.numel() == rows.real_tokens or not shared, "a packed row has no padding"
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(pairs=some_pairs | some_examples, row_tokens=st.integers(1, 60), shared=st.booleans())
 def test_rows_take_every_pair_once_and_keep_to_their_budget(pairs, row_tokens, shared):
     filled = fill_rows(pairs, row_tokens=row_tokens, shared_prompt=shared)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_ray.data.pairs import ID_COLUMNS, PairFile, TokenPair, write_pairs
@@ -34,7 +34,6 @@ def write(path: Path, triples: Triples, chunk: int = 3) -> Path:
     return path
 
 
-@settings(deadline=None)
 @given(triples=st.lists(st.tuples(some_ids, some_ids, some_ids), max_size=8), data=st.data())
 def test_pairs_are_read_as_they_were_written(tmp_path_factory, triples, data):
     expected = [TokenPair(*triple) for triple in triples]

@@ -268,7 +268,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(("prompt", "chosen", "rejected"), json_values)))
 def test_any_row_is_either_a_sound_pair_or_has_a_reason(row):
     try:

@@ -109,7 +109,7 @@ talks = st.lists(words, min_size=0, max_size=2).map(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(before=talks, question=words, chosen=words, rejected=words)
 def test_prompt_and_completion_ids_decode_to_the_rendered_conversation(
     tokenizers, family, before, question, chosen, rejected
@@ -125,7 +125,7 @@ def test_prompt_and_completion_ids_decode_to_the_rendered_conversation(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(words, words), min_size=2, max_size=5))
 def test_ids_do_not_depend_on_the_other_rows(tokenizers, family, texts):
     tokenizer = tokenizers[family]

@@ -268,7 +268,7 @@ def test_options_that_make_no_sense_are_refused(tmp_path, option):
         read_preferences(jsonl_file(tmp_path), **option)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(content=st.binary(max_size=60), suffix=st.sampled_from(["json", "jsonl", "parquet", "csv", "tsv", "csv.gz"]))
 def test_no_content_of_a_file_gives_anything_but_an_input_error(tmp_path_factory, content, suffix):
     source = tmp_path_factory.mktemp("any") / f"data.{suffix}"

@@ -38,7 +38,7 @@ def test_split_sizes_are_exact_when_every_prompt_has_one_pair():
     assert sizes(splits) == (306, 594, 100)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     groups=st.lists(st.integers(1, 4), min_size=8, max_size=30),
     fraction=st.floats(0, 0.8),
@@ -60,7 +60,7 @@ def test_no_prompt_is_in_two_splits_and_no_pair_is_lost(groups, fraction, seed, 
     assert abs(len(parts[2]) - held_out) <= 2
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(order=st.permutations(range(12)), seed=st.integers(0, 3))
 def test_splits_do_not_depend_on_the_order_of_rows(order, seed):
     dataset = pairs([1, 2, 1, 3, 1, 1, 2, 1])

@@ -65,7 +65,7 @@ def test_the_noisy_process_breaks_each_criterion_at_the_stated_rate_and_independ
 
 
 @every_task
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=SEEDS, n=st.integers(min_value=1, max_value=200))
 def test_chosen_is_always_strictly_better_than_rejected(task: Task, seed: int, n: int) -> None:
     for split in ("train", "held_out"):
@@ -132,7 +132,7 @@ def test_sft_goes_through_all_its_facts_before_any_repeats_and_then_answers_anew
 
 
 @every_task
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(seed=SEEDS, sizes=st.tuples(*[st.integers(min_value=1, max_value=60)] * 2))
 def test_rows_follow_from_the_seed_and_a_longer_table_begins_with_the_shorter(
     task: Task, seed: int, sizes: tuple[int, int]

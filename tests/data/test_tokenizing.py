@@ -165,7 +165,7 @@ def test_limits_that_leave_no_room_are_refused(letters):
         tokenize_pairs(Dataset.from_list([pair()]), letters, max_tokens=8, max_prompt_tokens=8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     texts=st.lists(st.tuples(*[st.text("abcdefghpq", min_size=1, max_size=12)] * 3), min_size=1, max_size=6),
     max_tokens=st.integers(3, 20),

@@ -208,7 +208,7 @@ def fastchat_rate(path: Path, model: str) -> float:
 decisive = st.sampled_from([(a, b) for a in POINTS_OF_A for b in POINTS_OF_A if "=" not in a + b] + [("A=B", "A=B")])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.lists(decisive, min_size=1, max_size=8))
 def test_fastchats_rule_on_the_files_gives_our_win_rate(verdicts):
     """Where no verdict is invalid and none a tie in one order alone, of which FastChat makes a whole tie."""

@@ -113,7 +113,7 @@ def test_threads_never_spend_more_than_there_is(verdicts):
     assert (verdicts.spent("j").requests, len(refused)) == (12, 8)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.floats(allow_nan=False))
 def test_scores_come_back_to_the_last_bit(tmp_path_factory, score):
     verdicts = Verdicts(tmp_path_factory.mktemp("cache"), run="r")

@@ -101,7 +101,7 @@ def with_gradients(attend, tensors):
     return [attended, *torch.autograd.grad(attended, tensors, incoming)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     segments=st.lists(
         st.builds(Segment, st.integers(1, 9), st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=5

@@ -108,7 +108,7 @@ def test_a_head_that_is_more_than_a_linear_layer_is_not_taken_for_one():
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-13)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(positions=st.integers(1, 9000), vocabulary=st.integers(1, 2**18), limit=st.integers(1, 2**28))
 def test_a_tile_that_is_not_the_whole_vocabulary_is_aligned_and_keeps_to_the_limit(positions, vocabulary, limit):
     hidden, weight, targets = (

@@ -23,7 +23,7 @@ from slime_ray.objectives import (
 
 Draw = Callable[..., Any]
 SEEDS = st.integers(0, 2**31)
-FEW = settings(max_examples=8, deadline=None)
+FEW = settings(max_examples=8)
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in OBJECTIVES},

@@ -96,7 +96,7 @@ def test_what_is_removed_has_a_share_of_exactly_zero(remove: set[str]) -> None:
     assert shares == (0.0 if len(gone) == 3 else pytest.approx(1.0))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(weights=st.tuples(*[st.floats(0.01, 10)] * 3), factor=st.floats(0.1, 100))
 def test_shares_do_not_change_with_the_size_of_the_whole_loss(
     weights: tuple[float, float, float], factor: float

@@ -99,7 +99,7 @@ def test_stabilizer_is_a_mean_over_tokens_not_over_pairs() -> None:
     assert output.value("stabilizer").item() == pytest.approx((3 * math.log(2) + 48.75) / 4)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     logps=st.lists(st.floats(-15, 0), min_size=1, max_size=5),
     threshold=st.floats(0, 4),
@@ -121,7 +121,7 @@ def test_stabilizer_gradient_is_the_paper_formula(
         assert found == pytest.approx(expected, rel=1e-10, abs=1e-14)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     margin=st.floats(-6, 6),
     hard=st.floats(0, 4),

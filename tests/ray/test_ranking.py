@@ -87,7 +87,7 @@ def all_places(given: list[tuple], tie_break: Literal["winner", "spread"]) -> li
 
 
 @TIES
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(found=points)
 def test_a_dominated_trial_never_outranks_its_dominator(tie_break, found):
     ranks = all_places(found, tie_break)
@@ -98,7 +98,7 @@ def test_a_dominated_trial_never_outranks_its_dominator(tie_break, found):
 
 
 @TIES
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(found=points, seed=st.integers(0, 1000))
 def test_the_order_of_arrival_does_not_matter(tie_break, found, seed):
     order = list(range(len(found)))
@@ -109,7 +109,7 @@ def test_the_order_of_arrival_does_not_matter(tie_break, found, seed):
 
 
 @TIES
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(found=points)
 def test_places_are_an_order_in_which_only_equals_share_one(tie_break, found):
     ranks = all_places(found, tie_break)

@@ -33,7 +33,7 @@ def most(slots: list[int], workers: int, placement: str) -> int:
     return best
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(0, 3), min_size=1, max_size=3),
     st.integers(1, 3),

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -48,7 +48,6 @@ def test_many_fronts_at_once_are_what_each_is_alone(points):
     assert on_front(points).tolist() == [on_front(alone).tolist() for alone in points]
 
 
-@settings(deadline=None)
 @given(POINTS)
 def test_every_front_is_that_of_what_the_fronts_before_it_leave(points):
     left, front, expected = ranked(points), 0, [-1] * len(points)

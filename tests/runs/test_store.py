@@ -45,7 +45,7 @@ def stage(folder: Path) -> dict[str, bytes]:
 names = st.sampled_from(["a", "b.json", "trial.json", "resume/step-1/state.json", "resume/step-2/x", "checkpoint/m"])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.dictionaries(names, st.binary(max_size=8)), min_size=1, max_size=4))
 def test_the_other_machine_sees_what_was_pushed_and_nothing_that_is_gone(tmp_path_factory, steps):
     here, there = two(tmp_path_factory.mktemp("storage"))

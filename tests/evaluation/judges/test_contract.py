@@ -81,7 +81,7 @@ def test_what_an_answer_demands_is_no_verdict(judge, demand):
 
 
 @given(st.lists(st.sampled_from(["", "good", "good good", "x"]), min_size=1, max_size=6))
-@hypothesis_settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_answer_is_scored_once(answers):
     seen: list[str] = []
     judge = ExactJudge(lambda prompt, answer: (seen.append(answer), answer.count("good"))[1])

@@ -4,7 +4,6 @@ import re
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from slime_ray.config.judge import Llm, Template
@@ -84,7 +83,6 @@ PIECES = [*"[]AaBb<>= \n0159.ıſ［］【】Ａｂ＜＞＝≪≫*_`\\", "&gt;"
 BRACKETS = st.lists(st.sampled_from(PIECES), max_size=30).map("".join)
 
 
-@hypothesis_settings(deadline=None)
 @given(BRACKETS | st.text(max_size=40))
 def test_no_text_that_is_shown_can_be_read_as_a_verdict(text):
     shown = harmless(text)
@@ -94,7 +92,6 @@ def test_no_text_that_is_shown_can_be_read_as_a_verdict(text):
     assert re.sub(" ", "", shown) == re.sub(" ", "", text)
 
 
-@hypothesis_settings(deadline=None)
 @given(BRACKETS, BRACKETS)
 def test_what_surrounds_a_shown_text_does_not_make_it_a_verdict(before, text):
     quoted = before + harmless(text)
