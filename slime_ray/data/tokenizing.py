@@ -34,7 +34,7 @@ CHOSEN_CUT = "chosen completions cut at their end"
 REJECTED_CUT = "rejected completions cut at their end"
 CUTS = (PROMPT_CUT, CHOSEN_CUT, REJECTED_CUT)
 SPECIAL_TEXT = "spell out a special token, which is encoded as plain text"
-NO_ROOM = "prompt leaves no room for a completion"
+NO_ROOM = "prompt leaves no room for a completion within data.max_tokens"
 SAME_TOKENS = "chosen and rejected have the same tokens"
 SAME_ONCE_CUT = "chosen and rejected have the same tokens once cut"
 
@@ -177,7 +177,8 @@ def tokenize_pairs(
                 changed.add(SPECIAL_TEXT, place)
             fitted = pair if isinstance(pair, Refusal) else _fit(pair, max_tokens, max_prompt_tokens, row_tokens)
             if isinstance(fitted, Refusal):
-                dropped.add(fitted.reason, place, fitted.example)
+                # Rows are of one part of the split data: who looks for the first in a file has its words.
+                dropped.add(fitted.reason, place, fitted.example or one_line(row["prompt"][-1]["content"]))
                 continue
             lossy += _count_lost(changed, place, fitted.lost)
             for name, cut, column in zip(ID_COLUMNS, CUTS, columns, strict=True):

@@ -96,11 +96,14 @@ def test_pairs_that_limits_make_useless_are_dropped_and_counted(letters, caplog)
         tokenized = tokenize_pairs(Dataset.from_list(rows), letters, max_tokens=8)
     assert len(tokenized.table) == 2
     assert {group.reason: group.rows for group in tokenized.truncation.dropped} == {
-        "prompt leaves no room for a completion": ("row 1",),
+        "prompt leaves no room for a completion within data.max_tokens": ("row 1",),
         "chosen and rejected have the same tokens once cut": ("row 2",),
         "chosen and rejected have the same tokens": ("row 3",),
     }
-    assert "Of 5 pairs, dropped: 1 prompt leaves no room for a completion (row 1)" in caplog.text
+    assert (
+        "Of 5 pairs, dropped: 1 prompt leaves no room for a completion within data.max_tokens (row 1; the first: 'ppppppp')"
+        in caplog.text
+    )
 
 
 def test_pairs_that_the_template_refuses_are_dropped_with_its_words(tokenizers):
@@ -118,7 +121,9 @@ def test_strict_tokenizing_refuses_what_does_not_fit_with_counts_and_rows(letter
     rows = Dataset.from_list([pair("pq", "a", "b"), pair("ppppppp", "a", "b"), pair("pq", "abcdef", "b")])
     with pytest.raises(InputError) as caught:
         tokenize_pairs(rows, letters, max_tokens=8, strict=True)
-    assert "1 prompt leaves no room for a completion (row 1)" in str(caught.value)
+    assert "1 prompt leaves no room for a completion within data.max_tokens (row 1; the first: 'ppppppp')" in str(
+        caught.value
+    )
     assert "1 chosen completions cut at their end (row 2)" in str(caught.value)
     fitting = tokenize_pairs(rows.select([0]), letters, max_tokens=8, strict=True)
     assert len(fitting.table) == 1
@@ -156,7 +161,14 @@ def test_sft_examples_have_the_ids_of_chosen_completions_and_no_rejected_ones(le
         "rows_with_lost_text": 0,
         "rows_dropped": 1,
         "changed": [{"reason": "chosen completions cut at their end", "count": 1, "rows": ["row 1"]}],
-        "dropped": [{"reason": "prompt leaves no room for a completion", "count": 1, "rows": ["row 3"]}],
+        "dropped": [
+            {
+                "reason": "prompt leaves no room for a completion within data.max_tokens",
+                "count": 1,
+                "rows": ["row 3"],
+                "example": "ppppppp",
+            }
+        ],
     }
 
 
