@@ -222,7 +222,7 @@ def _label(
 ) -> None:
     """Write each label at the nearest free place.
 
-    It covers neither markers, nor bars, nor another label.
+    It covers neither markers, nor bars, nor another label; where no place is free, it is the nearest inside.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
@@ -235,6 +235,18 @@ def _label(
     def area(x0: float, x1: float, y0: float, y1: float, around: float) -> Bbox:
         corners = axes.transData.transform([(x0, 100 * y0), (x1, 100 * y1)])
         return Bbox([corners[0] - around, corners[1] + around])
+
+    def put(text: Any, dx: float, dy: float) -> Bbox:
+        text.set_position((dx, dy))
+        text.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
+        if text.arrow_patch is not None:
+            text.arrow_patch.set_visible(abs(dx) > 10 or abs(dy) > 18)
+        text.update_positions(renderer)
+        # Of the text alone: an annotation's own extent takes its arrow in.
+        return Text.get_window_extent(text, renderer)
+
+    def is_inside(box: Bbox) -> bool:
+        return bool(box.x0 >= inside.x0 and box.x1 <= inside.x1 + 8 and box.y0 >= inside.y0 and box.y1 <= inside.y1 + 8)
 
     boxes = [area(x, x, y, y, 4) for x, y in zip(search["stability"], search[column], strict=True)]
     for point in points:
@@ -252,17 +264,15 @@ def _label(
             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4},
         )  # fmt: skip
         text.set_in_layout(False)
-        for dx, dy in _OFFSETS:
-            text.set_position((dx, dy))
-            text.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
-            if text.arrow_patch is not None:
-                text.arrow_patch.set_visible(abs(dx) > 10 or abs(dy) > 18)
-            text.update_positions(renderer)
-            # Of the text alone: an annotation's own extent takes its arrow in.
-            box = Text.get_window_extent(text, renderer)
-            beyond = box.x0 < inside.x0 or box.x1 > inside.x1 + 8 or box.y0 < inside.y0 or box.y1 > inside.y1 + 8
-            if not beyond and not any(box.overlaps(other) for other in boxes):
-                break
+        nearest = None
+        for offset in _OFFSETS:
+            box = put(text, *offset)
+            if is_inside(box):
+                nearest = nearest or offset
+                if not any(box.overlaps(other) for other in boxes):
+                    break
+        else:
+            box = put(text, *(nearest or _OFFSETS[0]))
         boxes.append(box)
 
 

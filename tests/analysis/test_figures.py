@@ -138,6 +138,15 @@ def test_labels_of_neighbours_do_not_cover_each_other(tmp_path):
     assert not [(i, j) for i in range(6) for j in range(i) if boxes[i].overlaps(boxes[j])]
 
 
+def test_labels_without_a_free_place_stay_inside(tmp_path):
+    for index in range(30):
+        add_trial(tmp_path, f"a{index}", label=f"neighbour-{index}", won=[1.0, 1.0, 0.0, 0.0], stability=1.0)
+    figure = figures.pareto(results.load(finish(tmp_path)))
+    boxes = boxes_of(figure, "neighbour")
+    assert any(box.overlaps(other) for box in boxes for other in boxes if box is not other)
+    assert max(box.x1 for box in boxes) <= figure.bbox.x1
+
+
 def test_without_a_judge_accuracy_is_on_the_axis(unjudged_run):
     figure = figures.pareto(results.load(unjudged_run))
     assert figure.axes[0].get_ylabel() == "held-out preference accuracy, %"
