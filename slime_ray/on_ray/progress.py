@@ -94,6 +94,8 @@ class Progress(Callback):
         """Take in the result of a trial, which may be its last."""
         name = trial.config["trial"]["trial_id"]
         state = self.states.setdefault(name, {"label": name, "knobs": ""})
+        # An extended search may have other winners to confirm than were foreseen.
+        self.total = max(self.total, self.finished + len(self.running()))
         state.update({key: value for key, value in result.items() if value is not None})
         if result.get("finished"):
             self._report_end(name, state)
