@@ -160,9 +160,7 @@ def test_sft_examples_have_the_ids_of_chosen_completions_and_no_rejected_ones(le
         "rows_with_special_text": 0,
         "rows_with_lost_text": 0,
         "rows_dropped": 1,
-        "changed": [
-            {"reason": "chosen completions cut at their end", "count": 1, "rows": ["row 1"], "example": "pq"}
-        ],
+        "changed": [{"reason": "chosen completions cut at their end", "count": 1, "rows": ["row 1"], "example": "pq"}],
         "dropped": [
             {
                 "reason": "prompt leaves no room for a completion within data.max_tokens",
