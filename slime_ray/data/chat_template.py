@@ -3,6 +3,7 @@
 Everything here is found by rendering, never by searching a text for something that looks like a turn's end.
 """
 
+import functools
 import json
 import logging
 import re
@@ -43,12 +44,17 @@ def stop_token_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     return tuple(sorted(stops))
 
 
+@functools.cache
+def _warn(sentence: str) -> None:
+    """Log a warning once a process, however many tables and prompts are rendered."""
+    logger.warning("%s", sentence)
+
+
 @dataclass(frozen=True)
 class Refusal:
-    """Why a conversation could not be rendered. example: how it goes, where that helps to find it."""
+    """Why a conversation could not be rendered."""
 
     reason: str
-    example: str = ""
 
 
 class ChatRenderer:
@@ -116,11 +122,10 @@ class ChatRenderer:
                 "a conversation with an answer does not begin with the same conversation's generation prompt, so "
                 "prompts would differ between training and evaluation"
             )
-        logger.warning(
-            "%s: the chat template's generation prompt is %r, but it writes %r before an answer. Prompts end with the "
-            "latter, in training and in evaluation.",
-            tokenizer_name(self.tokenizer), generation, header,
-        )  # fmt: skip
+        _warn(
+            f"{tokenizer_name(self.tokenizer)}: the chat template's generation prompt is {generation!r}, but it writes "
+            f"{header!r} before an answer. Prompts end with the latter, in training and in evaluation."
+        )
         return header
 
     def _learn_joint(self) -> None:
@@ -140,10 +145,10 @@ class ChatRenderer:
             self._newline = newline
             if self._decode(start + self.encode([answer], inner=True)[0]) != whole:
                 self._newline = None
-                logger.warning(
-                    "%s: this tokenizer changes a completion that is encoded by itself, so training sees other tokens "
-                    "at its start than generation writes.", tokenizer_name(self.tokenizer),
-                )  # fmt: skip
+                _warn(
+                    f"{tokenizer_name(self.tokenizer)}: this tokenizer changes a completion that is encoded by itself, "
+                    "so training sees other tokens at its start than generation writes."
+                )
 
     @property
     def end_of_turn_id(self) -> int:

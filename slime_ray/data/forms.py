@@ -126,10 +126,7 @@ def _from_messages(prompt: Any, chosen: Messages, rejected: Messages, remarks: R
 
 
 def _pair(start: Messages, chosen: Messages, rejected: Messages) -> Pair:
-    """Cut two conversations after the last turn of a user or a tool that they share.
-
-    Both are preceded by `start`.
-    """
+    """Put `start` before two conversations, and cut them after the last turn of a user or a tool that they share."""
     if chosen == rejected:
         if not any(message["role"] == "assistant" for message in chosen):
             raise BadRow("no assistant turn")

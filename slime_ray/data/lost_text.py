@@ -27,9 +27,7 @@ class LostText:
 
 
 def lost_texts(messages: Messages, rendered: str) -> list[LostText]:
-    """Find the beginnings of messages' texts that are not in `rendered`.
-
-    Each is looked for in a place of its own.
+    """Find the beginnings of messages' texts that are not in `rendered`, each in a place of its own.
 
     Of tools these are names and descriptions, of their calls names, arguments and values. Whitespace does not count,
     since templates strip and break lines.

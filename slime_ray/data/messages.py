@@ -169,10 +169,7 @@ def shown_text(message: Mapping[str, str]) -> str:
 
 
 def _from_sharegpt(message: Mapping[Any, Any], column: str) -> dict[Any, Any]:
-    """Return a message of ShareGPT's with the usual names.
-
-    Its tool calls, and what tools say, have no place here.
-    """
+    """Return a message of ShareGPT's with the usual names. Its calls of tools, and their replies, are refused."""
     speaker = message["from"]
     if speaker not in SHAREGPT_ROLES:
         raise BadRow(f"a message in {column} is from something other than {', '.join(sorted(SHAREGPT_ROLES))}")

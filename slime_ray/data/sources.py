@@ -265,10 +265,7 @@ def _needs_columns(source: str | Path, names: list[str]) -> None:
 
 
 def _columns_to_read(schema: pa.Schema) -> tuple[list[str], dict[str, Any]]:
-    """Choose the columns that may hold text.
-
-    Also returns what stands for the others in the first row, so that a report names them.
-    """
+    """Return the columns that may hold text, and what the first row has for the others, so that a report names them."""
     columns: list[str] = []
     unread: dict[str, Any] = {}
     for column in schema:

@@ -123,7 +123,7 @@ def render_pairs(
         if refusal is None:
             rendered[row] = [str(text) for text in texts]
         else:
-            results[row] = Refusal(refusal.reason, one_line(prompts[row][-1]["content"]))
+            results[row] = refusal
     prompt_texts, *answer_texts = zip(*rendered.values(), strict=True) if rendered else [()] * (1 + len(completions))
     columns = [renderer.encode(prompt_texts), *(renderer.encode(texts, inner=True) for texts in answer_texts)]
     for (row, texts), *ids in zip(rendered.items(), *columns, strict=True):
@@ -172,19 +172,18 @@ def tokenize_pairs(
         rendered = render_pairs(renderer, *([row[name] for row in rows] for name in names))
         columns: list[list[np.ndarray]] = [[] for _ in ID_COLUMNS]
         for number, (row, pair) in enumerate(zip(rows, rendered, strict=True), start=first):
-            place = f"row {number}"
+            place, words = f"row {number}", _words(row["prompt"])
             if any(renderer.has_special_text(row[name]) for name in names):
-                changed.add(SPECIAL_TEXT, place)
+                changed.add(SPECIAL_TEXT, place, words)
             fitted = pair if isinstance(pair, Refusal) else _fit(pair, max_tokens, max_prompt_tokens, row_tokens)
             if isinstance(fitted, Refusal):
-                # Rows are of one part of the split data: who looks for the first in a file has its words.
-                dropped.add(fitted.reason, place, fitted.example or one_line(row["prompt"][-1]["content"]))
+                dropped.add(fitted.reason, place, words)
                 continue
             lossy += _count_lost(changed, place, fitted.lost)
             for name, cut, column in zip(ID_COLUMNS, CUTS, columns, strict=True):
                 ids = getattr(fitted, name)
                 if len(ids) < len(getattr(pair, name)):
-                    changed.add(cut, place)
+                    changed.add(cut, place, words)
                 column.append(np.asarray(ids, dtype=np.int32))
         arrays = [pa.array(column, _SCHEMA.field(0).type) for column in columns]
         batches.append(pa.record_batch(arrays, schema=_SCHEMA))
@@ -201,10 +200,7 @@ def tokenize_prompts(
     strict: bool = False,
     what: str = "prompts",
 ) -> tuple[dict[int, list[int]], TruncationReport]:
-    """Token ids of prompts to generate from, by number, cut and refused exactly as in `tokenize_pairs`.
-
-    what: their name.
-    """
+    """Token ids of prompts by number, cut and refused exactly as in `tokenize_pairs`. what: their name."""
     renderer = ChatRenderer(tokenizer)
     changed, dropped = RowTally(), RowTally()
     lossy = 0
@@ -212,16 +208,17 @@ def tokenize_prompts(
     encoded = iter(renderer.encode([text for text in texts if isinstance(text, str)]))
     token_ids: dict[int, list[int]] = {}
     for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        place, words = f"row {number}", _words(prompt)
         if isinstance(text, Refusal):
-            dropped.add(text.reason, f"row {number}", one_line(prompt[-1]["content"]))
+            dropped.add(text.reason, place, words)
             continue
         if renderer.has_special_text(prompt):
-            changed.add(SPECIAL_TEXT, f"row {number}")
-        lossy += _count_lost(changed, f"row {number}", [("prompt", each) for each in renderer.lost_texts(prompt, text)])
+            changed.add(SPECIAL_TEXT, place, words)
+        lossy += _count_lost(changed, place, [("prompt", each) for each in renderer.lost_texts(prompt, text)])
         full = next(encoded)
         token_ids[number] = _end_of(full, max_prompt_tokens)
         if len(token_ids[number]) < len(full):
-            changed.add(PROMPT_CUT, f"row {number}")
+            changed.add(PROMPT_CUT, place, words)
     report = TruncationReport(len(prompts), changed.result(), dropped.result(), lossy)
     _say(report, what, strict=strict)
     return token_ids, report
@@ -240,6 +237,11 @@ def tokenized_hash(table: pa.Table) -> str:
             digest.update(column.value_lengths().to_numpy(zero_copy_only=False).astype("<i8").tobytes())
             digest.update(column.flatten().to_numpy(zero_copy_only=False).astype("<i8").tobytes())
     return digest.hexdigest()[:16]
+
+
+def _words(prompt: Messages) -> str:
+    """Quote a row by its prompt: its number is one of a part of the split data, and leads to no line of a file."""
+    return one_line(prompt[-1]["content"])
 
 
 def _count_lost(changed: RowTally, place: str, lost: Sequence[tuple[str, LostText]]) -> int:
@@ -288,7 +290,7 @@ def _end_of(ids: list[int], limit: int | None) -> list[int]:
 
 
 def _say(report: TruncationReport, what: str, *, strict: bool) -> None:
-    """Warns in one line about everything that is not as it was given, or refuses."""
+    """Warn in one line about everything that is not as it was given, or refuse."""
     lost = [*report.dropped, *(group for group in report.changed if group.reason != SPECIAL_TEXT)]
     summary = "; ".join(map(str, lost))
     ways = _ways_out({group.reason for group in lost})

@@ -71,10 +71,7 @@ def ask(
 
 
 def side_conversations(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[Messages]:
-    """Rebuild the conversations of the side that gave `answers` to the turns of `prompts`.
-
-    The prompts may hold another side's answers.
-    """
+    """Rebuild the conversations that led to `answers`; those in `prompts` may hold another side's earlier answers."""
     side_prompts: list[Prompt] = []
     for index, prompt in enumerate(prompts):
         if prompt.turn > 1:

@@ -122,10 +122,7 @@ class Verdicts:
         self._elsewhere: dict[str, tuple[float, Spending]] = {}
 
     def find(self, keys: Sequence[str]) -> dict[str, str]:
-        """Look up the values of the keys.
-
-        This host's values have priority, then the oldest.
-        """
+        """Look up the values of the keys: this host's first, then the oldest."""
         entries: dict[str, tuple[float, str]] = {}
 
         def look(connection: sqlite3.Connection) -> list[tuple[str, float, str]]:
@@ -355,10 +352,7 @@ class Verdicts:
 
 
 def _batches(connection: sqlite3.Connection) -> tuple[list[_BatchRow], list[tuple[str, str | None]]]:
-    """Read the requests in open batches and the batches' names.
-
-    A name is None for a batch that is done with.
-    """
+    """Return the requests in open batches, and the batches' names, None for those that are done with."""
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'batched'").fetchone():
         # Written by an older version.
         return [], []

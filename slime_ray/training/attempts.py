@@ -26,8 +26,10 @@ FILE = "attempts.json"
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a trial. started, saved, alive: seconds since 1970; saved: of the last checkpoint, or the start.
-    host, pid: of rank 0. fault: the node whose GPU failed, and the error. One that the driver counts has `ended` alone.
+    """One start of a trial; one that the driver counts has `ended` alone.
+
+    started, saved, alive: seconds since 1970; saved: of the last checkpoint, or the start. host, pid: of rank 0.
+    fault: the node whose GPU failed, and the error.
     """
 
     started: float = 0.0

@@ -76,9 +76,7 @@ class EvaluationRequest:
 
 
 def find_policy(path: Path) -> EvaluationRequest:
-    """Find the policy at `path`, or the model of that name on the Hub.
-
-    Raises InputError where that is no policy.
+    """Find the policy at `path`, or of that name on the Hub. Raises InputError where there is none.
 
     A trial's folder stands for its checkpoint, and a trial is called by its id; other folders and files by their names.
     """

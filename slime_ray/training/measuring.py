@@ -127,7 +127,6 @@ def judge_prompts(
     """Judge answers against the baseline's.
 
     turns: prompts and answers, an item a turn. first: how many of them are judged; None is all. prompt_set: as asked.
-
     Raises Paused where the judge cannot go on: what it has said so far is kept, so there is nothing to give up.
     """
     prompts, answers = turns
@@ -160,9 +159,7 @@ def measure_answers(trial: Trial, answered: Answered) -> Measurement:
 
 
 def measure_retention(trial: Trial, stages: Stages, policy: Policy, report: Report, *, adapter: Path) -> Measurement:
-    """Score answers to the retention prompts, and the SFT checkpoint's.
-
-    Measures nothing where `evaluation.retention` is null.
+    """Score answers to the retention prompts, and the SFT checkpoint's, where `evaluation.retention` is set.
 
     Raises Paused where the scorer, or a server, does not do its part.
     """
@@ -200,10 +197,7 @@ def measure_policy(
     adapter: Path,
     training_spikes: float | None,
 ) -> Measurement:
-    """Measure everything, with stability-v1 and retention.
-
-    See `stability_parts` and `measure_retention`.
-    """
+    """Measure everything, with stability-v1 and retention (see `stability_parts` and `measure_retention`)."""
     held_out, answers = measure_log_probabilities(trial, stages.step0, after), measure_answers(trial, answered)
     parts = stability_parts(stages, after, answered, training_spikes=training_spikes)
     row = asdict(parts) | {
@@ -240,13 +234,11 @@ def _kl(trial: Trial, stages: Stages, policy: Policy, answered: Answered) -> flo
 
 
 def beaten_by(win_rate: float, prompts: int, score: float, rivals: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return the id of a finished search trial that is at least as stable and wins more.
-
-    "More" is beyond what both samples leave open.
+    """Return the id of a finished search trial that is at least as stable and clearly wins more, if there is one.
 
     win_rate: over `prompts` prompts so far. score: its stability. rivals: rows of trials.parquet; what did not complete
     beats nobody. The difference counts once it is more than 1.96 of its standard errors, with the largest variance that
-    outcomes of these means can have, w (1 - w). None where there is no such trial.
+    outcomes of these means can have, w (1 - w).
     """
     error = _variance(win_rate, prompts)
     for rival in rivals:

@@ -33,9 +33,7 @@ def prompts_to_answer(
 ) -> tuple[Sets, dict[str, TruncationReport]]:
     """Return the prompt sets by name, and what limits and template did to each.
 
-    A file of questions makes the report's.
-
-    Raises InputError for what cannot be rendered.
+    A file of questions makes the report's. Raises InputError for what cannot be rendered.
     """
     questions = {"report": load_questions(settings), RETENTION: load_retention(settings)}
     names = [*PROMPT_SETS, *([RETENTION] if questions[RETENTION] else [])]
@@ -55,10 +53,7 @@ def _of_the_data(messages: Sequence[Messages], tokenizer: Any, data: Data) -> tu
 
 
 def _of_questions(questions: Sequence[Question], tokenizer: Any, data: Data) -> tuple[list[Prompt], TruncationReport]:
-    """Tokenize questions whole.
-
-    A benchmark without some of its questions, or with parts of them, is another one.
-    """
+    """Tokenize questions whole: a benchmark without some of them, or with parts of them, is another one."""
     # All turns with answers in between, so that the template refuses none of them once trials have been trained.
     talks = [question.messages(["?"] * (len(question.turns) - 1)) for question in questions]
     render_prompts(tokenizer, talks)

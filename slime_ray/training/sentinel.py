@@ -53,11 +53,9 @@ class Sign:
 
 
 def alarm(signs: dict[str, Sign], *, tolerances: float, step: int) -> str | None:
-    """Describe the gravest sign beyond its tolerance in one sentence.
+    """Describe the gravest sign that is beyond `tolerances` of its tolerances by two standard errors, if one is.
 
-    Beyond is more than `tolerances` of its tolerances, by two standard errors.
-
-    signs: by the name of their part of stability-v1. None if all is well.
+    signs: by the name of their part of stability-v1.
     """
     limits = asdict(TOLERANCES)
     excess = {name: (sign.value - STANDARD_ERRORS * sign.error) / limits[name] for name, sign in signs.items()}
@@ -246,10 +244,7 @@ class Measurements:
         return sentinel_metrics if sampled_rate is None else sentinel_metrics | {"win_rate": sampled_rate}
 
     def sampled_win_rate(self, answers: Sequence[Answer], baseline: Sequence[Answer]) -> float | None:
-        """Return the share of the first prompts that the answers win against the baseline's.
-
-        None where nothing is judged.
-        """
+        """Return the share of the first prompts that the answers win; None where nothing is judged."""
         judge = self.judge
         if judge is None:
             return None
@@ -260,9 +255,7 @@ class Measurements:
 
 
 def curve_pairs(trial: Trial, stages: Stages) -> list[int]:
-    """Return the numbers of the held-out pairs that are measured during training.
-
-    These are the first ones.
+    """Return the numbers of the held-out pairs that are measured during training, which are the first ones.
 
     Where weights are kept by them, those of report prompts are left out: what a trial is reported on chooses nothing.
     Raises InputError where none is left then.

@@ -30,10 +30,7 @@ Say = Callable[[str], object]
 
 
 def find_trial(experiment: Experiment, trial_id: str | None) -> Trial:
-    """Find the arm's trial of this id; without an id, the only one.
-
-    Raises InputError with those that there are.
-    """
+    """Find the arm's trial of this id; without one, the only one. Raises InputError with those that there are."""
     trials = {trial.trial_id: trial for trial in arm_trials(experiment)}
     if trial_id is None and len(trials) == 1:
         return next(iter(trials.values()))

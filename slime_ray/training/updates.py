@@ -89,10 +89,7 @@ class Updates:
         )
 
     def _rows(self, groups: Sequence[Sequence[TokenPair]], indices: Sequence[int]) -> Sequence[Sequence[TokenPair]]:
-        """Arrange one rank's pairs as rows.
-
-        Groups stay whole with `pairs_per_row`, else a row takes as many pairs as fit.
-        """
+        """Arrange one rank's pairs as rows: a group each with `pairs_per_row`, else as many pairs as fit."""
         if self.pairs_per_row:
             return [groups[index] for index in indices]
         share = [pair for index in indices for pair in groups[index]]

@@ -181,9 +181,7 @@ def _consequence(error: Exception, folder: Path, faults: Faults) -> Exception | 
 
 
 def start_gpu(gpus: float) -> None:
-    """Have this process's GPU compute something, and keep to a share of its memory.
-
-    A GPU that failed does not compute.
+    """Have this process's GPU compute something, which one that failed does not, and keep to a share of its memory.
 
     gpus: GPUs that the process was given; 0 where it takes what there is. Raises DeviceFailure where it was given one
     and torch sees none any more: it would go on without, for days.

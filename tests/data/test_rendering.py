@@ -7,6 +7,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slime_ray.data import chat_template
 from slime_ray.data.chat_template import stop_token_ids
 from slime_ray.data.template_text import resolve_chat_template, template_hash
 from slime_ray.data.tokenizing import tokenize_pairs
@@ -147,14 +148,18 @@ def texts_of(tokenizer, **row):
 
 
 def test_a_template_without_a_generation_prompt_has_its_header_in_the_prompt(caplog):
-    assert texts_of(simple("unasked")) == (
-        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
-        "good<|im_end|>",
-    )
-    assert "generation prompt is '', but it writes '<|im_start|>assistant\\n'" in caplog.text
+    chat_template._warn.cache_clear()
+    for _ in range(2):
+        assert texts_of(simple("unasked")) == (
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+            "good<|im_end|>",
+        )
+    (record,) = caplog.records
+    assert "generation prompt is '', but it writes '<|im_start|>assistant\\n'" in record.message
 
 
 def test_a_generation_prompt_that_says_more_than_the_answers_header_is_cut_to_it(caplog):
+    chat_template._warn.cache_clear()
     assert texts_of(simple("r1")) == ("<s><|User|>Hi<|Assistant|>", "good<|end|>")
     assert "Prompts end with the latter, in training and in evaluation" in caplog.text
 

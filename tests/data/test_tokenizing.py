@@ -124,7 +124,7 @@ def test_strict_tokenizing_refuses_what_does_not_fit_with_counts_and_rows(letter
     assert "1 prompt leaves no room for a completion within data.max_tokens (row 1; the first: 'ppppppp')" in str(
         caught.value
     )
-    assert "1 chosen completions cut at their end (row 2)" in str(caught.value)
+    assert "1 chosen completions cut at their end (row 2; the first: 'pq')" in str(caught.value)
     fitting = tokenize_pairs(rows.select([0]), letters, max_tokens=8, strict=True)
     assert len(fitting.table) == 1
 
@@ -160,7 +160,7 @@ def test_sft_examples_have_the_ids_of_chosen_completions_and_no_rejected_ones(le
         "rows_with_special_text": 0,
         "rows_with_lost_text": 0,
         "rows_dropped": 1,
-        "changed": [{"reason": "chosen completions cut at their end", "count": 1, "rows": ["row 1"]}],
+        "changed": [{"reason": "chosen completions cut at their end", "count": 1, "rows": ["row 1"], "example": "pq"}],
         "dropped": [
             {
                 "reason": "prompt leaves no room for a completion within data.max_tokens",
@@ -212,8 +212,16 @@ def test_prompts_are_cut_as_those_of_pairs_are(letters):
     kept, report = tokenize_prompts(prompts, letters, max_prompt_tokens=4)
     assert [spell(letters, ids) for ids in kept.values()] == ["pq<a>", "ppq<a>"]
     assert report.as_dict()["prompts_truncated"] == 1
-    with pytest.raises(InputError, match=r"1 prompts cut at their start \(row 1\)"):
+    with pytest.raises(InputError, match=r"1 prompts cut at their start \(row 1; the first: 'ppppq'\)"):
         tokenize_prompts(prompts, letters, max_prompt_tokens=4, strict=True)
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_prompt_tokens": 4}], ids=["dropped", "cut"])
+def test_the_first_row_that_is_not_kept_whole_is_quoted_in_one_short_line(letters, limits):
+    rows = [pair("pq", "a", "b"), pair("pp\n" + 40 * "pq ", "a", "b"), pair(200 * "q", "a", "b")]
+    report = tokenize_pairs(Dataset.from_list(rows), letters, max_tokens=8, **limits).truncation
+    (group,) = report.changed if limits else report.dropped
+    assert (group.count, group.example) == (2, "pp " + 19 * "pq ")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -82,10 +82,7 @@ def _trials_of(run: results.Run) -> tuple[list[_Trial], Baselines]:
 
 
 def _baseline(rows: Sequence[Row], baselines: Baselines, trial_names: set[str]) -> str:
-    """Name the baseline in these rows.
-
-    A known one that gave no other answers to these turns, or a new one.
-    """
+    """Name the baseline in these rows: a known one that gave no other answers to these turns, or a new one."""
     answers = {_turn(row): row for row in rows}
     for name, baseline_rows in baselines.items():
         if all(

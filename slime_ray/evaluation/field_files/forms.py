@@ -151,10 +151,7 @@ class Plain(Row):
 
     @property
     def stable_id(self) -> str:
-        """Return the id in the file, or one from the prompt.
-
-        That is 16 hexadecimal digits of SHA-256 over the prompt's roles, contents and tools.
-        """
+        """The id in the file, or 16 hexadecimal digits of SHA-256 over the prompt's roles, contents and tools."""
         content = json.dumps([list(message.values()) for message in self.messages])
         return self.id or hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -128,9 +128,7 @@ class Asker:
         self.models: set[str] = set()
 
     def ask(self, questions: Sequence[JudgeQuestion]) -> tuple[list[str | None], Summary]:
-        """Ask for a verdict on each question. Equal questions are asked once.
-
-        Returns the verdicts as text, or None, and what they took.
+        """Return a verdict, as text, or None for each question, and what they took. Equal questions are asked once.
 
         Raises RunError by the policy that the settings name, where the endpoint refuses the key, and where the cache
         alone has to answer and does not know everything.
@@ -163,10 +161,7 @@ class Asker:
         return [values.get(question.key) for question in questions], summary
 
     def _cached_verdicts(self, questions: Sequence[JudgeQuestion]) -> dict[str, str]:
-        """Read the kept verdicts of these questions.
-
-        Raises RunError for one that could not have been read.
-        """
+        """Return the kept verdicts by key. Raises RunError for one that could not have been read."""
         read = {question.key: question.read for question in questions}
         cached = self.verdicts.find(sorted(read))
         for key, value in cached.items():
@@ -175,10 +170,7 @@ class Asker:
         return cached
 
     def ask_for(self, questions: Mapping[str, JudgeQuestion]) -> dict[str, "str | Missing"]:
-        """Ask for verdicts by key; each is a verdict or why there is none.
-
-        Raises RunError by the policy.
-        """
+        """Ask for a verdict, or why there is none, by key. Raises RunError where the judge cannot go on."""
         assert self.endpoint is not None
         results, failure = ask_all(
             self.endpoint, questions, self._ask_question, concurrency=self.judge.concurrency, progress=self.progress
@@ -188,10 +180,7 @@ class Asker:
         return results
 
     def _ask_question(self, question: JudgeQuestion, stop: threading.Event) -> str | Missing:
-        """Ask for one verdict.
-
-        Raises Failure, so that nothing else is sent, where no request would do better or the policy says so.
-        """
+        """Ask for one verdict. Raises Failure, which ends all asking, where none helps or `on_failure` says so."""
         result = self._try(question, stop)
         if self.judge.on_failure == "stop" and isinstance(result, Missing) and result.fails:
             raise Failure(result.reason, "endpoint")
@@ -244,10 +233,7 @@ class Asker:
         return Missing(reply.lack, judged=True) if reply.lack else INVALID
 
     def pause(self, retry: int, retry_after: float | None) -> float:
-        """Return the seconds until the next try.
-
-        retry_after: seconds that the endpoint asks for; None where it does not.
-        """
+        """Return the seconds until the next try. retry_after: those that the endpoint asks for, if any."""
         # Cut at random, so that requests do not come back all at once.
         backoff = min(LONGEST_WAIT, FIRST_WAIT * 2.0**retry) * random.uniform(0.5, 1.0)
         return backoff if retry_after is None else retry_after

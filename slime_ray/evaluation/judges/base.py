@@ -113,10 +113,7 @@ class ScoringJudge(Judge):
         """One score an answer; no two of them are the same answer to the same prompt."""
 
     def scores(self, answers: Sequence[Prompted]) -> list[float | None]:
-        """Score each answer, higher is better, None where it has no score.
-
-        Equal answers are scored once.
-        """
+        """Score each answer, higher is better, None where it has no score. Equal answers are scored once."""
         keys = [json.dumps([list(messages), answer], sort_keys=True) for messages, answer in answers]
         answers_by_key = dict(zip(keys, answers, strict=True))
         by_key = dict(zip(answers_by_key, self.score_each(list(answers_by_key.values())), strict=True))

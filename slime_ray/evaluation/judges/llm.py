@@ -42,10 +42,7 @@ RULE = (
 
 
 def render(template: Template, *, question: Messages, answers: Mapping[str, str], nonce: str) -> list[dict[str, str]]:
-    """Return the messages to the judge.
-
-    question: the conversation that was answered. answers: by place in the template.
-    """
+    """Return the judge's messages. question: the answered conversation. answers: by place in the template."""
     turns = [(str(turn["role"]), shown_text(turn)) for turn in question]
     if len(turns) == 1:
         turns = [("question", turns[0][1])]
@@ -65,9 +62,7 @@ def harmless(text: str) -> str:
 
 
 def read_label(judgment: str) -> str | None:
-    """Return the last `[[A>B]]`, or else the last `[A>B]`.
-
-    None where there is none or it is not one of the five.
+    """Return the last `[[A>B]]`, or else the last `[A>B]`; None where it is not one of the five.
 
     Full-width signs, HTML's and Markdown's marks within the brackets are those that they show; reasoning is not read.
     """

@@ -51,10 +51,7 @@ class Panel(Judge):
 
 
 def _total(summaries: Mapping[tuple[str, int], Summary]) -> Summary:
-    """Sum up what a panel took.
-
-    summaries: by judge and repeat; reasons are named by judge.
-    """
+    """Sum up what a panel took. summaries: by judge and repeat; reasons are named by judge."""
     missing: dict[str, int] = {}
     # Each repeat tells what its judge has taken in the whole run so far.
     last: dict[str, Summary] = {}
