@@ -42,7 +42,7 @@ def add_commands(commands: Any) -> None:
     memory = kinds.add_parser(
         "memory",
         help="memory that a training step takes, each recipe in a process of its own",
-        description="Measure the memory of a training step. Recipes that do not fit are run all the same: on a CPU, "
+        description="Measure the memory of a training step. Recipes that do not fit are run all the same: on a CPU\n"
         "memory then runs out, and the system kills processes, the recipe's first. Begin with a small --vocab.",
     )
     _measurement_options(memory)

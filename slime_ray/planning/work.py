@@ -20,7 +20,7 @@ from slime_ray.planning.rates import ZERO, Range, Work
 from slime_ray.runs.results import RETENTION
 
 CURVE_PAIRS = 128
-"""Held-out pairs of a measurement during training, as `training.loop` has it."""
+"""Held-out pairs of a measurement during training, as `training.sentinel` has it."""
 CHARACTERS = 4.0
 """Of a token of a judge's template, about."""
 SHOWN = Range(0.7, 1.0, 1.5)
