@@ -77,10 +77,7 @@ def cells() -> list[dict[str, Scalar]]:
 
 
 def cover(search: Search, count: int) -> list[dict[str, Scalar]]:
-    """Return points that cover the space evenly.
-
-    They are a Kronecker sequence on powers of the generalised golden ratio.
-    """
+    """Return points that cover the space: a Kronecker sequence on powers of the generalised golden ratio."""
     root = 2.0
     for _ in range(64):
         root = (1 + root) ** (1 / (len(search.dimensions) + 1))
@@ -94,10 +91,7 @@ def cover(search: Search, count: int) -> list[dict[str, Scalar]]:
 
 
 def recorded_trial(experiment: Experiment, name: str, phase: Any, seed: int, values: Mapping[str, Scalar]) -> Trial:
-    """Build a trial that may be recorded.
-
-    phase: `arm` is measured on the report prompts, `search` on the selection ones.
-    """
+    """Build a trial to record. phase: `arm` is measured on the report prompts, `search` on the selection ones."""
     return Trial(
         trial_id=f"{name}-s{seed}",
         phase=phase,
@@ -110,10 +104,7 @@ def recorded_trial(experiment: Experiment, name: str, phase: Any, seed: int, val
 
 
 def trials_to_record(experiment: Experiment) -> Iterator[Trial]:
-    """Yield all trials to record, the most needed first.
-
-    So a recording that is cut short is of use.
-    """
+    """Yield all trials to record, the most needed first, so that a recording that is cut short is of use."""
     assert experiment.search is not None
     points = cover(experiment.search, POINTS)
     share = -(-POINTS // len(SEARCH_SEEDS))
@@ -126,10 +117,7 @@ def trials_to_record(experiment: Experiment) -> Iterator[Trial]:
 
 
 def train(trial: Trial, folder: Path, say: Say) -> None:
-    """Train a trial that `folder` does not hold yet. One that diverges is a result.
-
-    Raises RunError where it fails.
-    """
+    """Train a trial that `folder` lacks; one that diverges is a result. Raises RunError where it fails."""
     trial_folder = folder / "run" / "trials" / trial.trial_id
     if results.finished_trial(trial_folder) is not None:
         return

@@ -57,10 +57,7 @@ class PageReport:
 
 
 def measure_report(*, trials: int, answer: int, rounds: int, say: Say) -> PageReport:
-    """Make up a run of so many trials with answers of so many characters, and report it.
-
-    It has at least 24 trials.
-    """
+    """Make up a run of so many trials, at least 24, with answers of so many characters, and report it."""
     seconds, command = [], []
     with tempfile.TemporaryDirectory(prefix="slime-ray-bench-") as folder:
         run = Path(folder) / "run"
@@ -125,10 +122,7 @@ def page_table(report: PageReport) -> str:
 
 
 def make_run(run: Path, *, trials: int, answer: int) -> None:
-    """Write a run of 8 arms, 2 confirmed winners with 2 seeds each, and a search.
-
-    It has all curves, pairs and answers.
-    """
+    """Write a run of 8 arms, 2 confirmed winners with 2 seeds each, and a search, with all its files."""
     rng = np.random.default_rng(0)
     words = ["Tens:", "Ones:", "The", "total", "is", "10", "+", "30", "=", "40.", "That", "it."]
     text = " ".join(rng.choice(words, size=answer))[:answer]

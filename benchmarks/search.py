@@ -171,9 +171,7 @@ def search_grid(
 ) -> GridResult:
     """Search the grid `seeds` times, by EVERY or CHOSEN.
 
-    grid: the recorded trials by training seed and cell.
-
-    space: of the cells.
+    grid: the recorded trials by training seed and cell. space: of the cells.
     """
     places = {cell.name: cell.place for cell in truth}
     runs, winners, shares = [], [], []
@@ -181,14 +179,9 @@ def search_grid(
         trials = grid[SEARCH_SEEDS[seed % len(SEARCH_SEEDS)]]
         by_values = {_key(trial.values): trial for trial in trials.values()}
         whole = sum(trial.tokens for trial in trials.values())
+        most = max(trial.tokens for trial in trials.values())
         played = simulate(
-            _of_cells(
-                searcher,
-                space,
-                seed,
-                tokens=QUARTER * whole,
-                trial_tokens=max(trial.tokens for trial in trials.values()),
-            ),
+            _of_cells(searcher, space, seed, tokens=QUARTER * whole, trial_tokens=most),
             build_rule(rule),
             lambda point: by_values[_key(point)],  # noqa: B023
             trials=len(trials),

@@ -92,10 +92,7 @@ def write_pairs(path: Path, pairs: int) -> None:
 
 
 def write_model(folder: Path, text: Path) -> None:
-    """Write a Llama of two narrow layers, and a byte-level tokenizer.
-
-    The tokenizer is trained on the beginning of a file.
-    """
+    """Write a Llama of two narrow layers, and a byte-level tokenizer trained on the beginning of a file."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -48,7 +48,7 @@ def near(word: str, options: Iterable[str]) -> str:
     options = list(options)
     matches = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
     hint = f". Did you mean {matches[0]!r}?" if matches else "."
-    ellipsis = f" and {len(options) - MAX_OPTIONS} others" if len(options) > MAX_OPTIONS else ""
+    ellipsis = f" and {len(options) - MAX_OPTIONS} more" if len(options) > MAX_OPTIONS else ""
     return f"{hint} Allowed: {', '.join(sorted(options)[:MAX_OPTIONS])}{ellipsis}"
 
 

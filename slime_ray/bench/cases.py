@@ -43,10 +43,7 @@ class Case:
         self.head.weight.requires_grad_(trained)
 
     def twin(self) -> Any:
-        """Copy the modules around the very same weight tensors.
-
-        What changes the copy's modules stays in it.
-        """
+        """Copy the modules around the very same weight tensors, so that what changes the copy stays in it."""
         tensors = [*self.lm.parameters(), *self.lm.buffers()]
         twin = copy.deepcopy(self.lm, {id(tensor): tensor for tensor in tensors})
         assert all(mine is other for mine, other in zip(self.lm.parameters(), twin.parameters(), strict=True))

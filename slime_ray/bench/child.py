@@ -25,7 +25,7 @@ def main() -> None:
     answer: dict[str, Any] = {"values": None, "failure": None}
     try:
         answer["values"] = getattr(importlib.import_module(module), function)(*arguments)
-    except (RuntimeError, ImportError) as error:
+    except (RuntimeError, MemoryError, ImportError) as error:
         answer["failure"] = reason(error)
     print(json.dumps(answer))
 

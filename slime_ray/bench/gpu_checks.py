@@ -17,10 +17,7 @@ Figures = dict[str, float]
 
 
 def engine(case: str, sizes: GpuSizes) -> list[GpuRow]:
-    """Run all checks.
-
-    A check that fails, or needs a GPU that is not here, is a row with its reason.
-    """
+    """Run all checks; one that fails, or needs a GPU that is not here, is a row with its reason."""
     device, rows = find_device(sizes.device), []
     for name, check in CHECKS.items():
         torch.manual_seed(0)
@@ -32,10 +29,7 @@ def engine(case: str, sizes: GpuSizes) -> list[GpuRow]:
 
 
 def head(device: torch.device) -> Figures:
-    """Compare tiles in bfloat16 with all logits in float32: some thousandths.
-
-    On a GPU the tiles are compiled.
-    """
+    """Compare tiles in bfloat16, on a GPU compiled, with all logits in float32: some thousandths."""
     from slime_ray.model.head import Head
 
     linear = nn.Linear(256, 5000, bias=False, device=device)

@@ -46,10 +46,7 @@ def rows_of(part: str, case: str, sizes: dict[str, Any]) -> list[dict[str, Any]]
 
 
 def attention(case: str, sizes: GpuSizes) -> list[GpuRow]:
-    """Compare each kernel's attention in bfloat16 with float32 by segments.
-
-    Outputs and gradients are compared, over one row.
-    """
+    """Compare outputs and gradients of each kernel in bfloat16, over one row, with float32 by segments."""
     from slime_ray.model.attention import Kernel
 
     shape, device = SHAPES[sizes.shape], find_device(sizes.device)

@@ -40,10 +40,7 @@ Source = Callable[[int, int, random.Random], list[Lengths]]
 
 
 def ultrafeedback(count: int, max_tokens: int, state: random.Random) -> list[Lengths]:
-    """Draw lengths about as UltraFeedback has them: long-tailed, means 180 and 250.
-
-    They are in tokens of a 3-4B model.
-    """
+    """Draw lengths about as UltraFeedback's in tokens of a 3-4B model: long-tailed, means 180 and 250."""
 
     def draw(mean: float, sigma: float) -> int:
         return max(1, round(state.lognormvariate(math.log(mean) - sigma**2 / 2, sigma)))
@@ -96,10 +93,7 @@ class Workload:
 
 
 def find_source(lengths: str) -> Source:
-    """Find the distribution of this name, or read the lengths of the file of this name.
-
-    Raises InputError when it is neither.
-    """
+    """Find the distribution of this name, or read that file's lengths. Raises InputError when it is neither."""
     if lengths in DISTRIBUTIONS:
         return DISTRIBUTIONS[lengths]
     path = Path(lengths)
@@ -109,9 +103,7 @@ def find_source(lengths: str) -> Source:
 
 
 def read_lengths(path: Path) -> list[Lengths]:
-    """Read the lengths of a JSONL file's pairs: pieces of text, see `PIECE`.
-
-    A line has `prompt`, `chosen` and `rejected`.
+    """Read the lengths of a JSONL file's `prompt`, `chosen` and `rejected`: pieces of text, see `PIECE`.
 
     Each of the three is a text or a list of chat messages. Raises InputError with file and line for anything else.
     """
@@ -152,10 +144,7 @@ def _pieces(record: dict[str, Any], key: str, place: str) -> int:
 
 
 def cut(lengths: Lengths, max_tokens: int, shrink: int) -> Lengths:
-    """Cut lengths as they are run, then shrink them.
-
-    Prompts have at most half of `max_tokens`, sequences at most all.
-    """
+    """Cut prompts to half of `max_tokens` and sequences to all, then shrink both."""
     prompt = min(lengths.prompt, max_tokens // 2)
     parts = (prompt, min(lengths.chosen, max_tokens - prompt), min(lengths.rejected, max_tokens - prompt))
     return Lengths(*(max(1, round(part / shrink)) for part in parts))

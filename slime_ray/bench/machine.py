@@ -124,10 +124,7 @@ def in_a_process(
 
 
 def process_bytes(key: str, pid: int | str = "self") -> int:
-    """Read a process's memory on Linux, by a line of its status.
-
-    VmRSS is what it holds, VmHWM the most that it held.
-    """
+    """Read a process's memory on Linux, in bytes: VmRSS is what it holds, VmHWM the most that it held."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
 

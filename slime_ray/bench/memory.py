@@ -93,10 +93,7 @@ def _weigh(name: str, options: Options, vocabulary: int, device: torch.device) -
 
 
 def weigh_steps(recipe: str, values: dict[str, Any], vocabulary: int, device_type: str) -> list[int]:
-    """Return the bytes of each of the options' rounds.
-
-    Every round has another step's pairs, the same for every recipe.
-    """
+    """Return the bytes of each of the options' rounds, of other pairs each, the same for every recipe."""
     options, device = Options(**values), find_device(device_type)
     workload = workload_of(options, vocabulary, steps=options.rounds)
     with threads(options.threads):

@@ -34,10 +34,7 @@ class Shape:
     window: int = 1024
 
     def config(self, *, vocabulary: int, shrink: int) -> "Gemma3TextConfig":
-        """Build the transformers configuration.
-
-        The window shrinks with the lengths, so that it cuts the same share.
-        """
+        """Build the configuration; the window shrinks with the lengths, so that it cuts the same share."""
         from transformers import Gemma3TextConfig
 
         period = self.sliding_to_full + 1

@@ -100,10 +100,7 @@ class PlanReport:
 
 
 def measure_plans(*, cases: Sequence[str], rounds: int, say: Say) -> PlanReport:
-    """Plan and run each case in turn, and all of them again.
-
-    Raises RunError where none came to its end.
-    """
+    """Plan and run each case in turn, `rounds` times. Raises RunError where none came to its end."""
     runs, failed = [], []
     for number, case in enumerate([*cases] * rounds, 1):
         # Each in a storage of its own, so that stages are made again.
@@ -155,10 +152,7 @@ def _run_case(case: str, folder: Path, say: Say) -> PlannedRun:
 
 
 def _command(arguments: list[str]) -> tuple[str, int]:
-    """Run a command of slime-ray; return its output and the peak of its processes.
-
-    Only processes that made stages or trained count.
-    """
+    """Run a command of slime-ray; return its output, and the peak that `_watch` saw."""
     command = [sys.executable, "-m", "slime_ray", *arguments]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     # Files, since Ray's processes hold a pipe open after the command has ended.
@@ -176,10 +170,7 @@ def _command(arguments: list[str]) -> tuple[str, int]:
 
 
 def _watch(process: "subprocess.Popen[bytes]") -> int:
-    """Wait for a process; return the highest resident memory below it, in bytes.
-
-    Only processes that made stages or trained count.
-    """
+    """Wait for a process; return the highest resident memory, in bytes, of those below it that make stages or train."""
     peak, working = 0, set[int]()
     while process.poll() is None:
         with suppress(psutil.Error):

@@ -57,9 +57,7 @@ class Sequences:
 
 
 def lay_out_sequences(pairs: Sequence[BenchPair], device: torch.device, *, prompts_end_together: bool) -> Sequences:
-    """Pad rows on the right.
-
-    With `prompts_end_together`, prompts are padded on the left and completions on the right.
+    """Pad rows on the right; with `prompts_end_together`, prompts on the left and completions on the right.
 
     No real token is 0, which is the padding.
     """
@@ -120,10 +118,7 @@ class Authors:
         return total * (len(micro.chosen_lengths) / counts["pairs"])
 
     def _token_logps(self, micro: Sequences) -> Tensor:
-        """Return the log-probability of each next token, 0 where it is of no completion.
-
-        The shape is (2 pairs, width - 1).
-        """
+        """Return (2 pairs, width - 1) log-probabilities of each next token, 0 where it is of no completion."""
         outputs = self.lm(input_ids=micro.input_ids, attention_mask=micro.attention_mask, use_cache=False)
         # Mixed precision's outputs are turned to float32, all of them.
         logits = outputs.logits
@@ -139,9 +134,7 @@ class Authors:
 
 
 def released_loss(logps: Tensor, completion: Tensor, objective: SlimeObjective) -> Tensor:
-    """Compute SLIME's loss as the released trainer does, eqs. 5 to 10, as a 0-d tensor.
-
-    Its factor of three is left out.
+    """Compute SLIME's loss as the released trainer does, eqs. 5 to 10, without its factor of three. 0-d.
 
     logps, completion: (2 pairs, positions) token log-probabilities, 0 where `completion` is 0; chosen over rejected.
     A rejected token of log-probability 0 is taken for padding, as released.

@@ -40,10 +40,7 @@ class Report(Generic[AtVocabulary]):
 
 
 def report_on(options: Options, measure: Callable[[int, torch.device], AtVocabulary]) -> Report[AtVocabulary]:
-    """Measure at each of the options' vocabularies.
-
-    Raises InputError for lengths or a device that cannot be had.
-    """
+    """Measure at each vocabulary. Raises InputError for lengths or a device that cannot be had."""
     device = find_device(options.device)
     vocabularies = options.vocabularies or (SHAPES[options.shape].vocabulary,)
     with threads(options.threads):

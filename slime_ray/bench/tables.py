@@ -128,10 +128,7 @@ def plan_table(report: "PlanReport") -> str:
 
 
 def show(benchmark: str, report: Any, text: str, *, as_json: bool) -> None:
-    """Print the table, or with `as_json` every measurement.
-
-    With `as_json` the table and the progress go to standard error.
-    """
+    """Print the table; with `as_json` every measurement, and the table on standard error."""
     print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
     if as_json:
         print(json.dumps({"benchmark": benchmark, "schema": SCHEMA, **dataclasses.asdict(report)}, indent=1))

@@ -72,12 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         # --go-on, for the run's folder may not have been there yet.
         resume_command = _resume_command(options, words, "--go-on")
-        notice = (
-            f" Finished trials and the last checkpoints are kept; go on with `{resume_command}`."
-            if resume_command
-            else ""
-        )
-        print(f"slime-ray: interrupted.{notice}", file=sys.stderr)
+        kept = f" Finished trials and the last checkpoints are kept; go on with `{resume_command}`."
+        print(f"slime-ray: interrupted.{kept if resume_command else ''}", file=sys.stderr)
         return Interrupted.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -86,11 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug or error.filename is None or not error.strerror:
             raise
         place, reason = str(error.filename), error.strerror[0].lower() + error.strerror[1:]
-        place_text = place if len(place) <= 200 else f"{place[:60]}..."
-        print(
-            f"slime-ray: {redact_sentence(place_text)}: {reason}. Give another place, or mend this one.",
-            file=sys.stderr,
-        )
+        place = redact_sentence(place if len(place) <= 200 else f"{place[:60]}...")
+        print(f"slime-ray: {place}: {reason}. Give another place, or mend this one.", file=sys.stderr)
         return 1 if hasattr(options, "start") else 2
     return 0
 

@@ -39,7 +39,12 @@ def add_commands(commands: Any) -> None:
     step.add_argument("--best-batch", action="store_true", help="let each recipe find its best pairs a forward pass")
     step.set_defaults(command=_step)
 
-    memory = kinds.add_parser("memory", help="memory that a training step takes, each recipe in a process of its own")
+    memory = kinds.add_parser(
+        "memory",
+        help="memory that a training step takes, each recipe in a process of its own",
+        description="Measure the memory of a training step. Recipes that do not fit are run all the same: on a CPU\n"
+        "memory then runs out, and the system kills processes, the recipe's first. Begin with a small --vocab.",
+    )
     _measurement_options(memory)
     memory.set_defaults(command=_memory)
 

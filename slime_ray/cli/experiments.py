@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from slime_ray.cli.options import (
     TRIALS,
     add_command,
     changes,
+    describe_design,
     load,
     load_checked,
     option,
@@ -33,6 +34,7 @@ from slime_ray.errors import InputError
 if TYPE_CHECKING:
     from slime_ray.api import Run
     from slime_ray.config.experiment import Experiment
+    from slime_ray.config.settings import Settings
 
 
 MOST_READ = 32 << 20
@@ -146,11 +148,6 @@ def _run(sweep: Callable[..., "Run"], options: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
-def _describe_design(experiment: "Experiment") -> None:
-    for line in experiment.design.announcement(experiment.seeds) if experiment.design else ():
-        print(line)
-
-
 def _train(options: argparse.Namespace) -> None:
     from slime_ray import api
 
@@ -173,9 +170,8 @@ def _launch(options: argparse.Namespace) -> None:
     experiment, source = load(options)
     from slime_ray.on_ray.launch import DEFAULT_ADDRESS, Submission, launch, sweep_options
 
-    arguments = sweep_options(
-        trials=options.trials, seeds=options.seeds, seed=options.seed, overrides=options.overrides
-    )
+    names = ("trials", "seeds", "seed", "overrides")
+    arguments = sweep_options(**{name: getattr(options, name) for name in names})
     text = source.read_text(encoding="utf-8")
     submission = Submission(experiment.name, text, options.storage, tuple(arguments))
     launch(experiment, submission, address=options.address or DEFAULT_ADDRESS, out=sys.stdout, follow=options.follow)
@@ -191,6 +187,10 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _count(things: Sized, noun: str) -> str:
     return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+
+
+def _listing(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -210,14 +210,14 @@ def _check(options: argparse.Namespace) -> None:
     sizes, notes = _data_of(experiment)
     print(f"{source}: fine.{arms}{trials or ''}{entries or ''}{checkpoints}")
     if sizes:
-        print("Data: " + ", ".join(f"{count:,} {name}" for name, count in sizes.items()) + ".")
+        print(f"Data: {_listing(sizes)}.")
     for note in notes:
         print(f"warning: {note}")
     if reference_note := reference_of(experiment):
         print(reference_note)
     for warning in _warnings(experiment):
         print(f"warning: {warning}")
-    _describe_design(experiment)
+    describe_design(experiment)
     if experiment.search and experiment.search.earlier_runs:
         from slime_ray.runs.warm_start import earlier_runs
 
@@ -226,17 +226,41 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _data_of(experiment: "Experiment") -> tuple[dict[str, int], list[str]]:
-    """How a data set of this machine is divided, and what of it is not trained on; nothing of a large or distant one.
+    """How the data of `base` is divided, and notes on it and on that of arms; nothing of large or distant data.
 
     Raises InputError for data that cannot be used or is too little.
     """
-    settings = experiment.settings
+    base, rest = experiment.settings, MOST_READ
+    sizes: dict[str, int] = {}
+    notes: list[str] = []
+    seen = []
+    arms = {f"arm {arm.label}: ": experiment.settings_with(arm.set) for arm in experiment.arms}
+    for name, settings in {"": base, **arms}.items():
+        if settings.data in seen:
+            continue
+        seen.append(settings.data)
+        if (size := _local_bytes(settings)) is None or size > rest:
+            continue
+        rest -= size
+        counts, data_warnings = _divide(settings)
+        if settings is base:
+            sizes = counts
+        else:
+            notes.append(f"{name}it has data of its own: {_listing(counts)}.")
+        notes += [f"{name}{note}" for note in data_warnings]
+    return sizes, notes
+
+
+def _local_bytes(settings: "Settings") -> int | None:
+    """Size of the data; None where some of it is not on this machine, or it is an embedded task's."""
     places = [Path(entry.source).expanduser() for entry in settings.data.sources]
-    files = [file for place in places for file in (place.rglob("*") if place.is_dir() else [place])]
     if settings.data.task or not all(place.exists() for place in places):
-        return {}, []
-    if sum(file.stat().st_size for file in files) > MOST_READ:
-        return {}, []
+        return None
+    files = (file for place in places for file in (place.rglob("*") if place.is_dir() else [place]))
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _divide(settings: "Settings") -> tuple[dict[str, int], list[str]]:
     # Here, since importing them takes most of a second, which other files need not wait for.
     from slime_ray.data.corpus import load_corpus
     from slime_ray.data.order import updates_of
@@ -253,11 +277,8 @@ def reference_of(experiment: "Experiment") -> str | None:
     """What the reference model is where no SFT stage makes it; None where that does, or no objective needs one."""
     from slime_ray.runs.inputs import all_settings
 
-    plain = [
-        settings
-        for settings in all_settings(experiment)
-        if settings.sft is None and settings.objective.build().needs_reference
-    ]
+    without_sft = (settings for settings in all_settings(experiment) if settings.sft is None)
+    plain = [settings for settings in without_sft if settings.objective.build().needs_reference]
     names = ", ".join(dict.fromkeys(settings.objective.name for settings in plain))
     return f"The reference of {names} is {plain[0].model.source} as it is, since sft is null." if plain else None
 
@@ -276,9 +297,8 @@ def _warnings(experiment: "Experiment") -> list[str]:
     early = experiment.early_stopping
     if early and (unseen_goals := experiment.unseen_goals):
         metrics = ", ".join(early.ranked_by)
-        warnings.append(
-            f"early_stopping ranks by {metrics}; {', '.join(unseen_goals)} can be seen at a trial's end alone."
-        )
+        unseen = ", ".join(unseen_goals)
+        warnings.append(f"early_stopping ranks by {metrics}; {unseen} can be seen at a trial's end alone.")
     return [*warnings, *(f"{sentence}." for sentence in tuning_warnings(experiment))]
 
 

@@ -184,6 +184,12 @@ def load_checked(options: argparse.Namespace) -> "tuple[Experiment, Path]":
     return experiment, source
 
 
+def describe_design(experiment: "Experiment") -> None:
+    """Print what the design of an experiment is, where it has one."""
+    for line in experiment.design.announcement(experiment.seeds) if experiment.design else ():
+        print(line)
+
+
 def run_and_report(run: "Callable[..., Run]", experiment: "ExperimentLike", *, quiet: bool, **more: Any) -> None:
     """Call a function of slime_ray that runs an experiment, with further arguments of it, and print the report."""
     from slime_ray.runs.store import RunStore

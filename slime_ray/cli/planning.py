@@ -15,6 +15,7 @@ from slime_ray.cli.options import (
     START,
     STORAGE,
     add_command,
+    describe_design,
     exclusive,
     load_checked,
     option,
@@ -149,12 +150,8 @@ def _find_cluster(
 
             from slime_ray.on_ray.prepare import probe_on_cluster, show
 
-            rates = probe_on_cluster(
-                experiment,
-                planner.probed_sample(),
-                storage=RunStore.of(options.storage, "trials"),
-                around=connect_seconds,
-            )
+            store, sample = RunStore.of(options.storage, "trials"), planner.probed_sample()
+            rates = probe_on_cluster(experiment, sample, storage=store, around=connect_seconds)
             show(rates, Console(stderr=options.json))
         present = (
             connected_cluster(experiment, storage=storage) if remote else this_machine(experiment, storage=storage)
@@ -178,6 +175,9 @@ def _reproduce(options: argparse.Namespace) -> None:
         )  # fmt: skip
         if options.plan or not options.quiet:
             print(table.text())
+            if options.plan or options.write:
+                # A sweep says it itself.
+                describe_design(table.experiment)
             print(_cost(table, options.storage))
         if options.write:
             print(f"\nWritten to {options.write}: run it with `slime-ray ablate` or `slime-ray launch`.")
@@ -204,11 +204,6 @@ def _serve_answers(options: argparse.Namespace) -> None:
     from slime_ray.on_ray.answer_server import serve_answers
 
     serve_answers(
-        options.checkpoint,
-        model=options.model,
-        rank=options.rank,
-        adapters=options.adapters,
-        port=options.port,
-        gpus=options.gpus,
-        say=print,
-    )
+        options.checkpoint, model=options.model, rank=options.rank, adapters=options.adapters, port=options.port,
+        gpus=options.gpus, say=print,
+    )  # fmt: skip

@@ -236,12 +236,11 @@ def _watch(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    report_options = {name: getattr(options, name) for name in ("labels", "difficulties", "paper", "quiet")}
     from slime_ray.runs.store import is_url, local_folder
 
-    run = local_folder(options.run)
-    out = Path(f"{run.name}-report") if is_url(options.run) else None
-    show_report(run, options.out or out, as_json=options.json, **report_options)
+    run, further = local_folder(options.run), ("labels", "difficulties", "paper", "quiet")
+    out = options.out or (Path(f"{run.name}-report") if is_url(options.run) else None)
+    show_report(run, out, as_json=options.json, **{name: getattr(options, name) for name in further})
 
 
 def _compare(options: argparse.Namespace) -> None:

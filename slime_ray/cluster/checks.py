@@ -48,10 +48,7 @@ class ClusterChecks:
         return InputError(f"{self.source.place(at)}: {dotted(at)}{sentence}.")
 
     def value(self, *at: str | int, of: type | tuple[type, ...], default: Any = None, description: str = "") -> Any:
-        """Return the value at a path, of a type.
-
-        Without `description` it may be missing; else an error says to give that.
-        """
+        """Return the value at a path, of a type. Only without `description`, of what to give, may it be missing."""
         value: Any = self.data
         for depth, key in enumerate(at):
             kind: type = list if isinstance(key, int) else dict

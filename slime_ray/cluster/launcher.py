@@ -101,10 +101,7 @@ class LauncherFile(ClusterChecks):
         yield from dict.fromkeys(self.image(at, image) for at, image in images.items())
 
     def _token(self) -> str:
-        """Check that every node asks for the token.
-
-        Else whoever reaches the ports that `ray start` opens may run code.
-        """
+        """Check that every node asks for the token; else whoever reaches the ports of `ray start` may run code."""
         for number, line in enumerate(self.source.path.read_text(encoding="utf-8").splitlines(), 1):
             if WRITTEN_TOKEN.search(line):
                 raise InputError(
@@ -140,10 +137,7 @@ def _map(value: Any) -> Mapping[str, Any]:
 
 
 def _on_spot(config: Mapping[str, Any]) -> bool:
-    """Tell whether a provider's node_config asks for spot or preemptible nodes.
-
-    The providers are AWS, Google Cloud and Azure.
-    """
+    """Tell whether a node_config of AWS, Google Cloud or Azure asks for spot or preemptible nodes."""
     scheduling = config.get("scheduling")
     # Older Ray samples for Google Cloud write a list.
     parts = [_map(part) for part in (scheduling if isinstance(scheduling, list) else [scheduling])]

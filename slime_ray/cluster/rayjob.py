@@ -93,10 +93,7 @@ class RayJobFile(ClusterChecks):
         return priority
 
     def resources(self, group: KeyPath) -> dict[str, float]:
-        """Return what a node offers to Ray.
-
-        `rayStartParams` say it, and else the limits of the Ray container.
-        """
+        """Return what a node offers to Ray: what `rayStartParams` say, and else the Ray container's limits."""
         container: KeyPath = (*group, "template", "spec", "containers", 0, "resources")
         offer: dict[str, float] = {}
         for part in ("requests", "limits"):

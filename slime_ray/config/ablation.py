@@ -82,9 +82,8 @@ class LeaveOneOut(Ablation):
     def cells(self, center: str, settings: Settings) -> list[CellSpec]:
         objective, components = full_objective(center, settings, self.components)
         if self.controls and not hasattr(objective, "push_term"):
-            raise DesignError(
-                f"{settings.objective.name} does not say which term pushes: it has no push_term", "controls"
-            )
+            sentence = f"{settings.objective.name} does not say which term pushes: it has no push_term"
+            raise DesignError(sentence, "controls")
         cells = [CellSpec("full", levels=dict.fromkeys(components, True), reference=True)]
         for index, component in enumerate(components):
             variant = reduced_cell((component,), components, ("components", index) if self.components else ())
@@ -186,11 +185,8 @@ class Exponent(Ablation):
                 f"this design is about parts of SLIME, and the objective of center {center} is {name}", "design"
             )
         if not has_effect(objective, "stabilizer"):
-            raise DesignError(
-                f"center {center} has no stabilizer, whose exponent could be varied, or one without any effect",
-                "centers",
-                center,
-            )
+            sentence = f"center {center} has no stabilizer, whose exponent could be varied, or one without any effect"
+            raise DesignError(sentence, "centers", center)
         cells = []
         for exponent in sorted({*self.exponents, objective.stabilizer_exponent}):
             keys = ("exponents", self.exponents.index(exponent)) if exponent in self.exponents else ()
@@ -203,9 +199,8 @@ class Exponent(Ablation):
                 try:
                     values = {EXPONENT: exponent, STRENGTH: matched_strength(objective, exponent)}
                 except ValueError as error:
-                    raise DesignError(
-                        f"{variant} can have no control of matched strength: {error}", "controls"
-                    ) from None
+                    sentence = f"{variant} can have no control of matched strength: {error}"
+                    raise DesignError(sentence, "controls") from None
                 cells.append(CellSpec(f"{variant}-matched", values, levels, control=True, keys=("controls",)))
         return cells
 
@@ -279,8 +274,7 @@ def full_objective(
         )  # fmt: skip
     for index, part in enumerate(component_names or ()):
         if part not in parts:
-            sentence = f"{part!r} is no part of {name}{near(part, parts)}. Allowed: {', '.join(parts)}"
-            raise DesignError(sentence, "components", index)
+            raise DesignError(f"{part!r} is no part of {name}{near(part, parts)}", "components", index)
     components = component_names or [part for part in parts if part not in leave_out]
     idle_parts = [part for part in components if not has_effect(objective, part)]
     # SLIME is known by its parts; another objective may declare some that its knobs have switched off.

@@ -90,10 +90,8 @@ def _sentence(complaint: Any, keys: KeyPath, model: Any) -> tuple[KeyPath, str]:
             return (*keys, field), f"{path}.{message}"
         return keys, f"{path}: {message}" if keys else message
     if kind in ("dict_type", "model_type", "model_attributes_type"):
-        return (
-            keys,
-            f"{path} is {value!r:.200}, and a mapping of keys to values is expected{_example_text(keys, value)}",
-        )
+        example = _example_text(keys, value)
+        return keys, f"{path} is {value!r:.200}, and a mapping of keys to values is expected{example}"
     text = f"{complaint['msg'][0].lower()}{complaint['msg'][1:]}"
     if kind in ("string_type", "literal_error") and isinstance(value, bool):
         return keys, f"{path} is {value}: {text}. YAML reads yes, no, on and off as true and false: put it in quotes"

@@ -44,10 +44,7 @@ class ExperimentKeys(SearchKeys, SweepSettings):
 def refusals(
     file: ExperimentKeys, settings: Settings, arms: Sequence[Arm], arm_settings: Iterable[Settings]
 ) -> Iterator[tuple[KeyPath, str]]:
-    """Yield what is wrong between parts of a file that are valid by themselves.
-
-    arm_settings: settings of the arms' trials.
-    """
+    """Yield what is wrong between parts of a file. arm_settings: of the arms' trials."""
     if file.search and file.budget.trials == 0:
         yield ("budget",), "there is a search but `budget.trials` is 0. Give the number of trials"
     if not file.search and file.budget.trials:
@@ -79,10 +76,8 @@ def across_refusals(
         yield ("across",), "only entries of a `league` and cells of `ablate` are run across checkpoints. Leave it out"
     for path, seeds in file.across.items():
         if path != SFT_SEED:
-            yield (
-                ("across", path),
-                f"across.{path}: there is {SFT_SEED} alone, as across: {{{SFT_SEED}: [0, 1, 2]}}. Leave {path} out",
-            )
+            example = f"{{{SFT_SEED}: [0, 1, 2]}}"
+            yield ("across", path), f"across.{path}: there is {SFT_SEED} alone, as across: {example}. Leave {path} out"
         elif settings.sft is None:
             yield ("across", path), "sft is null, so there are no SFT checkpoints. Leave across out, or set sft"
         elif len(seeds) < 2:
@@ -141,10 +136,8 @@ def _constraint_refusals(file: ExperimentKeys, settings: Settings) -> Iterator[t
     constraints = [Constraint.parse(text) for text in file.constraints]
     for index, constraint in enumerate(constraints):
         if constraint.column not in METRICS:
-            yield (
-                ("constraints", index),
-                f"{constraint.column}: there is no such metric{near(constraint.column, METRICS)}",
-            )
+            sentence = f"{constraint.column}: there is no such metric{near(constraint.column, METRICS)}"
+            yield ("constraints", index), sentence
         elif lack := _metric_lack(constraint.column, settings):
             yield ("constraints", index), f"{constraint.column} {lack}"
     if clash := contradiction(constraints):

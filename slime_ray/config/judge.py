@@ -316,16 +316,10 @@ class Llm(JudgeSettings):
     @property
     def identity(self) -> str:
         """Names model and template, with a hash of the template's content and the decoding."""
-        parts = [
-            PROMPT_VERSION,
-            self.model,
-            self.template.system,
-            self.template.user,
-            self.temperature,
-            self.max_tokens,
-        ]
+        template = self.template
+        parts = [PROMPT_VERSION, self.model, template.system, template.user, self.temperature, self.max_tokens]
         parts += [self.request] if self.request else []
-        return f"llm:{self.model}:{self.template.name}#{fingerprint(parts)[:8]}"
+        return f"llm:{self.model}:{template.name}#{fingerprint(parts)[:8]}"
 
     @property
     def requests_an_answer(self) -> float:

@@ -46,9 +46,8 @@ class EntryKeys(Strict):
     @model_validator(mode="before")
     @classmethod
     def _refuse_shared_keys(cls, keys: Any) -> Any:
-        if shared_keys := sorted(
-            {"trials", "seeds", "budget", "learning_rate"} & set(keys if isinstance(keys, dict) else ())
-        ):
+        shared = {"trials", "seeds", "budget", "learning_rate"}
+        if shared_keys := sorted(shared & set(keys if isinstance(keys, dict) else ())):
             raise ValueError(f"{shared_keys[0]} is the same for all entries, and stands in `league`. Remove it here")
         return keys
 
@@ -125,10 +124,8 @@ class LeagueReader:
                 raise self.error((*at, "search", path), "an entry is one objective. Make an entry of each")
             # What is no setting at all is said by the search itself.
             if not _may_differ(path) and path.split(".")[0] in Settings.model_fields:
-                shared_part = "league.learning_rate is" if path == LEARNING_RATE else "data, model and updates are"
-                raise self.error(
-                    (*at, "search", path), f"{path} cannot be an entry's own: {shared_part} the same for all"
-                )
+                parts = "league.learning_rate is" if path == LEARNING_RATE else "data, model and updates are"
+                raise self.error((*at, "search", path), f"{path} cannot be an entry's own: {parts} the same for all")
         space = keys.search or self._published_space(label, settings, at)
         space = {**space, LEARNING_RATE: rate.model_dump(exclude_defaults=True)}
         shared_places = {LEARNING_RATE: ("league", "learning_rate"), "budget": ("league", "trials")}
@@ -141,11 +138,8 @@ class LeagueReader:
         first_point = self._first_point(search, defaults, settings)
         if first_point and Rules(search, base).broken(first_point):
             first_point = None
-        points = (
-            [first_point, *(point for point in search.known_points if point != first_point)]
-            if first_point
-            else search.known_points
-        )
+        points = [point for point in search.known_points if point != first_point]
+        points = [first_point, *points] if first_point else points
         return Entry(
             label=label,
             objective=settings.objective.name,

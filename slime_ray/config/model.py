@@ -71,9 +71,8 @@ def read_adapter(source: str) -> dict[str, Any]:
         kind, targets = content.get("peft_type"), content.get("target_modules")
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"lora is keep, and {file} cannot be read: {error}. Copy the adapter again") from None
-    unsupported = {
-        name: value for name, value in content.items() if value and name not in {*PEFT_FIELDS, *IGNORED_FIELDS}
-    }
+    supported = {*PEFT_FIELDS, *IGNORED_FIELDS}
+    unsupported = {name: value for name, value in content.items() if value and name not in supported}
     if unsupported.get("bias") == "none":
         del unsupported["bias"]
     if content.get("init_lora_weights", True) in NEUTRAL_INITS:

@@ -68,13 +68,10 @@ class Reproduction:
     source: Path
 
     def text(self) -> str:
-        """What is run, and where that has to choose between paper and code."""
-        design = self.experiment.design
+        """Say what is run, without its design, and where that has to choose between paper and code."""
         lines = [f"The paper's Table {self.table}, {self.model}."]
         if self.table != 3 and self.model != "gemma3-4b" and self.scale == "paper":
             lines.append("The paper has this table for gemma3-4b alone.")
-        if design is not None:
-            lines.append(design.description(self.experiment.seeds))
         if self.scale == "demo":
             lines.append(
                 "Scale demo: the same design on the embedded task, with its own data, schedule and learning rate. It "

@@ -108,9 +108,8 @@ class SearchReader:
 
     def _check_path(self, path: str) -> None:
         if (reason := fixed_reason(path)) is not None:
-            raise self.error(
-                ("search", path), f"{path} cannot be searched: {reason}. Set it in base, or make arms of it"
-            )
+            sentence = f"{path} cannot be searched: {reason}. Set it in base, or make arms of it"
+            raise self.error(("search", path), sentence)
         if any(below(path, allowed) for allowed in SEARCHABLE_PATHS):
             return
         training = self.base.get("training") or {}
@@ -236,10 +235,8 @@ class SearchReader:
             at: KeyPath = ("start_from", index)
             if isinstance(entry, dict) and "run" in entry:
                 if search.sampler not in LEARNING_SAMPLERS:
-                    raise self.error(
-                        at,
-                        f"the sampler {search.sampler} learns nothing from results. Use {', '.join(LEARNING_SAMPLERS)}",
-                    )
+                    samplers = ", ".join(LEARNING_SAMPLERS)
+                    raise self.error(at, f"the sampler {search.sampler} learns nothing from results. Use {samplers}")
                 runs.append(self.check(WarmStartRun, entry, at, where=f"start_from.{index}: "))
                 continue
             point = self._point(search, entry, at)

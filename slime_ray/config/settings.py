@@ -293,10 +293,8 @@ class Settings(Strict):
             self._check_answer_server()
         if self.model.quantization is not None:
             self._check_quantization()
-        rubric_judges = [
-            judge for judge in self.evaluation.judge.members if isinstance(judge, Exact) and not judge.scorer
-        ]
-        if rubric_judges and not self.data.task:
+        members = self.evaluation.judge.members
+        if not self.data.task and any(isinstance(judge, Exact) and not judge.scorer for judge in members):
             raise ValueError(
                 "evaluation.judge is exact, but this data has no rubric of its own. Name a scorer, "
                 "judge: {name: exact, scorer: 'package.module:function'}, or use judge: none"

@@ -95,9 +95,8 @@ async def _serve(run: LiveRun, port: int, say: Callable[[str], None]) -> None:
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise
             why = "taken" if error.errno == errno.EADDRINUSE else "not for this user"
-            raise InputError(
-                f"Port {port} of {LOCAL} is {why}. Give another one, such as --port {_free_port()}."
-            ) from None
+            way_out = f"Give another one, such as --port {_free_port()}."
+            raise InputError(f"Port {port} of {LOCAL} is {why}. {way_out}") from None
         place = f"http://{LOCAL}:{runner.addresses[0][1]}/"
         say(f"{run.snapshot['name']} is at {place}#{token}")
         say(f"Who has that address can stop and clone trials; {place} alone is read-only. Ctrl-C closes it.")

@@ -56,9 +56,7 @@ class Planner:
         return material.sample or random_sample(material, footprint(settings.model).sizes.vocabulary, batch)
 
     def plan(self, cluster: Cluster, measured: MeasuredRates | None = None) -> Plan:
-        """Plan the experiment on a cluster.
-
-        What does not fit is in the plan's refusals.
+        """Plan the experiment on a cluster; the plan's refusals say what does not fit.
 
         measured: what a probe found; without it times follow from the formula, on GPUs of the table alone.
         """
@@ -128,10 +126,7 @@ class _Estimate:
         return Amounts(settings, material, model, workers=workers, gpu=self.uses_gpu)
 
     def _works(self, group: Group) -> list[TrialWork]:
-        """Return the work of each trial of a group.
-
-        Trials of a search are many and alike, so each kind is computed once.
-        """
+        """Return the work of each trial of a group; of the many that are alike it is computed once."""
         amounts = [self.amounts(settings) for settings in group.settings]
         work = lru_cache(maxsize=None)(lambda number, seed: amounts[number].trial(group.prompts, seed=seed))
         return [work(index % len(amounts), seed) for index, seed in enumerate(group.seeds)]
@@ -223,7 +218,7 @@ class _Estimate:
         """Return the bytes that the run may take on disk.
 
         A trial in training holds its last checkpoint and writes the next one, each its trained weights with two
-        moments. Where the best weights are kept, they are in each, too.
+        moments, and the best weights where those are kept.
         """
         amounts, budget = self.amounts(self.base), self.experiment.budget
         material, model, trials = amounts.material, amounts.model, sum(group.trials for group in self.groups)
@@ -254,10 +249,7 @@ class _Estimate:
         )
 
     def _row_budget(self, settings: Settings) -> int:
-        """Return the tokens of a row as a trial chooses them.
-
-        Where the GPU is too small for any row, those of one pair.
-        """
+        """Return the tokens of a row as a trial chooses them; one pair's where the GPU is too small for any."""
         limit = self._memory_limit()
         if not self.uses_gpu or limit is None:
             return settings.data.row_budget(gpu=self.uses_gpu)
@@ -269,10 +261,7 @@ class _Estimate:
         return self.resources.strategy == "fsdp2" and self.resources.workers > 1
 
     def _memory(self, row_budget: int | None = None) -> Memory:
-        """Return the highest peak of memory of all trials and of the SFT stage.
-
-        row_budget: tokens of a row, of all trials; None for each one's own.
-        """
+        """Return the highest peak of all trials and the SFT stage. row_budget: of all; None for each one's own."""
         peaks = []
         for settings in extremes(self.experiment):
             material, data, sft = self.amounts(settings).material, settings.data, settings.sft

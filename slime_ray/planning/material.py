@@ -121,10 +121,7 @@ class Material:
     sample: Sample | None = None
 
     def longest(self, answers: int) -> float:
-        """Return the tokens of the longest of so many answers.
-
-        Answers are taken to be as long as the data's completions.
-        """
+        """Return the tokens of the longest of so many answers, taken as long as the data's completions."""
         quantile = 1 - 1 / (answers + 1)
         if isinstance(self.answers, float):
             return self.answers * math.exp(NormalDist(-(SPREAD**2) / 2, SPREAD).inv_cdf(quantile))
@@ -142,10 +139,7 @@ class Material:
 
 
 def find_material(settings: Settings, assumptions: DataAssumptions) -> Material:
-    """Count the data where it is on this machine and nothing else is assumed of it.
-
-    Raises InputError where not enough is known.
-    """
+    """Count the data if it is here and nothing is assumed of it. Raises InputError where not enough is known."""
     data = settings.data
     local = data.task is not None or all(Path(source.source).is_absolute() for source in data.sources)
     if local and assumptions == DataAssumptions():
@@ -173,10 +167,7 @@ def find_material(settings: Settings, assumptions: DataAssumptions) -> Material:
 def assumed_material(
     settings: Settings, pairs: int | None, lengths: tuple[float, float, float], provenance: str
 ) -> Material:
-    """Assume material of known size, every example as long as the mean.
-
-    pairs: None is just enough for data.pairs.
-    """
+    """Assume every example as long as the mean. pairs: None is just enough for data.pairs."""
     sft, train, held_out = _split(settings.data, pairs)
     evaluation = settings.evaluation
     prompt, chosen, rejected = lengths
@@ -228,9 +219,7 @@ def _alike(count: int, prompt: float, chosen: float, rejected: float) -> DataPar
 
 
 def read_material(settings: Settings) -> Material:
-    """Read, split and tokenize the data, all of it or enough to know the lengths.
-
-    The first stage does the same.
+    """Read, split and tokenize the data as the first stage does, all of it or enough to know the lengths.
 
     Raises InputError for data or a tokenizer that cannot be used.
     """
@@ -293,10 +282,7 @@ def read_material(settings: Settings) -> Material:
 
 
 def _check_declared(settings: Settings, parts: Mapping[str, Sequence[Ids]], prompts: Mapping[str, Any]) -> None:
-    """Raise InputError for ids and positions that the model's configuration lacks.
-
-    A configuration that is not on this machine is not checked.
-    """
+    """Raise InputError for ids and positions beyond the model's configuration, where that is here."""
     from slime_ray.model.limits import declared_limits
     from slime_ray.model.loading import load_config
 
@@ -317,10 +303,7 @@ def _check_declared(settings: Settings, parts: Mapping[str, Sequence[Ids]], prom
 
 
 def random_sample(material: Material, vocabulary: int, prompts: int) -> Sample:
-    """Draw random tokens, as long as the material's examples on average.
-
-    They are for a probe where the data is not on this machine.
-    """
+    """Draw random tokens of the material's mean lengths, for a probe without the data."""
     chance = random.Random(0)
 
     def some(part: DataPart, count: int) -> list[Ids]:

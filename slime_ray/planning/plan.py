@@ -260,9 +260,8 @@ def warnings(plan: Plan, experiment: Experiment) -> tuple[str, ...]:
             )
     side_by_side = experiment.resources.concurrent_trials
     if side_by_side != "auto" and side_by_side > plan.cluster.trials:
-        sentences.append(
-            f"resources.concurrent_trials is {side_by_side}, but only {plan.cluster.trials} fit at a time."
-        )
+        fit = plan.cluster.trials
+        sentences.append(f"resources.concurrent_trials is {side_by_side}, but only {fit} fit at a time.")
     if plan.gpu and plan.gpu.bf16_tflops and (cost := experiment.settings.model.float32_cost(plan.gpu.name)):
         sentences.append(cost)
     return tuple(sentences)

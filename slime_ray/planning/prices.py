@@ -46,10 +46,7 @@ class GpuPrices:
     place: str
 
     def find(self, name: str) -> Gpu | None:
-        """Find the GPU that a driver, Ray or a person calls so; None where there is none.
-
-        It is the entry with the longest name that is one or more of its words.
-        """
+        """Find the entry with the longest name that is one or more words of this one; None where there is none."""
         words = re.findall(r"[a-z0-9]+", name.lower())
         parts = {"".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
         return self.gpus[max(matches, key=len)] if (matches := parts & self.gpus.keys()) else None
@@ -73,10 +70,7 @@ def plain(name: str) -> str:
 
 
 def load_prices(path: Path | None = None) -> GpuPrices:
-    """Load the shipped table, with the entries of `path` laid over it.
-
-    Raises InputError with file and line.
-    """
+    """Load the shipped table under the entries of `path`. Raises InputError with file and line."""
     gpus: dict[str, Gpu] = {}
     dates = []
     for source in (load_yaml(SHIPPED), *([load_yaml(path)] if path else [])):
@@ -116,9 +110,6 @@ def _add_gpus(source: YamlSource, gpus: dict[str, Gpu]) -> None:
 
 
 def peak_flops(gpu: str | None, dtype: str) -> float | None:
-    """Return the peak FLOP/s of a GPU by its driver's name; None for a CPU or an unknown GPU.
-
-    The figures are those of the shipped table.
-    """
+    """Return a GPU's peak by its driver's name and the shipped table; None for a CPU or unknown GPU."""
     entry = load_prices().find(gpu) if gpu else None
     return None if entry is None else entry.peak(dtype)

@@ -62,9 +62,7 @@ def now() -> float:
 def probe(
     settings: Settings, sample: Sample, *, scratch: Path, threads: int, sharded: bool, started: float
 ) -> MeasuredRates:
-    """Measure on this process, or on all ranks of its group; rank 0's clock counts.
-
-    All ranks call this together.
+    """Measure on this process, or on all ranks of its group, which call it together; rank 0's clock counts.
 
     scratch: an empty folder. started: when the process began to import, by the clock. Raises InputError for a model
     that cannot be loaded.
@@ -175,10 +173,7 @@ def _updates(
 
 
 def _affine(most: float, many: float, least: float, few: float) -> tuple[float, float]:
-    """Split seconds into a fixed part and one for each unit.
-
-    `many` units take `most` seconds, and `few` take `least`.
-    """
+    """Split seconds into a fixed part and one for each unit: `many` take `most`, and `few` take `least`."""
     slope = (most - least) / (many - few) if many > few else 0.0
     # Between all of it being the units' and none of it.
     slope = min(max(slope, 0.0), most / many)
@@ -202,10 +197,7 @@ def _decoding(policy: Policy, tokenizer: Any, settings: Settings, sample: Sample
         return seconds
 
     def step(batch: int) -> float:
-        """Return the seconds of a step.
-
-        The first step is left out, since it reads the prompts.
-        """
+        """Return the seconds of a step after the first, which reads the prompts."""
         short, long = draw(batch, 1), draw(batch, longest)
         # Noise may have cost the shorter one more; no step takes nothing.
         return (long - short) / (longest - 1) if long > short else long / longest
@@ -220,10 +212,7 @@ def _decoding(policy: Policy, tokenizer: Any, settings: Settings, sample: Sample
 
 
 def _judging(settings: Settings, sample: Sample, answers: list[str], scratch: Path) -> float:
-    """Measure the seconds of an answer's score, on average over the judges that score.
-
-    No language model is asked.
-    """
+    """Measure the seconds of an answer's score, the mean of the judges that score; no language model is asked."""
     scoring = [judge for judge in settings.evaluation.judge.members if not isinstance(judge, Llm)]
     if not (scoring and sample.messages):
         return 0.0
@@ -242,10 +231,7 @@ def _scoring(settings: Settings, judge: JudgeSettings, sample: Sample, answers: 
 
 
 def _copied(lm: Any, settings: Settings, scratch: Path) -> tuple[Any, float | None]:
-    """Load the model as a trial loads it from the stage's folder, and time that.
-
-    A large model is returned as it is, without a time.
-    """
+    """Load the model as a trial does from the stage's folder, and time that; a large one is returned as it is."""
     size = sum(parameter.numel() * parameter.element_size() for parameter in lm.parameters())
     if size > COPIED:
         return lm, None

@@ -160,9 +160,7 @@ ASSUMED = {
 
 
 def assumed_rates(gpu: Gpu, model: Footprint, settings: Settings, *, workers: int, share: float) -> tuple[Rates, str]:
-    """Derive rates from a GPU's peak and bandwidth, and say in words where they come from.
-
-    None was measured on a GPU here.
+    """Derive rates from a GPU's peak and bandwidth, none of them measured; say in words where they come from.
 
     gpu: one that computes in the model's dtype. share: of a GPU that each worker has, at most 1.
     """
@@ -189,10 +187,7 @@ def assumed_rates(gpu: Gpu, model: Footprint, settings: Settings, *, workers: in
 
 
 def _request(settings: Settings) -> Range:
-    """Return the seconds of one request to a language model, at full concurrency.
-
-    Judges follow one another.
-    """
+    """Return the mean seconds of a request at full concurrency, where judges follow one another."""
     endpoints = settings.evaluation.judge.endpoints
     if not endpoints:
         return ZERO

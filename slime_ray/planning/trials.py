@@ -42,10 +42,7 @@ class Group:
 
 
 def groups_of(experiment: Experiment) -> list[Group]:
-    """Group the trials: arms, search, and confirmations.
-
-    There are at most so many confirmations: winners that equal an arm are left out.
-    """
+    """Group the trials: arms, search, and at most so many confirmations, since winners may equal an arm."""
     groups = [
         Group(f"arm {arm.label}", "arm", (experiment.settings_with(arm.set),), tuple(experiment.seeds))
         for arm in experiment.arms
@@ -64,10 +61,7 @@ def confirmation_seeds(experiment: Experiment, part: SearchPart) -> tuple[int, .
 
 
 def _points(experiment: Experiment, part: SearchPart) -> tuple[Settings, ...]:
-    """Return settings whose cost stands for that of a search's trials.
-
-    They are those around it, or points all over the space.
-    """
+    """Return settings whose cost stands for that of a search's trials: those around it, or points of the space."""
     search, around = part.search, (experiment.settings_with(part.set),)
     if not any(_is_dear(name) for name in search.dimensions):
         return around
@@ -82,19 +76,13 @@ def _points(experiment: Experiment, part: SearchPart) -> tuple[Settings, ...]:
 
 
 def _is_dear(name: str) -> bool:
-    """Tell whether a trial's cost depends on a dimension.
-
-    An objective's name changes the cost, too.
-    """
+    """Tell whether a trial's cost depends on a dimension, as it does on an objective's name."""
     path = path_of(name)
     return path.endswith(".name") or not path.startswith(COSTLESS)
 
 
 def extremes(experiment: Experiment) -> list[Settings]:
-    """Return settings at the ends of every searched knob that changes the cost.
-
-    Arms and entries are among them. They are for peak memory.
-    """
+    """Return settings at the ends of every knob that changes the cost, and of arms and entries, for peak memory."""
     ends = [
         part.values({**scenario, path_of(name): end})
         for part in experiment.searches
@@ -146,9 +134,7 @@ def shortened(rule: EarlyStopping | None, *, trials: int, evaluations: int) -> S
 
 
 def _simulated(marks: list[float], reduction: int, trials: int) -> tuple[float, float]:
-    """Simulate asynchronous halving: mean share of updates, and of trials not stopped.
-
-    See `on_ray.stopping`.
+    """Simulate asynchronous halving (`on_ray.stopping`): mean share of updates, and of trials not stopped.
 
     marks: where in a trial each rung is heard of.
     """

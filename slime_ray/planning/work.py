@@ -20,7 +20,7 @@ from slime_ray.planning.rates import ZERO, Range, Work
 from slime_ray.runs.results import RETENTION
 
 CURVE_PAIRS = 128
-"""Held-out pairs of a measurement during training, as `training.loop` has it."""
+"""Held-out pairs of a measurement during training, as `training.sentinel` has it."""
 CHARACTERS = 4.0
 """Of a token of a judge's template, about."""
 SHOWN = Range(0.7, 1.0, 1.5)
@@ -110,10 +110,7 @@ class Amounts:
         return requests | ({"verdict": 2 * answers * scored} if scored else {})
 
     def _training(self, part: DataPart, schedule: Schedule, per_update: int, seed: int, model: Model) -> TrainingWork:
-        """Return the updates of one run over a part of the data.
-
-        They are counted token for token where all lengths are known.
-        """
+        """Return the updates of one run over a part of the data, token for token where all lengths are known."""
         from slime_ray.data.order import examples_by_update, updates_of
 
         updates = updates_of(schedule, part.count, per_update)
@@ -139,10 +136,7 @@ class Amounts:
         return {"read_token": count * self._mean_row(part), "flop": flops}
 
     def answering(self, prompts: PromptCounts) -> Work:
-        """Return the work of answering a set of prompts.
-
-        Later turns come after the answers to the earlier ones.
-        """
+        """Return the work of answering prompts, turn after turn."""
         later = self.decoding(prompts.turns - prompts.count, 2 * prompts.tokens + self.material.answer)
         return joined([self.decoding(prompts.count, prompts.tokens), later])
 
@@ -162,10 +156,7 @@ class Amounts:
         return joined(parts)
 
     def _steps(self, batch: int) -> Range:
-        """Return the steps of a batch, about the tokens of its longest answer.
-
-        Answers are as long as the data's completions, and have at most the limit of new tokens.
-        """
+        """Return the steps of a batch: about its longest answer, which is as long as the data's completions."""
         limit = self.settings.evaluation.decoding.max_new_tokens
         longest = min(limit, self.material.longest(batch) + 1)
         return Range(0.8 * longest, longest, limit)
@@ -204,10 +195,7 @@ class Amounts:
         return self._training(self.material.sft, sft, sft.examples_per_update, sft.seed, self.settings.sft_model)
 
     def reference(self) -> Work:
-        """Return the work of the training pairs' log-probabilities under the SFT checkpoint.
-
-        Objectives with a reference need them.
-        """
+        """Return the work of the training pairs' log-probabilities, for objectives with a reference."""
         train = self.material.train
         return joined([{"load": 1}, self.reading(train, train.count)])
 
@@ -225,9 +213,7 @@ def _forward_flops(sizes: Sizes, lengths: tuple[Lengths, ...]) -> float:
 
 
 def requests_an_answer(settings: Settings, *, pairwise: bool | None = None) -> float:
-    """Return how many requests to language models each of a trial's answers takes.
-
-    A comparison takes both orders, a rating one request.
+    """Return the requests for each of a trial's answers: both orders of a comparison, or one rating.
 
     pairwise: of those judges alone that compare, or that rate. Of a judge with repeats it is the mean over prompts.
     """
@@ -236,10 +222,7 @@ def requests_an_answer(settings: Settings, *, pairwise: bool | None = None) -> f
 
 
 def plan_judging(settings: Settings, requests: Range, material: Material) -> Judging:
-    """Plan the cost of so many requests.
-
-    The data's tokenizer stands for a judge's own.
-    """
+    """Plan the cost of so many requests, in tokens of the data's tokenizer."""
     endpoints = settings.evaluation.judge.endpoints
     parts = [
         _judging_of(judge, requests * (judge.requests_an_answer / requests_an_answer(settings)), material)

@@ -264,12 +264,15 @@ def refuse_other_inputs(
 ) -> None:
     """Raise InputError where inputs or code of the user's are not those that the run was started with.
 
-    A run that was cut off before its shared stages were made has computed nothing from its inputs yet, and one
-    without a completed trial nothing from its scorers: a scorer that fails pauses its trials until it is mended.
+    A run that was cut off before its shared stages were made has computed nothing from its inputs yet. A scorer may
+    change while no row follows from it, as one that fails pauses its trials: those retrain what it had scored.
     """
     if manifest.get("hashes") is not None:
         refuse_changed(run, manifest.get("inputs") or {}, inputs)
-    judged = any(row["status"] != "failed" for row in results.finished_trials(run).values())
+    judged = any(
+        row["status"] != "failed" or results.has_curve(run / "trials" / trial_id, "win_rate")
+        for trial_id, row in results.finished_trials(run).items()
+    )
     before, code = manifest.get("code") or {}, code_of(experiment, scorers=judged)
     refuse_changed(run, *({f"the code of {name}": digest for name, digest in each.items()} for each in (before, code)))
 

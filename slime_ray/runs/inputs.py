@@ -214,12 +214,19 @@ def _code(all_settings: Iterable[Settings], names: Iterable[str], *, scorers: bo
 
 def user_code_names(settings: Settings, *, scorers: bool = True) -> set[str]:
     """The `module:name` of all code of the user's that the settings name. scorers: whether those that score answers."""
-    names = {settings.objective.name, *settings.training.callbacks}
+    names, retention = {settings.objective.name, *settings.training.callbacks}, settings.evaluation.retention
     if scorers:
-        evaluation = settings.evaluation
-        names |= {str(judge.scorer) for judge in evaluation.judge.members if isinstance(judge, Exact)}
-        names |= {evaluation.retention.scorer} if evaluation.retention else set()
+        names |= _judge_scorers(settings) | ({retention.scorer} if retention else set())
     return {name for name in names if ":" in name}
+
+
+def _judge_scorers(settings: Settings) -> set[str]:
+    return {str(judge.scorer) for judge in settings.evaluation.judge.members if isinstance(judge, Exact)}
+
+
+def judge_code(settings: Settings) -> dict[str, str]:
+    """The same as `code_of`, of the scorers that judge alone."""
+    return _code([], _judge_scorers(settings))
 
 
 def _modules(module: str) -> dict[str, Path]:

@@ -160,6 +160,14 @@ def _read_parquet(file: Path, schema: pa.Schema | None = None) -> pa.Table:
     return pq.read_table(file, schema=schema)
 
 
+def has_curve(trial: Path, metric: str) -> bool:
+    """Whether the curves in a finished trial's folder have a metric; False where they cannot be read."""
+    try:
+        return metric in _read_parquet(trial / "curves.parquet", SCHEMAS["curves"])["metric"].unique().to_pylist()
+    except (OSError, pa.ArrowException):
+        return False
+
+
 def _read_trial(file: Path, schema: pa.Schema) -> pa.Table:
     try:
         table = _read_parquet(file, schema)

@@ -16,6 +16,7 @@ from slime_ray.config.experiment import Faults, Trial
 from slime_ray.config.trackers import Tracker
 from slime_ray.data.pairs import TokenPair
 from slime_ray.model.logprobs import Policy
+from slime_ray.runs.inputs import judge_code
 from slime_ray.training import attempts
 from slime_ray.training.checkpoint import BEST, Saved, latest, load_weights, save_best, take_up_best
 from slime_ray.training.orders import Command, Paused, evaluations
@@ -70,6 +71,7 @@ class TrainingLoop:
         self.diverged: str | None = None
         self.stopped: Command | None = None
         self.best: tuple[int, float] | None = None
+        self.judge_code = judge_code(trial.settings)
         self.clock = self.reported = self.tried = time.monotonic()
         self.seconds_before = self.measured_before = 0.0
         self.trainer = PreferenceTrainer(
@@ -158,7 +160,11 @@ class TrainingLoop:
     def find(self) -> Saved | None:
         """The trial's checkpoint, if there is one of just these settings; rank 0 looks."""
         saved = latest(self.folder / CHECKPOINTS) if self.world.main else None
-        return saved if saved and saved.counters["config_hash"] == self.trial.config_hash else None
+        if saved is None or saved.counters["config_hash"] != self.trial.config_hash:
+            return None
+        # Win rates on the way choose weights and end trials, and those of another scorer are no measure of this one's.
+        scored = any(metric == "win_rate" for _, _, metric, _ in saved.counters["curves"])
+        return None if scored and saved.counters.get("judge_code", self.judge_code) != self.judge_code else saved
 
     def track(self) -> None:
         """Have the trackers, where there are any, hear what Trainer logs, and of the measurements too."""
@@ -205,6 +211,7 @@ class TrainingLoop:
             "train_seconds": self.seconds,
             "measure_seconds": self.measure.seconds,
             "alarm": self.measure.alarm,
+            "judge_code": self.judge_code,
             "row_tokens": self.trainer.loader.row_tokens,
             "best": self.best,
             "total_seconds": curves.seconds_before + time.monotonic() - self.clock,

@@ -352,6 +352,15 @@ def test_check_counts_what_a_data_set_of_this_machine_is_divided_into(tmp_path, 
     assert "1 of 61 rows are left out" in told
     assert cli.main(["check", str(file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["data"]["updates"] == 8
+    more = tmp_path / "more"
+    more.mkdir()
+    (more / "train.jsonl").write_text("\n".join(map(json.dumps, rows[:40])))
+    (more / "lost.jsonl.orig").symlink_to(more / "gone")
+    arm = f"arms: {{slime: {{}}, small: {{data.train: '{more / 'train.jsonl'}'}}, same: {{data.train: {more}}}}}"
+    file.write_text(text.replace("HELD", "12").replace("arms: {slime: {}}", arm))
+    code = cli.main(["check", str(file)])
+    assert code == 0, capsys.readouterr().err
+    assert "arm small: it has data of its own: 7 SFT examples, 21 pairs to train on" in capsys.readouterr().out
     file.write_text(text.replace("HELD", "70"))
     assert cli.main(["check", str(file)]) == 2
     assert "There are 60 pairs, too few to hold out 70" in capsys.readouterr().err

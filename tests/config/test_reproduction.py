@@ -70,7 +70,6 @@ def test_the_file_that_is_written_is_the_experiment(into):
 def test_the_plan_says_where_paper_and_code_disagree_and_what_the_paper_lacks(into):
     said = reproduction(4, model="qwen3-4b", judge="j", spaces=shipped_spaces(), into=into).text()
     assert "The paper has this table for gemma3-4b alone." in said
-    assert "6 cells around base (against full)" in said
     assert all(item.what in said for item in DISCREPANCIES)
     miniature = reproduction(4, scale="demo", spaces=shipped_spaces(), into=into).text()
     assert "cannot confirm or refute the paper's numbers" in miniature
@@ -97,6 +96,18 @@ def test_the_command_prints_the_plan_and_writes_the_file(into, capsys):
     assert "6 cells around base (against full)" in capsys.readouterr().out
     assert load_experiment(into).name == "table4-demo"
     assert cli.main(["reproduce", "--table", "4", "--model", "nope", "--plan"]) == 2
+
+
+def test_a_table_that_is_run_has_its_design_announced_once(tmp_path, monkeypatch, capsys):
+    def unused(*_, **__):
+        raise InputError("not run here")
+
+    monkeypatch.setattr("slime_ray.on_ray.sweep.run_sweep", unused)
+    command = ["reproduce", "--table", "4", "--scale", "demo", "--seeds", "2", "--storage", str(tmp_path)]
+    assert cli.main(command) == 2
+    assert cli.main([*command, "--plan"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("6 cells around base (against full)") == told.count("warning: 2 seeds say") == 2
 
 
 def test_what_is_wrong_with_a_table_leaves_the_file_as_it_was(into, capsys):

@@ -135,6 +135,12 @@ def test_kept_models_follow_the_budget(load):
     assert one["trained models"] * 10 == every["trained models"] * 2
 
 
+def test_more_workers_than_the_cluster_has_are_refused(load):
+    plan = Planner(load(PAPER)).plan(replace(ONE, trials=0, never="A trial asks for more than there is."))
+    with pytest.raises(InputError, match=r"than there is\. To plan for another cluster"):
+        plan.refuse()
+
+
 def test_the_machines_memory_counts_where_trials_use_no_gpu(load):
     plan = Planner(load(TINY + "arms: {slime: {}}\n")).plan(Cluster(trials=2, where="here", memory=0.5 * GIB))
     assert "more than the 0.5 GiB that a process has here" in plan.refusals[0]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,14 @@ def test_a_scorer_may_be_mended_while_no_trial_has_been_judged(tmp_path, monkeyp
     run = tmp_path / "runs" / "first"
     finish(run, "arm-slime-s0", "failed")
     scorer.write_text("def score(prompt, answer):\n    return 0.0\n")
+    trial = {"trial_id": "arm-slime-s1", "phase": "arm", "label": "slime", "seed": 1}
+    curve = {**trial, "step": 2, "source": "sentinel", "metric": "win_rate", "value": 0.5}
+    row = results.trial_row(**trial, status="failed", overrides={}, settings={})
+    results.write_trial(run, row=row, curves=[curve])
+    # Its win rates on the way are the former scorer's.
+    with pytest.raises(InputError, match="the code of own_scorer:score has changed"):
+        held(load_experiment(source), source, "resume")
+    shutil.rmtree(run / "trials" / "arm-slime-s1")
     mended = held(load_experiment(source), source, "resume")
     assert mended["code"] == {"own_scorer:score": hashlib.sha256(scorer.read_bytes()).hexdigest()}
     results.write_manifest(run, mended)

@@ -1,6 +1,7 @@
 """training.keep: which weights of a trial are measured and saved, and on what they are chosen."""
 
 import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -163,3 +164,21 @@ def test_what_could_choose_nothing_is_refused_before_training(tmp_path, changes,
     path.write_text(yaml.safe_dump(file))
     with pytest.raises(InputError, match=re.escape(sentence)):
         load_experiment(path)
+
+
+def test_win_rates_of_a_scorer_that_was_mended_choose_nothing(experiment, storage, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    scorer = tmp_path / "mended_scorer.py"
+    judge = {"name": "exact", "scorer": "mended_scorer:score"}
+    trial = keeping(changed(arm_trials(experiment)[0], {"evaluation.judge": judge}), {"win_rate": "maximize"})
+
+    def run(folder: str, sign: str, report: object) -> None:
+        scorer.write_text(f"def score(prompt, answer):\n    return {sign}len(answer)\n")
+        sys.modules.pop("mended_scorer", None)
+        run_trial(trial, run=tmp_path / folder, storage=storage, report=report)
+
+    with pytest.raises(Paused):
+        run("mended", "-", Orders(4, Command("pause", "for now")))
+    run("mended", "+", nothing)
+    run("whole", "+", nothing)
+    assert_same(tmp_path / "mended", tmp_path / "whole", trial)
