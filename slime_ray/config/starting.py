@@ -72,8 +72,8 @@ def first_experiment(model: str, data: str, *, name: str, pairs: int | None, gpu
     model_part = MODEL.format(model=_quote(model), dtype="bfloat16" if gpu else "float32") + template + SFT
     base = "" if family else model_part
     held_out = min(1000, (pairs or 5000) // 5)
-    # Two dozen updates or more, where the data has pairs for them.
-    per_update = next((size for size in (128, 64, 32, 16) if pairs is None or pairs - held_out >= 24 * size), 8)
+    # Two dozen updates or more, where the data has pairs for them: a third of the others is for SFT.
+    per_update = next((size for size in (128, 64, 32, 16) if pairs is None or pairs - held_out >= 36 * size), 8)
     return FILE.format(
         line=LINE, model=_quote(model), data=_quote(data), name=name, base=base,
         preset=f"{family}/paper" if family else "paper",

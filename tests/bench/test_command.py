@@ -16,6 +16,7 @@ from slime_ray.bench.machine import ProcessResult
 from slime_ray.bench.options import RECIPES, Options
 from slime_ray.errors import InputError
 
+TRANSFORMERS = tuple(map(int, version("transformers").split(".")[:2]))
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--shrink", "40", "--pairs", "2", "--rounds", "2", "--device", "cpu"]
 
@@ -140,7 +141,7 @@ def test_what_was_given_wrong_is_said(arguments, complaint):
         bench(*arguments)
 
 
-@pytest.mark.skipif(version("transformers") < "5.23", reason="older transformers imports rich and pandas itself")
+@pytest.mark.skipif(TRANSFORMERS < (5, 23), reason="older transformers imports rich and pandas itself")
 def test_a_benchmark_needs_torch_transformers_and_peft_and_no_more():
     absent = ["ray", "pydantic", "datasets", "pandas", "rich", "optuna", "accelerate.state"]
     script = f"""import sys, slime_ray.cli.bench
