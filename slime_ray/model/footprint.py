@@ -108,19 +108,14 @@ class Footprint:
 
     @property
     def merged(self) -> int:
-        """Bytes of the whole model after training, in float32.
-
-        On a 4-bit base, of its adapters alone. A head that was trained is no longer that of the embeddings.
-        """
+        """Bytes of the whole model after training, in float32; on a 4-bit base of its adapters alone."""
         if self.model.quantization:
             return self.trained
         untied = self.tied and self.model.lora is not None and self.trains_head
         return 4 * (self.numbers + (self.sizes.hidden * self.sizes.vocabulary if untied else 0))
 
     def step(self, row: int, pair: Lengths, *, gpu: bool, checkpointing: bool) -> float:
-        """Measure the peak bytes of new tensors in a training step over one row.
-
-        row: its tokens. Gradients do not count.
+        """Measure the peak bytes of new tensors, without gradients, in a training step over a row of so many tokens.
 
         pair: mean lengths of the pairs in it. Raises InputError where the counted FLOPs are not the formula's.
         """
@@ -133,10 +128,7 @@ class Footprint:
         return self._peaks[key]
 
     def answers(self, batch: int, prompt: int, answer: int, *, gpu: bool) -> float:
-        """Measure the peak bytes of new tensors while answers are drawn.
-
-        It is the larger of reading the prompts and of the last decoding step.
-        """
+        """Measure the peak bytes of new tensors while answers are drawn: of reading prompts, or of the last step."""
 
         def measure_reading(lm: Any) -> float:
             with _without_data(), torch.no_grad():
@@ -158,10 +150,7 @@ class Footprint:
         return self._peaks[key]
 
     def decoding_meter(self, batch: int, length: int, *, record: Callable[[str, int, int], None]) -> Meter:
-        """Count what a GPU runs to decode one token of each answer.
-
-        batch: number of answers. length: tokens of each, with its prompt.
-        """
+        """Count what a GPU runs to decode one token each of `batch` answers of `length` tokens with their prompts."""
         with _without_data(), torch.no_grad():
             policy, cache = self._fill_cache(batch, length, gpu=True)
             with Meter(record) as meter, _autocast(policy):
@@ -201,9 +190,7 @@ class Footprint:
         checkpointing: bool = False,
         record: Callable[[str, int, int], None] = lambda name, size, flops: None,
     ) -> Meter:
-        """Count what one micro-batch runs, forward and backward.
-
-        Gradients to add to are there already.
+        """Count what one micro-batch runs, forward and backward, where gradients to add to exist.
 
         lm: the model on the meta device, which is used up. record: as `Meter` takes it.
         """
@@ -235,10 +222,7 @@ class Footprint:
         return self._add_adapters(self._build_model(layers))
 
     def _extrapolate(self, measure: Callable[[Any], float]) -> float:
-        """Measure a figure of the whole model.
-
-        Where every layer adds the same, two shallow models stand for it.
-        """
+        """Measure a figure of the whole model, by two shallow ones where every layer adds the same."""
         if self.layers <= SHALLOW_LAYERS[1] or not self._layers_alike:
             return measure(self.model_of(self.layers))
         shallow, deep = (measure(self.model_of(layers)) for layers in SHALLOW_LAYERS)
@@ -328,10 +312,7 @@ def fill_row(row: int, pair: Lengths) -> list[Lengths]:
 
 
 def _configuration(model: Model) -> tuple[Any, str]:
-    """Find the model's configuration, and say where it comes from.
-
-    Raises InputError where it is not known here.
-    """
+    """Find the model's configuration, and where it comes from. Raises InputError where it is not known here."""
     from transformers import AutoConfig
 
     from slime_ray.model.loading import load_config
@@ -354,10 +335,7 @@ def _footprint(key: str) -> Footprint:
 
 
 def footprint(model: Model) -> Footprint:
-    """Return the footprint of the settings' model, made once.
-
-    Raises InputError where its shape is not known here.
-    """
+    """Return the footprint of the settings' model, made once. Raises InputError where its shape is not known here."""
     return _footprint(model.model_dump_json())
 
 

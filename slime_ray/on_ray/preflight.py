@@ -178,10 +178,7 @@ def _token(reports: Sequence[NodeReport]) -> Iterator[Finding]:
 
 
 def local_paths(settings: Settings) -> list[str]:
-    """List files and folders of this machine that the trials read.
-
-    Every node needs them.
-    """
+    """List files and folders of this machine that the trials read, so that every node needs them."""
     model, evaluation = settings.model, settings.evaluation
     data = [source.source for source in settings.data.sources]
     paths = [model.tokenizer, *data, model.chat_template, evaluation.questions]
@@ -190,10 +187,7 @@ def local_paths(settings: Settings) -> list[str]:
 
 
 def local_models(settings: Settings, *, judge: bool = True) -> list[str]:
-    """List files and folders of this machine that hold models.
-
-    After each adapter comes what it was trained on.
-    """
+    """List files and folders of this machine that hold models, after each adapter what it was trained on."""
     sources = [source for _, source in _models(settings, judge)]
     return [path for path in sources if Path(path).is_absolute()]
 
@@ -241,10 +235,7 @@ def _model_and_data(settings: Settings, reports: Sequence[NodeReport]) -> Iterat
 
 
 def _tokenizer(settings: Settings) -> Iterator[Finding]:
-    """Read configuration and tokenizer of a model that this machine has.
-
-    Its weights are left alone.
-    """
+    """Read configuration and tokenizer, not the weights, of a model that this machine has."""
     model = settings.model
     if model.task or not all(Path(path).is_absolute() for path in (model.source, model.tokenizer or model.source)):
         return
@@ -268,10 +259,7 @@ def _lacks(reports: Sequence[NodeReport]) -> Iterator[Finding]:
 
 
 def _of(report: NodeReport, reports: Sequence[NodeReport]) -> str:
-    """Return the node's name as the beginning of a sentence.
-
-    Empty where there is only one node.
-    """
+    """Return the node's name as the beginning of a sentence; empty where there is only one node."""
     return f"Node {report.name}: " if len(reports) > 1 else ""
 
 
@@ -321,12 +309,11 @@ def _disk(reports: Sequence[NodeReport], experiment: Experiment, storage: RunSto
 
 
 def forecast_bytes(experiment: Experiment) -> int | None:
-    """Estimate the most that a run may write.
+    """Estimate the most bytes that a run may write; None where the size of the model's weights is unknown here.
 
-    It follows from the size of a local model's weights; None where that is unknown. One SFT checkpoint and one merged
-    copy while it is made, neither of a 4-bit base; for every model that is kept, and for every trial that runs at a
-    time (a checkpoint and its successor, with two moments of every trained parameter), the weights, or for adapters a
-    twentieth of them.
+    One SFT checkpoint and one merged copy while it is made, neither of a 4-bit base; for every model that is kept, and
+    for every trial that runs at a time (a checkpoint and its successor, with two moments of every trained parameter),
+    the weights, or for adapters a twentieth of them.
     """
     settings = experiment.settings
     # An adapter is merged, so what counts is what it was trained on.
@@ -366,10 +353,7 @@ def _gpus(reports: Sequence[NodeReport], settings: Settings) -> Iterator[Finding
 
 
 def _quantized(experiment: Experiment) -> Iterator[Finding]:
-    """Find what 4-bit base weights lack.
-
-    That nodes have the same packages is looked at elsewhere.
-    """
+    """Find what 4-bit base weights lack here; `_versions` finds nodes that differ."""
     if not any(settings.model.quantization for settings in all_settings(experiment)):
         return
     if lack := lacking_bitsandbytes():
@@ -403,10 +387,7 @@ def print_findings(findings: Sequence[Finding], console: Console) -> None:
 
 
 def doctor(experiment: Experiment | None, *, storage: RunStore, console: Console, as_json: bool = False) -> None:
-    """Examine and print the findings, for a person or as JSON.
-
-    Raises InputError where something has to be mended.
-    """
+    """Examine and print the findings, for a person or as JSON. Raises InputError where something has to be mended."""
     started = time.perf_counter()
     storage.check()
     with connected():

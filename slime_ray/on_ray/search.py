@@ -61,9 +61,9 @@ def study_errors() -> Iterator[None]:
 
 
 def study_storage(run: Path, url: str | None = None) -> BaseStorage:
-    """Open the run's study: a journal file in its folder, or a database.
+    """Open the run's study: a journal file in its folder, or a database. `optuna-dashboard` opens either as it is.
 
-    url: of the database, as SQLAlchemy writes it. `optuna-dashboard` opens either as it is.
+    url: of the database, as SQLAlchemy writes it.
 
     Raises:
         InputError: the database cannot be used, or the journal cannot be read.
@@ -178,10 +178,7 @@ class StudySearch:
         return self.study.get_trials(deepcopy=False)
 
     def _point(self, entry: FrozenTrial) -> Point | None:
-        """Return the point of an entry.
-
-        None where it was cut off before it had all of its knobs.
-        """
+        """Return the point of an entry; None where it was cut off before it had all of its knobs."""
         point = {path_of(name): value for name, value in entry.params.items()}
         try:
             return point if self.search.values_by_name(point).keys() == entry.params.keys() else None
@@ -196,14 +193,11 @@ class StudySearch:
         for entry in self._entries():
             point = {path_of(name): value for name, value in entry.params.items()}
             expected = {name for name, dimension in self.search.dimensions.items() if exists(dimension, point)}
-            is_ended = entry.state in ENDED
-            mismatch = set(entry.distributions) ^ expected if is_ended else set(entry.distributions) - expected
-            distributions = {
-                name: distribution for name, distribution in entry.distributions.items() if name not in mismatch
-            }
-            if changed := sorted(mismatch) or [
-                name for name, distribution in distributions.items() if distribution != self.sampler.space.get(name)
-            ]:
+            names = set(entry.distributions)
+            mismatch = names ^ expected if entry.state in ENDED else names - expected
+            space = self.sampler.space
+            changed = [name for name in entry.distributions if entry.distributions[name] != space.get(name)]
+            if changed := sorted(mismatch) or changed:
                 raise InputError(
                     f"The study was started with another search space: {', '.join(changed)} changed. {self._way_out}"
                 )
@@ -213,10 +207,7 @@ class StudySearch:
         return f"Give the run a new --name, or move the study away: {REBUILD_HINT}."
 
     def _reconcile(self, rows: Rows, lost: Mapping[str, Mapping[str, Any]]) -> None:
-        """Make the study agree with the results.
-
-        Points of trials without a result are queued.
-        """
+        """Make the study agree with the results, and queue the points of trials without one."""
         points = {trial_id: point for trial_id, row in rows.items() if (point := self.search.locate(row["values"]))}
         self._refuse_another_run(points)
         self._fail_unfinished()
@@ -379,10 +370,7 @@ class StudySearch:
             del self.running[trial_id]
 
     def record(self, trial_id: str, values: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """Record a trial that the study did not draw, once.
-
-        It has to lie in the space. Raises StudyFailed.
-        """
+        """Record a trial that the study did not draw, once, where it lies in the space. Raises StudyFailed."""
         point = self.search.locate(values)
         if point is None or trial_id in self.final_ids:
             return
@@ -407,10 +395,7 @@ class StudySearch:
         self.study.tell(trial, self._values(result), state=state)
 
     def _constrain(self, trial: Trial, excesses: Sequence[float]) -> None:
-        """Tell the sampler by how much each constraint is broken.
-
-        GP learns the same of requirements.
-        """
+        """Tell the sampler by how much each constraint is broken; GP also of the requirements."""
         if self.search.sampler == "gp":
             point = {path_of(name): value for name, value in trial.params.items()}
             for requirement, excess in self.sampler.rules.excesses(point).items():
@@ -424,19 +409,13 @@ class StudySearch:
         return TrialState.COMPLETE if self._values(result) else TrialState.FAIL
 
     def _values(self, result: Mapping[str, Any]) -> list[float] | None:
-        """Return the goals of a completed trial; None for any other.
-
-        None also where one of them is no finite number.
-        """
+        """Return the goals of a completed trial; None for any other, and where one of them is no finite number."""
         values = [result.get(goal) for goal in self.goals]
         finite = [float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
         return finite if result.get("status") == "completed" and len(finite) == len(values) else None
 
     def close(self, rows: Rows = MappingProxyType({})) -> None:
-        """End every trial that still runs.
-
-        It ends by its row, or failed; then its point is queued on the next opening.
-        """
+        """End every trial that still runs: by its row, or failed, and then its point is queued on the next opening."""
         for trial_id in list(self.running):
             with suppress(StudyFailed):
                 self.tell(trial_id, rows.get(trial_id) or {"status": PAUSED})
@@ -447,10 +426,7 @@ def _id(entry: FrozenTrial) -> str:
 
 
 def _without_result(entry: FrozenTrial) -> FrozenTrial:
-    """Return an entry without its result.
-
-    Its trial has no such result any more, and it keeps the point of its id.
-    """
+    """Return an entry without its result, with the point of its id: its trial has no such result any more."""
     return create_trial(
         state=TrialState.FAIL,
         params=entry.params,
