@@ -77,15 +77,17 @@ def limits_of(lm: Any, steady: int | None = None) -> Limits:
     """
     config, ids = lm.config.get_text_config(), lm.get_input_embeddings().weight.shape[0]
     size = getattr(config, _SIZES.get(config.model_type, "max_position_embeddings"), None)
-    kinds = {
-        rope["rope_type"]: rope.get("original_max_position_embeddings") or size
+    ropes = [
+        (str(rope["rope_type"]), rope.get("original_max_position_embeddings") or size)
         for rope in _ropes(config)
         if rope.get("rope_type") in ("dynamic", "longrope")
-    }
-    shortest = min((length for length in (*kinds.values(), steady) if length is not None), default=None)
+    ]
+    lengths = (steady, *(length for _, length in ropes))
+    shortest = min((length for length in lengths if length is not None), default=None)
     table = size if size is not None and (config.model_type in _SIZES or _has_table(lm, size)) else None
     if shortest is not None and (table is None or shortest <= table):
-        rope_note = f" (rope_type {', '.join(sorted(kinds))} in its config.json)" if shortest in kinds.values() else ""
+        kinds = sorted({kind for kind, length in ropes if length == shortest})
+        rope_note = f" (rope_type {', '.join(kinds)} in its config.json)" if kinds else ""
         return Limits(
             ids,
             shortest,
