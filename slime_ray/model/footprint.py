@@ -11,19 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from slime_ray.config.model import Model
 from slime_ray.config.settings import ROW_MARGIN, Settings
-from slime_ray.config.yaml_source import load_yaml
 from slime_ray.errors import InputError
 from slime_ray.model.flops import Layout, Lengths, Sizes, linear_flops, sizes_of
 from slime_ray.model.meter import Meter, strip, without_data
 
-KNOWN_MODELS = Path(__file__).with_name("known_models.yaml")
 CONTEXT_BYTES = 1.0 * 2**30
 """Bytes that a GPU holds beside tensors: the context, libraries' workspaces."""
 FRAGMENTS = 1.08
@@ -64,8 +61,10 @@ class Footprint:
     """
 
     def __init__(self, model: Model):
+        from slime_ray.model.loading import find_config
+
         self.model = model
-        self.config, self.source = _configuration(model)
+        self.config, self.source = find_config(model)
         text = self.config.get_text_config()
         if any(getattr(text, key, None) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
             raise InputError(f"A model of type {text.model_type} has experts, whose cost the formula does not know.")
@@ -144,9 +143,8 @@ class Footprint:
             # A layer with a window gives back what lies before it.
             states = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
             size = _bytes(tensor for tensor in states if tensor is not None)
-            self._peaks[key] = max(
-                self._extrapolate(measure_reading), batch * (size + SAMPLING * 4 * self.sizes.vocabulary)
-            )
+            last_step = batch * (size + SAMPLING * 4 * self.sizes.vocabulary)
+            self._peaks[key] = max(self._extrapolate(measure_reading), last_step)
         return self._peaks[key]
 
     def decoding_meter(self, batch: int, length: int, *, record: Callable[[str, int, int], None]) -> Meter:
@@ -309,24 +307,6 @@ def fill_row(row: int, pair: Lengths) -> list[Lengths]:
     prompt, chosen, rejected = (max(1, round(row / count * part / sum(pair))) if part else 0 for part in pair)
     rest = row - count * (prompt + chosen + rejected)
     return [Lengths(prompt, max(1, chosen + rest), rejected), *[Lengths(prompt, chosen, rejected)] * (count - 1)]
-
-
-def _configuration(model: Model) -> tuple[Any, str]:
-    """Find the model's configuration, and where it comes from. Raises InputError where it is not known here."""
-    from transformers import AutoConfig
-
-    from slime_ray.model.loading import load_config
-
-    if (config := load_config(model)) is not None:
-        return config, f"the configuration of {model.source}"
-    shapes = load_yaml(KNOWN_MODELS).data
-    if (values := shapes.get(model.source.lower())) is None:
-        raise InputError(
-            f"model.source {model.source}: its shape is not known here: it is neither a local model nor in this "
-            f"machine's cache, and not one of {', '.join(shapes)}. Download its config.json first "
-            f"(hf download {model.source} config.json), or give a local folder."
-        )
-    return AutoConfig.for_model(**values), f"the known shape of {model.source}"
 
 
 @lru_cache(maxsize=32)

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from slime_ray.config.model import Model
+from slime_ray.config.yaml_source import load_yaml
 from slime_ray.data.places import dangling_link
 from slime_ray.data.tasks import load_task
 from slime_ray.data.template_text import resolve_chat_template
@@ -32,6 +33,7 @@ from slime_ray.model.pretrained import (
 from slime_ray.model.quantized import check_quantized, quantization_options
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 
+KNOWN_MODELS = Path(__file__).with_name("known_models.yaml")
 SFT_ADAPTER = "adapter"
 """Folder, in an SFT checkpoint, of the adapter that is merged into it: `lora: keep` and `export` go on from it. Into
 4-bit weights none is merged: there it stays an adapter, and the checkpoint holds nothing else."""
@@ -265,6 +267,20 @@ def load_config(model: Model) -> Any | None:
         if Path(source).exists():
             raise
         return None
+
+
+def find_config(model: Model) -> tuple[Any, str]:
+    """Find the model's configuration, and where it comes from. Raises InputError where it is not known here."""
+    if (config := load_config(model)) is not None:
+        return config, f"the configuration of {model.source}"
+    shapes = load_yaml(KNOWN_MODELS).data
+    if (values := shapes.get(model.source.lower())) is None:
+        raise InputError(
+            f"model.source {model.source}: its shape is not known here: it is neither a local model nor in this "
+            f"machine's cache, and not one of {', '.join(shapes)}. Download its config.json first "
+            f"(hf download {model.source} config.json), or give a local folder."
+        )
+    return AutoConfig.for_model(**values), f"the known shape of {model.source}"
 
 
 def make_policy(lm: Any, model: Model) -> Policy:
