@@ -1,8 +1,12 @@
 """The order of an experiment's trials: the arms, then the search, then the winners again."""
 
+import json
+import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -11,11 +15,14 @@ from slime_ray.config.experiment import Experiment, Trial, arm_trials
 from slime_ray.config.league import DEFAULTS, entry_of
 from slime_ray.config.points import SearchPart
 from slime_ray.config.settings import fingerprint
+from slime_ray.config.strict import LARGEST_SEED
 from slime_ray.errors import InputError
 from slime_ray.on_ray.search import StudyFailed, StudySearch
 from slime_ray.planning.trials import SEARCH_SEED, confirmation_seeds
+from slime_ray.runs import results
 from slime_ray.runs.instructions import Clone
 from slime_ray.runs.pareto import winners
+from slime_ray.runs.status import read_status
 
 
 class SearchPlan:
@@ -296,3 +303,24 @@ def refuse_other_confirmations(rows: Mapping[str, Mapping[str, Any]], points: Ma
                 f"trials/{name} was trained with {row['values']}, but {trial} has {values}: it confirms another point. "
                 "Delete its folder to have the trial's own confirmed."
             )
+
+
+def own_rows(part: SearchPart, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Select the rows of one search's trials, with their points' values alone."""
+    return {name: {**row, "values": part.point(row["values"])} for name, row in rows.items() if part.owns(name)}
+
+
+def seed_of(label: str, seed: int) -> int:
+    """Return a search's seed. An entry's follows from its label, so that no other entry changes its draws."""
+    return seed if not label else (seed + zlib.crc32(label.encode())) % LARGEST_SEED
+
+
+def lost_values(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Find, in other files of the run, what search trials without a result set over base, by id."""
+    confirmed = [row for row in rows.values() if row["phase"] == "confirm" and not row["label"].endswith(DEFAULTS)]
+    lost = {row["label"]: row["values"] for row in confirmed}
+    lost |= {name: state.get("values") or {} for name, state in read_status(run).trials.items()}
+    with suppress(InputError, ValueError, TypeError):
+        old_rows = results.read_table(run, "trials").select(["trial_id", "overrides"]).to_pylist()
+        lost |= {row["trial_id"]: json.loads(row["overrides"]) for row in old_rows}
+    return {name: values for name, values in lost.items() if name.startswith("search-") and name not in rows}

@@ -109,8 +109,7 @@ def _report(request: NodeRequest, *, gpus: bool) -> tuple[list[NodeReport], list
 
 def _fit(experiment: Experiment) -> Iterator[Finding]:
     nodes = alive_nodes()
-    obstacle = why_never(experiment.resources, nodes)
-    if obstacle:
+    if obstacle := why_never(experiment.resources, nodes):
         yield Finding("error", "resources", obstacle)
         return
     fits = concurrent_trials(experiment.resources, nodes)
@@ -196,11 +195,7 @@ def _models(settings: Settings, judge: bool = True) -> list[tuple[str, str]]:
     """List what loads a model, in words, with its folder, file or Hub id."""
     sources = [("model.source", settings.model.source, settings.model.gguf_file)]
     members = settings.evaluation.judge.members if judge else ()
-    sources += [
-        ("evaluation.judge.model", judge_model.model, None)
-        for judge_model in members
-        if isinstance(judge_model, RewardModel)
-    ]
+    sources += [("evaluation.judge.model", member.model, None) for member in members if isinstance(member, RewardModel)]
     models = []
     for key, source, file in sources:
         models.append((f"{key} {source}", str(Path(source, file)) if file and Path(source).is_absolute() else source))
@@ -285,9 +280,8 @@ def _on_hub(kind: str, name: str, source: str, reports: Sequence[NodeReport]) ->
                 f"{name}: there is no such path, the cache has no {kind} of that name, and HF_HUB_OFFLINE=1 forbids to "
                 "fetch it. Correct it, download it first, or unset the variable.",
             )  # fmt: skip
-        suffix = (
-            " once per node; share HF_HOME to fetch it once" if len({report.home for report in reports}) > 1 else ""
-        )
+        homes = {report.home for report in reports}
+        suffix = " once per node; share HF_HOME to fetch it once" if len(homes) > 1 else ""
         return Finding("warning", "model and data", f"{name} will be downloaded{suffix}.")
 
 
@@ -317,7 +311,7 @@ def forecast_bytes(experiment: Experiment) -> int | None:
     """
     settings = experiment.settings
     # An adapter is merged, so what counts is what it was trained on.
-    source = Path(next((path for path in reversed(local_models(settings, judge=False))), ""))
+    source = Path(next(reversed(local_models(settings, judge=False)), ""))
     if settings.model.task or not source.is_absolute() or not source.exists():
         return None
     files = [source] if source.is_file() else [*source.glob("*.safetensors"), *source.glob("*.gguf")]

@@ -185,6 +185,9 @@ class StudySearch:
         except KeyError:
             return None
 
+    def _entry_points(self) -> list[tuple[str, Point]]:
+        return [(_id(entry), point) for entry in self._entries() if _id(entry) and (point := self._point(entry))]
+
     def _check(self) -> None:
         """Raise InputError where the study is about something else."""
         goals = self.study.user_attrs["goals"]
@@ -212,6 +215,7 @@ class StudySearch:
         self._refuse_another_run(points)
         self._fail_unfinished()
         entries: list[FrozenTrial] = []
+        rebuilt: set[str] = set()
         for entry in self._entries():
             trial_id = _id(entry)
             if trial_id and entry.state in ENDED:
@@ -222,19 +226,18 @@ class StudySearch:
                     self.final_ids.add(trial_id)
                 else:
                     entry = _without_result(entry)
+                    rebuilt.add(trial_id)
             entries.append(entry)
-        if rebuilt := {
-            _id(entry) for entry, old_entry in zip(entries, self._entries(), strict=True) if entry is not old_entry
-        }:
+        if rebuilt:
             self._rebuild(entries)
             self.notes += [f"{name} has no result any more; it is run again." for name in sorted(rebuilt - rows.keys())]
+        # A study of version 0.1.0 may hold further points of an id.
+        entry_points = self._entry_points()
         self.points = {
             **{trial_id: point for trial_id, values in lost.items() if (point := self.search.locate(values))},
-            **{_id(entry): point for entry in entries if _id(entry) and (point := self._point(entry))},
+            **dict(entry_points),
             **points,
         }
-        # A study of version 0.1.0 may hold further points of an id.
-        entry_points = [(_id(entry), point) for entry in entries if _id(entry) and (point := self._point(entry))]
         # A clone takes no point away: where there are as many trials as points, one would be left without any.
         history = (point for name, point in [*self.points.items(), *entry_points] if not is_clone(name))
         self.sampler.history.update(map(key, history))
@@ -242,13 +245,9 @@ class StudySearch:
         self.reruns = {trial_id: point for trial_id, point in self.points.items() if trial_id not in rows}
 
     def _refuse_another_run(self, points: Mapping[str, Point]) -> None:
-        study_points: dict[str, list[Point]] = {}
-        for entry in self._entries():
-            if _id(entry) in points and (point := self._point(entry)):
-                study_points.setdefault(_id(entry), []).append(point)
-        if mismatched := sorted(
-            trial_id for trial_id, points_of_trial in study_points.items() if points[trial_id] not in points_of_trial
-        ):
+        entry_points = [(trial_id, point) for trial_id, point in self._entry_points() if trial_id in points]
+        matched = {trial_id for trial_id, point in entry_points if point == points[trial_id]}
+        if mismatched := sorted({trial_id for trial_id, _ in entry_points} - matched):
             raise InputError(
                 f"The study has another point for {mismatched[0]} than trials/{mismatched[0]}/trial.json, so it "
                 f"belongs to another run. Put the run's own back, or move this one away: {REBUILD_HINT}."

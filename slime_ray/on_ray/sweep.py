@@ -3,9 +3,8 @@
 import json
 import logging
 import time
-import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -19,15 +18,13 @@ from ray.tune.error import TuneError
 from rich.console import Console
 
 from slime_ray.config.experiment import Experiment, Trial
-from slime_ray.config.league import DEFAULTS
-from slime_ray.config.points import SearchPart, with_values
-from slime_ray.config.strict import LARGEST_SEED
+from slime_ray.config.points import with_values
 from slime_ray.errors import INTERRUPTED, InputError, Interrupted, RunError
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.on_ray.cluster_state import alive_nodes
 from slime_ray.on_ray.connection import connected, last_line
 from slime_ray.on_ray.monitor import Monitor
-from slime_ray.on_ray.plan import TrialPlan
+from slime_ray.on_ray.plan import TrialPlan, lost_values, own_rows, seed_of
 from slime_ray.on_ray.preflight import examine, print_findings, refuse
 from slime_ray.on_ray.prepare import prepare_on_cluster
 from slime_ray.on_ray.progress import Callback, Progress, print_line
@@ -41,7 +38,7 @@ from slime_ray.runs.folder import Start, failures, lock_run, log_file, now, refu
 from slime_ray.runs.inputs import digests
 from slime_ray.runs.instructions import FOLDER, Instructions, forget_stops
 from slime_ray.runs.pareto import best_rows
-from slime_ray.runs.status import announce, announce_sweep, read_status, write_status
+from slime_ray.runs.status import announce, announce_sweep, write_status
 from slime_ray.runs.store import RunStore
 from slime_ray.runs.warm_start import EarlierRun, Observation, earlier_runs, refuse_other_data
 from slime_ray.training import attempts
@@ -305,27 +302,6 @@ def _plan(sweep: Sweep, observed: list[Observation]) -> TrialPlan:
     for clone in Instructions.read(run).clones:
         plan.add(clone)
     return plan
-
-
-def own_rows(part: SearchPart, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Select the rows of one search's trials, with their points' values alone."""
-    return {name: {**row, "values": part.point(row["values"])} for name, row in rows.items() if part.owns(name)}
-
-
-def seed_of(label: str, seed: int) -> int:
-    """Return a search's seed. An entry's follows from its label, so that no other entry changes its draws."""
-    return seed if not label else (seed + zlib.crc32(label.encode())) % LARGEST_SEED
-
-
-def lost_values(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Find, in other files of the run, what search trials without a result set over base, by id."""
-    confirmed = [row for row in rows.values() if row["phase"] == "confirm" and not row["label"].endswith(DEFAULTS)]
-    lost = {row["label"]: row["values"] for row in confirmed}
-    lost |= {name: state.get("values") or {} for name, state in read_status(run).trials.items()}
-    with suppress(InputError, ValueError, TypeError):
-        old_rows = results.read_table(run, "trials").select(["trial_id", "overrides"]).to_pylist()
-        lost |= {row["trial_id"]: json.loads(row["overrides"]) for row in old_rows}
-    return {name: values for name, values in lost.items() if name.startswith("search-") and name not in rows}
 
 
 def _fit(sweep: Sweep, plan: TrialPlan, context: WorkerContext, callbacks: list[tune.Callback]) -> None:

@@ -11,8 +11,7 @@ from slime_ray.config.experiment import EarlyStopping, Experiment
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
 from slime_ray.on_ray.monitor import MonitorActor
-from slime_ray.on_ray.plan import TrialPlan
-from slime_ray.on_ray.sweep import seed_of
+from slime_ray.on_ray.plan import TrialPlan, seed_of
 from slime_ray.runs import results
 from slime_ray.runs.folder import lock_run
 from slime_ray.runs.instructions import Clone

@@ -9,9 +9,9 @@ from ray.tune.search import Searcher
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
-from slime_ray.on_ray.plan import TrialPlan, confirm_trials
+from slime_ray.on_ray.plan import TrialPlan, confirm_trials, lost_values
 from slime_ray.on_ray.search import StudyFailed
-from slime_ray.on_ray.sweep import lost_values, with_extensions
+from slime_ray.on_ray.sweep import with_extensions
 from slime_ray.runs import results
 from slime_ray.runs.instructions import Clone, ask_for_more
 from slime_ray.runs.pareto import best_rows
