@@ -188,7 +188,7 @@ class Footprint:
         checkpointing: bool = False,
         record: Callable[[str, int, int], None] = lambda name, size, flops: None,
     ) -> Meter:
-        """Count what one micro-batch runs, forward and backward, where gradients to add to exist.
+        """Count what one micro-batch runs, forward and backward, with gradients to add to.
 
         lm: the model on the meta device, which is used up. record: as `Meter` takes it.
         """

@@ -70,7 +70,7 @@ def declared_limits(config: Any) -> Limits:
 
 
 def limits_of(lm: Any, steady: int | None = None) -> Limits:
-    """Return a model's ids and positions: its shortest table of them, or length of steady frequencies.
+    """Return a model's limits: its ids, and the shortest of its position tables and steady frequencies.
 
     lm: of transformers, with or without weights. steady: such a length of modules that are none of transformers', as
     `steady_length` measures it.
@@ -191,8 +191,8 @@ def _early_outputs(
 ) -> list[torch.Tensor] | None:
     """Compute a module's outputs for the first `short` positions, with one more at the end of `tokens`.
 
-    A copy on the CPU does: the module may keep what it saw last, and a GPU does not survive a wrong index. None where
-    it fails.
+    A copy on the CPU computes them: the module may keep what it saw last, and a GPU does not survive a wrong index.
+    None where it fails.
     """
     arguments = {name: value.cpu() if torch.is_tensor(value) else value for name, value in call.arguments.items()}
     positions = arguments[argument]

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def free_memory() -> None:
-    """Give back memory that only reference cycles, as Trainer makes them, still hold."""
+    """Give back memory that nothing uses but reference cycles, as Trainer makes them."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -51,7 +51,7 @@ for process in filter(alive, known):
 
 @contextmanager
 def janitor(pid: int, *, exclude: Container[int] = ()) -> Iterator[None]:
-    """Have a small process end the descendants of process `pid`, those of now and without `exclude`.
+    """Have a small process end the descendants that process `pid` has now, those in `exclude` aside.
 
     It does once the context is left, or this process gone.
     """

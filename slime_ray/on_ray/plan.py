@@ -84,7 +84,7 @@ class SearchPlan:
     def max_remaining(self) -> int:
         """Count the trials that may still have to run.
 
-        A search that goes on may have other winners than so far, whatever has been confirmed, clones among them.
+        While a search goes on, others may win than those that are confirmed already, clones among them.
         """
         unfinished = {*self.trial_ids(), *self.running} - self.rows.keys()
         if self.has_confirmations or not unfinished:
