@@ -58,10 +58,7 @@ def is_memory_error(error: BaseException) -> bool:
 
 
 def device_error(error: BaseException) -> BaseException | None:
-    """Find the error of a GPU in this one, or in its causes.
-
-    No later call on that GPU works. Memory that ran out is none.
-    """
+    """Find the error of a GPU, after which no call on it works, in this one or its causes; lack of memory is none."""
     chain: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in chain:

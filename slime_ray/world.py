@@ -43,10 +43,7 @@ class World:
         return values[0]  # type: ignore[return-value]
 
     def from_main(self, work: Callable[[], T]) -> T:
-        """Run `work` on rank 0 and return its result on every rank.
-
-        A SlimeRayError that it raises there is raised everywhere.
-        """
+        """Run `work` on rank 0, and return its result or raise its SlimeRayError on every rank."""
         result: T | SlimeRayError | None = None
         if self.main:
             try:
@@ -67,9 +64,7 @@ class World:
         return values
 
     def share(self, items: Sequence[T], work: Callable[[T], Any]) -> list[Any]:
-        """Divide `work` of the items among the ranks; return all results on each.
-
-        They are in the items' order.
+        """Divide `work` of the items among the ranks; return all results, in the items' order, on each.
 
         Every rank calls `work` equally often, some of them for nothing: a forward pass of a sharded model is an
         exchange between all ranks.

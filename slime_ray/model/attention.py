@@ -57,10 +57,7 @@ class RowLayout:
         self._masks: dict[Any, list[torch.Tensor | None]] = {}
 
     def masks(self, window: int | None, like: torch.Tensor) -> list[torch.Tensor | None]:
-        """Return each segment's additive mask.
-
-        None for a segment that is attended in two calls, or without a mask.
-        """
+        """Return each segment's additive mask; None for one that is attended in two calls, or without a mask."""
         if (window, like.dtype) not in self._masks:
             self._masks[window, like.dtype] = [
                 segment_mask(segment, window, like) if segment.rejected and sum(segment) <= SHORT_SEGMENT else None
@@ -78,10 +75,7 @@ def local_setting(config: Any) -> str | None:
 
 
 def varlen_kernel() -> Callable[..., Any] | None:
-    """Return torch's variable-length attention kernel, or None.
-
-    None where torch has none, or one without windows or shared key heads.
-    """
+    """Return torch's variable-length attention; None where torch lacks it, or windows or shared key heads in it."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -91,10 +85,7 @@ def varlen_kernel() -> Callable[..., Any] | None:
 
 
 def why_no_varlen(dtype: torch.dtype, head_size: int, dropout: float) -> str | None:
-    """Say in words what the variable-length kernel lacks; None where nothing.
-
-    dropout: of attention.
-    """
+    """Say what the variable-length kernel lacks; None where nothing. dropout: of attention."""
     if requirement := _missing_requirement():
         return requirement
     if dtype not in (torch.bfloat16, torch.float16):
@@ -160,10 +151,7 @@ def row_attention(
 
 
 def _cast_to_autocast(*tensors: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Cast tensors to autocast's dtype.
-
-    torch does so for sdpa, but not for the variable-length kernel.
-    """
+    """Cast tensors to autocast's dtype, as torch does for sdpa but not for the variable-length kernel."""
     device_type = tensors[0].device.type
     if not torch.is_autocast_enabled(device_type) or tensors[0].dtype == torch.float64:
         return iter(tensors)
@@ -178,10 +166,7 @@ def _attend_row(
     window: int | None,
     scale: float | None,
 ) -> torch.Tensor:
-    """Compute a row's attention in one call.
-
-    Its masks are aligned to the end of keys and queries, so that rejected sees its prompt.
-    """
+    """Compute a row's attention in one call, its masks aligned to the ends, so that rejected sees its prompt."""
     attend: Any = varlen_kernel()
     # Views alone: the gradient of an index would be written into zeros and copied.
     query, key, value = (tensor.transpose(1, 2).squeeze(0) for tensor in (query, key, value))
@@ -234,10 +219,7 @@ def _attend_segments(
 
 
 def segment_mask(segment: Segment, window: int | None, like: torch.Tensor) -> torch.Tensor:
-    """Build the (tokens, tokens) additive mask of one segment, 0 or -inf.
-
-    like: a tensor of the mask's dtype and device.
-    """
+    """Build the (tokens, tokens) additive mask of one segment, 0 or -inf. like: a tensor of its dtype and device."""
     prompt, chosen, rejected = segment
     causal = causal_mask(prompt + max(chosen, rejected), window, like)
     first = prompt + chosen
@@ -249,10 +231,7 @@ def segment_mask(segment: Segment, window: int | None, like: torch.Tensor) -> to
 
 
 def causal_mask(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
-    """Return the (length, length) additive mask of one sequence.
-
-    0 for a token itself and up to `window` - 1 tokens before it, else -inf.
-    """
+    """Return one sequence's (length, length) mask: 0 for itself and up to `window` - 1 tokens before, else -inf."""
     size = 1 << max(7, (length - 1).bit_length())
     return _causal_mask(size, window, like.dtype, like.device)[:length, :length]
 

@@ -19,10 +19,7 @@ DECODER_NAMES = {
 
 
 def text_decoder(config: Any) -> Any:
-    """Return the configuration of a model's text decoder.
-
-    That is `config` itself unless the model is a vision-language model that is known here.
-    """
+    """Return the configuration of a known vision-language model's text decoder, or `config` of any other model."""
     if config.model_type not in WITH_TOWERS:
         return config
     text = copy.deepcopy(config.get_text_config())

@@ -30,10 +30,7 @@ class FileFault(ValueError):
 
 
 def check_folder(folder: Path) -> None:
-    """Check a model's or an adapter's folder.
-
-    Raises FileFault for the first thing that is wrong with it.
-    """
+    """Check a model's or an adapter's folder. Raises FileFault for the first thing that is wrong with it."""
     check_texts(folder)
     if (folder / ADAPTER).is_file():
         check_adapter(folder)
@@ -57,10 +54,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_adapter(folder: Path) -> None:
-    """Check an adapter's weights.
-
-    Raises FileFault for a folder without them, or with a whole model's as well.
-    """
+    """Check an adapter's weights. Raises FileFault where there are none, or a whole model's as well."""
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise FileFault(f"{folder} has {ADAPTER} but no {ADAPTER_WEIGHTS}{_pickled(folder)}")
     if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
@@ -72,10 +66,7 @@ def check_adapter(folder: Path) -> None:
 
 
 def check_texts(folder: Path) -> None:
-    """Check a folder's JSON files, those of a tokenizer among them.
-
-    Raises FileFault for one that cannot be read.
-    """
+    """Check a folder's JSON files, those of a tokenizer among them. Raises FileFault for one that cannot be read."""
     if not folder.is_dir():
         raise FileFault(f"{folder} is no folder")
     try:
@@ -105,10 +96,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> Iterator[Path]:
-    """List the safetensors files of a whole model, as transformers chooses them.
-
-    Raises FileFault where there are none.
-    """
+    """List a whole model's safetensors files, as transformers chooses them. Raises FileFault where there are none."""
     # A configuration may name another file.
     file_name = read_object(folder / "config.json").get("transformers_weights")
     index = folder / (file_name if isinstance(file_name, str) and file_name.endswith(".index.json") else INDEX)
@@ -136,10 +124,7 @@ def weight_dtypes(file: Path) -> dict[str, str]:
 
 
 def check_weights(file: Path) -> None:
-    """Compare a safetensors file's size with what its header says.
-
-    Raises FileFault where it is cut short or no such file.
-    """
+    """Compare a safetensors file's size with its header's. Raises FileFault where it is cut short or no such file."""
     start = _start(file)
     if start.startswith(_LFS):
         raise FileFault(f"{file} {_POINTER}")

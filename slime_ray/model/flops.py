@@ -149,10 +149,7 @@ def _model_query_key_pairs(sizes: Sizes, layout: Layout) -> int:
 
 
 def sizes_of(lm: Any) -> Sizes:
-    """Count a causal language model's weights, with or without adapters of peft.
-
-    Raises InputError for one without attention of the usual kind.
-    """
+    """Count a causal language model's weights, with or without adapters. Raises InputError for unusual attention."""
     base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
     config = base.config.get_text_config()
     end_ids = {id(base.get_output_embeddings()), id(base.get_input_embeddings())}

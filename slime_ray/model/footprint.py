@@ -11,19 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from slime_ray.config.model import Model
 from slime_ray.config.settings import ROW_MARGIN, Settings
-from slime_ray.config.yaml_source import load_yaml
 from slime_ray.errors import InputError
 from slime_ray.model.flops import Layout, Lengths, Sizes, linear_flops, sizes_of
 from slime_ray.model.meter import Meter, strip, without_data
 
-KNOWN_MODELS = Path(__file__).with_name("known_models.yaml")
 CONTEXT_BYTES = 1.0 * 2**30
 """Bytes that a GPU holds beside tensors: the context, libraries' workspaces."""
 FRAGMENTS = 1.08
@@ -64,8 +61,10 @@ class Footprint:
     """
 
     def __init__(self, model: Model):
+        from slime_ray.model.loading import find_config
+
         self.model = model
-        self.config, self.source = _configuration(model)
+        self.config, self.source = find_config(model)
         text = self.config.get_text_config()
         if any(getattr(text, key, None) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
             raise InputError(f"A model of type {text.model_type} has experts, whose cost the formula does not know.")
@@ -108,19 +107,14 @@ class Footprint:
 
     @property
     def merged(self) -> int:
-        """Bytes of the whole model after training, in float32.
-
-        On a 4-bit base, of its adapters alone. A head that was trained is no longer that of the embeddings.
-        """
+        """Bytes of the whole model after training, in float32; on a 4-bit base of its adapters alone."""
         if self.model.quantization:
             return self.trained
         untied = self.tied and self.model.lora is not None and self.trains_head
         return 4 * (self.numbers + (self.sizes.hidden * self.sizes.vocabulary if untied else 0))
 
     def step(self, row: int, pair: Lengths, *, gpu: bool, checkpointing: bool) -> float:
-        """Measure the peak bytes of new tensors in a training step over one row.
-
-        row: its tokens. Gradients do not count.
+        """Measure the peak bytes of new tensors, without gradients, in a training step over a row of so many tokens.
 
         pair: mean lengths of the pairs in it. Raises InputError where the counted FLOPs are not the formula's.
         """
@@ -133,10 +127,7 @@ class Footprint:
         return self._peaks[key]
 
     def answers(self, batch: int, prompt: int, answer: int, *, gpu: bool) -> float:
-        """Measure the peak bytes of new tensors while answers are drawn.
-
-        It is the larger of reading the prompts and of the last decoding step.
-        """
+        """Measure the peak bytes of new tensors while answers are drawn: of reading prompts, or of the last step."""
 
         def measure_reading(lm: Any) -> float:
             with _without_data(), torch.no_grad():
@@ -152,16 +143,12 @@ class Footprint:
             # A layer with a window gives back what lies before it.
             states = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
             size = _bytes(tensor for tensor in states if tensor is not None)
-            self._peaks[key] = max(
-                self._extrapolate(measure_reading), batch * (size + SAMPLING * 4 * self.sizes.vocabulary)
-            )
+            last_step = batch * (size + SAMPLING * 4 * self.sizes.vocabulary)
+            self._peaks[key] = max(self._extrapolate(measure_reading), last_step)
         return self._peaks[key]
 
     def decoding_meter(self, batch: int, length: int, *, record: Callable[[str, int, int], None]) -> Meter:
-        """Count what a GPU runs to decode one token of each answer.
-
-        batch: number of answers. length: tokens of each, with its prompt.
-        """
+        """Count what a GPU runs to decode one token each of `batch` answers of `length` tokens with their prompts."""
         with _without_data(), torch.no_grad():
             policy, cache = self._fill_cache(batch, length, gpu=True)
             with Meter(record) as meter, _autocast(policy):
@@ -201,9 +188,7 @@ class Footprint:
         checkpointing: bool = False,
         record: Callable[[str, int, int], None] = lambda name, size, flops: None,
     ) -> Meter:
-        """Count what one micro-batch runs, forward and backward.
-
-        Gradients to add to are there already.
+        """Count what one micro-batch runs, forward and backward, with gradients to add to.
 
         lm: the model on the meta device, which is used up. record: as `Meter` takes it.
         """
@@ -235,10 +220,7 @@ class Footprint:
         return self._add_adapters(self._build_model(layers))
 
     def _extrapolate(self, measure: Callable[[Any], float]) -> float:
-        """Measure a figure of the whole model.
-
-        Where every layer adds the same, two shallow models stand for it.
-        """
+        """Measure a figure of the whole model, by two shallow ones where every layer adds the same."""
         if self.layers <= SHALLOW_LAYERS[1] or not self._layers_alike:
             return measure(self.model_of(self.layers))
         shallow, deep = (measure(self.model_of(layers)) for layers in SHALLOW_LAYERS)
@@ -327,37 +309,13 @@ def fill_row(row: int, pair: Lengths) -> list[Lengths]:
     return [Lengths(prompt, max(1, chosen + rest), rejected), *[Lengths(prompt, chosen, rejected)] * (count - 1)]
 
 
-def _configuration(model: Model) -> tuple[Any, str]:
-    """Find the model's configuration, and say where it comes from.
-
-    Raises InputError where it is not known here.
-    """
-    from transformers import AutoConfig
-
-    from slime_ray.model.loading import load_config
-
-    if (config := load_config(model)) is not None:
-        return config, f"the configuration of {model.source}"
-    shapes = load_yaml(KNOWN_MODELS).data
-    if (values := shapes.get(model.source.lower())) is None:
-        raise InputError(
-            f"model.source {model.source}: its shape is not known here: it is neither a local model nor in this "
-            f"machine's cache, and not one of {', '.join(shapes)}. Download its config.json first "
-            f"(hf download {model.source} config.json), or give a local folder."
-        )
-    return AutoConfig.for_model(**values), f"the known shape of {model.source}"
-
-
 @lru_cache(maxsize=32)
 def _footprint(key: str) -> Footprint:
     return Footprint(Model.model_validate_json(key))
 
 
 def footprint(model: Model) -> Footprint:
-    """Return the footprint of the settings' model, made once.
-
-    Raises InputError where its shape is not known here.
-    """
+    """Return the footprint of the settings' model, made once. Raises InputError where its shape is not known here."""
     return _footprint(model.model_dump_json())
 
 

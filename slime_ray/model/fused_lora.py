@@ -27,10 +27,7 @@ class FusedLinear(lora.Linear):
         return fused.view(*x.shape[:-1], -1)
 
     def _only_adapter(self, x: torch.Tensor) -> str | None:
-        """Return the one adapter on the frozen layer.
-
-        None where there is more to compute, or less.
-        """
+        """Return the one adapter on the frozen layer; None where there is more to compute, or less."""
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
             return None
         name, base = self.active_adapters[0], self.base_layer
@@ -89,10 +86,7 @@ class _LowRankLinear(torch.autograd.Function):
 
 
 def fuse_lora(lm: nn.Module) -> None:
-    """Let every plain low-rank layer of a peft model compute in the fused way.
-
-    Nothing else about it changes.
-    """
+    """Let every plain low-rank layer of a peft model compute in the fused way; nothing else changes."""
     for module in lm.modules():
         if type(module) is lora.Linear:
             module.__class__ = FusedLinear

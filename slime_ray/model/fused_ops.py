@@ -38,10 +38,7 @@ _compilers: list[Compiler] = []
 
 @contextmanager
 def compiled_by(compiler: Compiler) -> Iterator[None]:
-    """Have another compiler make the fused functions within this context.
-
-    It does so for every device, such as a compiler that counts operations.
-    """
+    """Have another compiler, such as one that counts, make the fused functions meanwhile, for every device."""
     _compilers.append(compiler)
     try:
         yield
@@ -66,10 +63,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, around_one: bool) -> torch.Tensor:
-    """Divide x, (tokens, size), by its root mean square and scale it.
-
-    The scale is `weight`, or, as Gemma has it, 1 + `weight`.
-    """
+    """Divide x, (tokens, size), by its root mean square, times `weight`, or, as Gemma has it, 1 + `weight`."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     if around_one:
@@ -85,10 +79,7 @@ def gated(gate: torch.Tensor, up: torch.Tensor, *, activation: str) -> torch.Ten
 def rotary(
     module: Any, query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate queries and keys by their positions.
-
-    query, key: (1, tokens, heads, head size), and so is what is returned. cos, sin: (1, tokens, head size).
-    """
+    """Rotate query and key, (1, tokens, heads, head size), by their positions. cos, sin: (1, tokens, head size)."""
     # What is compared with a number of the module is a number in the kernel, too.
     if query.shape[-1] != module.head_dim or key.shape[-1] != module.head_dim or cos.shape[-1] != module.head_dim:
         raise ValueError(f"queries, keys and angles must have the head size {module.head_dim}")

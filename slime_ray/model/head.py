@@ -40,12 +40,7 @@ ALIGNMENT = 128
 
 
 def logit_scale(config: Any) -> float:
-    """Return the factor of a model's logits.
-
-    Model types differ in its name, and in whether they divide by it.
-
-    config: the whole model's, for what a text model does its multimodal wrapper may not.
-    """
+    """Return the factor of a model's logits. config: the whole model's: a multimodal wrapper may not scale."""
     model_type, text = config.model_type, config.get_text_config()
     if model_type in _DIVISORS:
         return 1.0 / getattr(text, _DIVISORS[model_type])
@@ -54,10 +49,7 @@ def logit_scale(config: Any) -> float:
 
 
 def logit_cap(config: Any) -> float | None:
-    """Return the soft cap of a model's logits; None without one.
-
-    It applies after any scale. config: the whole model's.
-    """
+    """Return the soft cap of a model's logits, after any scale; None without one. config: the whole model's."""
     if config.model_type in UNCAPPED:
         return None
     return getattr(config.get_text_config(), _CAPS.get(config.model_type, "final_logit_softcapping"), None)
@@ -92,9 +84,7 @@ class Head:
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
     def logps(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Compute log-probabilities of `targets`, (positions,), in nats.
-
-        They are in at least float32 and have gradients.
+        """Compute log-probabilities of `targets` in nats, (positions,), in at least float32, with gradients.
 
         hidden: (positions, hidden size); targets: (positions,).
         """
@@ -222,9 +212,7 @@ class _Tiles:
     def gradient(
         self, tile: "_Tile", normaliser: torch.Tensor, upstream: torch.Tensor, target_gradient: torch.Tensor
     ) -> torch.Tensor:
-        """Compute the gradient by raw logits, upstream * (onehot - p).
-
-        It replaces the logits where that is not compiled.
+        """Compute the gradient by raw logits, upstream * (onehot - p), over the logits where that is not compiled.
 
         target_gradient: upstream times the cap's derivative at the target.
         """
@@ -245,10 +233,7 @@ class _Tiles:
         return probabilities.mul_(-upstream).scatter_add_(1, tile.column, target_gradient)
 
     def slope(self, logits: torch.Tensor) -> torch.Tensor | None:
-        """Return the derivative of the capped by the raw logits; None without a cap.
-
-        logits: the capped ones.
-        """
+        """Return the derivative of the capped by the raw logits, given the capped; None without a cap."""
         return None if self.cap is None else (logits / self.cap).square_().neg_().add_(1)
 
 
@@ -268,10 +253,7 @@ class _Tile(NamedTuple):
     top: torch.Tensor | None = None
 
     def pick(self, target: torch.Tensor) -> torch.Tensor:
-        """Return (height, 1) logits of the targets.
-
-        They are this tile's where the targets are in it, else those of `target`.
-        """
+        """Return the targets' (height, 1) logits: this tile's where they are in it, else those of `target`."""
         return torch.where(self.inside, self.logits.gather(1, self.column), target)
 
 
@@ -399,10 +381,7 @@ class _TrainedHead(torch.autograd.Function):
 
 
 def _product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Compute left @ right into `out`, in its dtype.
-
-    Only a CPU rounds the product to a narrower dtype first.
-    """
+    """Compute left @ right into `out`, in its dtype; only a CPU rounds to a narrower one first."""
     if out.dtype == left.dtype:
         return torch.mm(left, right, out=out)
     if left.device.type == "cpu":

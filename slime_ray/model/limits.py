@@ -33,10 +33,7 @@ class Limits:
     reason: str = ""
 
     def check_length(self, tokens: int, description: str, remedy: str) -> None:
-        """Raise InputError for a sequence of too many tokens.
-
-        description: what it is. remedy: the way out.
-        """
+        """Raise InputError for a sequence of too many tokens. description: what it is. remedy: the way out."""
         if self.positions is not None and tokens > self.positions:
             raise InputError(f"{description} has {tokens} tokens, more than {self.reason}. {remedy}")
 
@@ -49,10 +46,7 @@ class Limits:
         )
 
     def check_ids(self, largest: int, place: str, token: str | None = None) -> None:
-        """Raise InputError for an id that the model does not have.
-
-        token: its text, where that is known.
-        """
+        """Raise InputError for an id that the model does not have. token: its text, where that is known."""
         if largest >= self.ids:
             name = "a token" if token is None else f"the token {token!r}"
             raise InputError(
@@ -76,24 +70,24 @@ def declared_limits(config: Any) -> Limits:
 
 
 def limits_of(lm: Any, steady: int | None = None) -> Limits:
-    """Return the ids and positions of a model.
-
-    The shortest counts of its tables of positions and of the lengths up to which its frequencies are steady.
+    """Return a model's limits: its ids, and the shortest of its position tables and steady frequencies.
 
     lm: of transformers, with or without weights. steady: such a length of modules that are none of transformers', as
     `steady_length` measures it.
     """
     config, ids = lm.config.get_text_config(), lm.get_input_embeddings().weight.shape[0]
     size = getattr(config, _SIZES.get(config.model_type, "max_position_embeddings"), None)
-    kinds = {
-        rope["rope_type"]: rope.get("original_max_position_embeddings") or size
+    ropes = [
+        (str(rope["rope_type"]), rope.get("original_max_position_embeddings") or size)
         for rope in _ropes(config)
         if rope.get("rope_type") in ("dynamic", "longrope")
-    }
-    shortest = min((length for length in (*kinds.values(), steady) if length is not None), default=None)
+    ]
+    lengths = (steady, *(length for _, length in ropes))
+    shortest = min((length for length in lengths if length is not None), default=None)
     table = size if size is not None and (config.model_type in _SIZES or _has_table(lm, size)) else None
     if shortest is not None and (table is None or shortest <= table):
-        rope_note = f" (rope_type {', '.join(sorted(kinds))} in its config.json)" if shortest in kinds.values() else ""
+        kinds = sorted({kind for kind, length in ropes if length == shortest})
+        rope_note = f" (rope_type {', '.join(kinds)} in its config.json)" if kinds else ""
         return Limits(
             ids,
             shortest,
@@ -116,10 +110,7 @@ def _ropes(config: Any) -> list[dict[str, Any]]:
 
 
 def _has_table(lm: Any, size: int) -> bool:
-    """Tell whether a decoder has a table of `size` positions.
-
-    It is an embedding, or a buffer of as many vectors.
-    """
+    """Tell whether a decoder has an embedding of `size` positions, or a buffer of as many vectors."""
     decoder, embeddings = decoder_of(lm), lm.get_input_embeddings()
     return any(
         isinstance(module, nn.Embedding) and module is not embeddings and module.weight.shape[0] - size in _OFFSETS
@@ -139,10 +130,7 @@ Calls = dict[nn.Module, inspect.BoundArguments]
 
 @contextmanager
 def record_rotary_calls(lm: Any, calls: Calls) -> Iterator[None]:
-    """Record calls of modules that turn positions into frequencies.
-
-    They have no parameters and are none of transformers'.
-    """
+    """Record calls of modules without parameters, none of transformers', that turn positions into frequencies."""
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.setdefault(module, inspect.signature(module.forward).bind(*args, **kwargs))
@@ -162,9 +150,7 @@ def record_rotary_calls(lm: Any, calls: Calls) -> Iterator[None]:
 
 
 def steady_length(lm: Any, calls: Calls) -> int | None:
-    """Find the tokens up to which these modules treat early positions alike.
-
-    Up to then their numbers do not depend on what follows.
+    """Find the tokens up to which these modules treat early positions alike, whatever follows.
 
     calls: of one short sequence. None where that holds up to four times the positions of the model's configuration.
     """
@@ -203,11 +189,10 @@ def _steady(module: nn.Module, call: inspect.BoundArguments, *, far: int) -> int
 def _early_outputs(
     module: nn.Module, call: inspect.BoundArguments, argument: str, tokens: int, short: int
 ) -> list[torch.Tensor] | None:
-    """Compute a module's outputs for the first `short` positions.
+    """Compute a module's outputs for the first `short` positions, with one more at the end of `tokens`.
 
-    One more position is at the end of `tokens`. None where the module fails.
-
-    A copy on the CPU computes it: the module may keep what it saw last, and a GPU does not survive a wrong index.
+    A copy on the CPU computes them: the module may keep what it saw last, and a GPU does not survive a wrong index.
+    None where it fails.
     """
     arguments = {name: value.cpu() if torch.is_tensor(value) else value for name, value in call.arguments.items()}
     positions = arguments[argument]
@@ -228,9 +213,6 @@ def _early_outputs(
 
 
 def _position_argument(module: nn.Module) -> str:
-    """Name the argument of a module that takes positions, or their number.
-
-    Empty where none does.
-    """
+    """Name the argument of a module that takes positions, or their number; empty where none does."""
     parameters = inspect.signature(module.forward).parameters
     return next((name for name in ("position_ids", "seq_len") if name in parameters), "")

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from slime_ray.config.model import Model
+from slime_ray.config.yaml_source import load_yaml
 from slime_ray.data.places import dangling_link
 from slime_ray.data.tasks import load_task
 from slime_ray.data.template_text import resolve_chat_template
@@ -32,16 +33,14 @@ from slime_ray.model.pretrained import (
 from slime_ray.model.quantized import check_quantized, quantization_options
 from slime_ray.model.tiny import tiny_model, tiny_tokenizer
 
+KNOWN_MODELS = Path(__file__).with_name("known_models.yaml")
 SFT_ADAPTER = "adapter"
 """Folder, in an SFT checkpoint, of the adapter that is merged into it: `lora: keep` and `export` go on from it. Into
 4-bit weights none is merged: there it stays an adapter, and the checkpoint holds nothing else."""
 
 
 def find_parts(model: Model, *, local_only: bool = False) -> Parts:
-    """Look whether a real model is an adapter on another one.
-
-    Raises InputError for an adapter without its base.
-    """
+    """Look whether a real model is an adapter on another one. Raises InputError for an adapter without its base."""
     with _loading_errors("model", model.source):
         return parts_of(model.source, model.revision, local_only=local_only)
 
@@ -53,10 +52,7 @@ def weight_sources(model: Model) -> list[str]:
 
 
 def load_tokenizer(model: Model) -> Any:
-    """Load the tokenizer, with its chat template and a padding token.
-
-    Raises InputError where there is none.
-    """
+    """Load the tokenizer, with its chat template and a padding token. Raises InputError where there is none."""
     if model.task:
         return tiny_tokenizer(load_task(model.task))
     source, options = _tokenizer_source(model)
@@ -73,10 +69,7 @@ def load_tokenizer(model: Model) -> Any:
 
 
 def _tokenizer_source(model: Model) -> tuple[str, dict[str, Any]]:
-    """Return the tokenizer's folder or Hub id, and options of `from_pretrained`.
-
-    An adapter's own tokenizer goes before its base's.
-    """
+    """Return the tokenizer's folder or Hub id, an adapter's own before its base's, and options of `from_pretrained`."""
     options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     if model.tokenizer:
         return model.tokenizer, options
@@ -87,13 +80,12 @@ def _tokenizer_source(model: Model) -> tuple[str, dict[str, Any]]:
 
 
 def load_model(model: Model, *, seed: int, note: Note = log_note) -> Any:
-    """Load the pretrained causal language model.
+    """Load the pretrained causal language model; an embedded one gets random weights from `seed`.
 
-    An embedded one gets random weights from `seed`. An adapter is merged into its base. Of a vision-language model that
-    is known, only the text decoder is loaded, since no text passes through the rest; with an adapter, which names the
-    parts of the whole, all of it is, and so it is in 4 bits, on which adapters stay. `note` receives what a user should
-    know of what was loaded. Raises InputError for a model that cannot be found or read, or whose files do not hold
-    every weight of it.
+    An adapter is merged into its base. Of a vision-language model that is known, only the text decoder is loaded, since
+    no text passes through the rest; with an adapter, which names the parts of the whole, all of it is, and so it is in
+    4 bits, on which adapters stay. `note` receives what a user should know of what was loaded. Raises InputError for a
+    model that cannot be found or read, or whose files do not hold every weight of it.
     """
     if model.task:
         return tiny_model(load_task(model.task), seed=seed).to(getattr(torch, model.weights_dtype))
@@ -104,18 +96,16 @@ def load_model(model: Model, *, seed: int, note: Note = log_note) -> Any:
 
 
 def load_checkpoint(folder: Path, *, dtype: str, note: Note = log_note) -> Any:
-    """Load a model that `save_pretrained` wrote, or an adapter merged into its base.
+    """Load what `save_pretrained` wrote, in safetensors alone: a model, or an adapter merged into its base.
 
-    Only safetensors are read. Raises InputError where it cannot be read, or does not hold every weight.
+    Raises InputError where it cannot be read, or does not hold every weight.
     """
     with _folder_errors(folder):
         return _load(Model(source=str(folder)), dtype, note)
 
 
 def load_start(stage: Path, model: Model, *, whole: bool = True) -> Any:
-    """Load the model that trials start from and are compared with.
-
-    It is an SFT checkpoint, or a base with the adapter that is kept on it.
+    """Load what trials start from and are compared with: an SFT checkpoint, or a base with its kept adapter.
 
     Args:
         stage: The SFT checkpoint's folder.
@@ -134,10 +124,7 @@ def load_start(stage: Path, model: Model, *, whole: bool = True) -> Any:
 
 
 def with_sft(lm: Any, stage: Path, model: Model) -> Any:
-    """Lay the adapter of the SFT stage on a 4-bit base, next to a trial's.
-
-    Anything else has it already.
-    """
+    """Lay the adapter of the SFT stage on a 4-bit base, next to a trial's; anything else has it already."""
     folder = stage / SFT_ADAPTER
     if model.quantization is None or model.kept or not folder.is_dir():
         return lm
@@ -147,20 +134,14 @@ def with_sft(lm: Any, stage: Path, model: Model) -> Any:
 
 
 def load_trained(stage: Path, model: Model, adapter: Path, *, note: Note = log_note) -> Any:
-    """Load a trial's adapter on the SFT checkpoint that it was trained on.
-
-    Raises InputError unless all of it fits.
-    """
+    """Load a trial's adapter on the SFT checkpoint that it was trained on. Raises InputError unless all of it fits."""
     if model.quantization is None:
         return load_adapter(load_checkpoint(stage, dtype=model.weights_dtype, note=note), adapter)
     return with_sft(load_adapter(load_start(stage, model, whole=False), adapter), stage, model)
 
 
 def load_external(folder: Path, model: Model, *, note: Note = log_note) -> Any:
-    """Load a policy from elsewhere: a whole model, or an adapter.
-
-    An adapter is merged into its base, or laid on a 4-bit one as `model` is.
-    """
+    """Load another's policy: a whole model, or an adapter, merged into its base or on a 4-bit one as `model` is."""
     if model.quantization is None or not (folder / ADAPTER).is_file():
         return load_checkpoint(folder, dtype=model.weights_dtype, note=note)
     with _folder_errors(folder):
@@ -171,10 +152,9 @@ def load_external(folder: Path, model: Model, *, note: Note = log_note) -> Any:
 
 
 def load_kept(model: Model, folder: Path, *, note: Note = log_note) -> Any:
-    """Load the base of the adapter `model.source`, with the adapter on it.
+    """Load the base of the adapter `model.source`, with the adapter of `folder`, which training may have changed.
 
-    The adapter is as it is in `folder`, which may be what training made of it. Raises InputError where base or adapter
-    cannot be loaded, or where it adapts other layers than can be trained here.
+    Raises InputError where base or adapter cannot be loaded, or where it adapts other layers than can be trained here.
     """
     with _loading_errors("model", model.source):
         base = parts_of(model.source, model.revision)
@@ -199,20 +179,14 @@ def load_kept(model: Model, folder: Path, *, note: Note = log_note) -> Any:
 
 
 def load_adapter(lm: Any, folder: Path, *, merge: bool = False) -> Any:
-    """Lay an adapter of peft's on the model it was trained on, or merge it.
-
-    Raises InputError unless all of it fits.
-    """
+    """Lay an adapter of peft's on the model it was trained on, or merge it. Raises InputError unless all of it fits."""
     with _folder_errors(folder):
         check_adapter(folder)
         return merge_adapter(lm, folder) if merge else attach_adapter(lm, folder)
 
 
 def base_of(folder: Path) -> str:
-    """Return the base that an adapter names: a path or a Hub id.
-
-    Raises InputError for a damaged adapter.
-    """
+    """Return the base that an adapter names: a path or a Hub id. Raises InputError for a damaged adapter."""
     with _folder_errors(folder):
         check_adapter(folder)
         return str(read_object(folder / ADAPTER).get("base_model_name_or_path"))
@@ -254,10 +228,7 @@ def _load(model: Model, dtype: str, note: Note, *, towers: bool = True) -> Any:
 
 
 def _decoder_alone(parts: Parts, note: Note, **options: Any) -> dict[str, Any]:
-    """Return the options of `from_pretrained` that load the text decoder alone.
-
-    They are empty where it is not known to compute the same.
-    """
+    """Return options of `from_pretrained` for the text decoder alone; empty unless that is known to be the same."""
     try:
         config = AutoConfig.from_pretrained(parts.source, revision=parts.revision, **options)
     except Exception:
@@ -270,9 +241,9 @@ def _decoder_alone(parts: Parts, note: Note, **options: Any) -> dict[str, Any]:
 
 
 def load_config(model: Model) -> Any | None:
-    """Return the configuration of what is loaded, from this machine alone.
+    """Return the configuration of what is loaded, from this machine; None where a Hub model is not in its cache.
 
-    None where a Hub model is not in its cache. Raises InputError for a local model that cannot be read.
+    Raises InputError for a local model that cannot be read.
     """
     if model.task:
         return tiny_model(load_task(model.task), seed=0).config
@@ -298,11 +269,22 @@ def load_config(model: Model) -> Any | None:
         return None
 
 
-def make_policy(lm: Any, model: Model) -> Policy:
-    """Build the policy as the settings describe it.
+def find_config(model: Model) -> tuple[Any, str]:
+    """Find the model's configuration, and where it comes from. Raises InputError where it is not known here."""
+    if (config := load_config(model)) is not None:
+        return config, f"the configuration of {model.source}"
+    shapes = load_yaml(KNOWN_MODELS).data
+    if (values := shapes.get(model.source.lower())) is None:
+        raise InputError(
+            f"model.source {model.source}: its shape is not known here: it is neither a local model nor in this "
+            f"machine's cache, and not one of {', '.join(shapes)}. Download its config.json first "
+            f"(hf download {model.source} config.json), or give a local folder."
+        )
+    return AutoConfig.for_model(**values), f"the known shape of {model.source}"
 
-    Raises InputError for an attention that cannot be had.
-    """
+
+def make_policy(lm: Any, model: Model) -> Policy:
+    """Build the policy as the settings describe it. Raises InputError for an attention that cannot be had."""
     config, dtype = lm.config.get_text_config(), getattr(torch, model.dtype)
     if model.attention == "varlen":
         size = getattr(config, "head_dim", None) or config.hidden_size // getattr(config, "num_attention_heads", 1)

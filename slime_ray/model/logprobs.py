@@ -35,10 +35,7 @@ logger = logging.getLogger(__name__)
 def _in_policy_dtype(
     method: Callable[Concatenate["Policy", P], T],
 ) -> Callable[Concatenate["Policy", P], T]:
-    """Have a method of `Policy` compute under the policy's autocast.
-
-    Whoever calls it, it is under that or under none.
-    """
+    """Have a method of `Policy` compute under the policy's own autocast, or under none, whoever calls it."""
 
     @functools.wraps(method)
     def run(self: "Policy", *arguments: P.args, **options: P.kwargs) -> T:
@@ -148,9 +145,7 @@ class Policy(nn.Module):
         return generated
 
     def prompts_at_a_time(self, longest: int, *, max_new_tokens: int, batch: int) -> int:
-        """Return how many prompts may be answered together: `batch` or 1.
-
-        1 where padding would change their answers.
+        """Return how many prompts may be answered together: `batch`, or 1 where padding would change their answers.
 
         longest: tokens of the longest prompt. Raises InputError where it leaves no room for an answer.
         """
@@ -171,19 +166,13 @@ class Policy(nn.Module):
 
     @_in_policy_dtype
     def own_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Compute (sequences, tokens, vocabulary) logits as the model itself does.
-
-        `probe` compares with them.
-        """
+        """Compute (sequences, tokens, vocabulary) logits as the model itself does, for `probe` to compare with."""
         logits: torch.Tensor = self.lm(input_ids=input_ids, use_cache=False).logits
         return logits
 
     @_in_policy_dtype
     def hidden(self, rows: Rows) -> torch.Tensor:
-        """Compute the last hidden states that predict the completion tokens.
-
-        (completion tokens, hidden size).
-        """
+        """Compute the last hidden states that predict the completion tokens, (completion tokens, hidden size)."""
         return self._hidden(rows)
 
     def _hidden(self, rows: Rows) -> torch.Tensor:
@@ -202,10 +191,7 @@ class Policy(nn.Module):
 
     @_in_policy_dtype
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Compute next-token logits, (positions, vocabulary), in at least float32.
-
-        They are soft-capped where the model's are.
-        """
+        """Compute next-token logits, (positions, vocabulary), in at least float32, soft-capped where the model is."""
         return self.head.logits(hidden)
 
     def pieces(self, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -253,10 +239,7 @@ class Policy(nn.Module):
 
     @cached_property
     def shares_prompts(self) -> bool:
-        """Whether pairs may be packed in one row with their prompt once.
-
-        Else every sequence has a row of its own.
-        """
+        """Whether pairs may be packed in one row with their prompt once, not each sequence in its own."""
         return self.why_not_packed is None
 
     @property
@@ -281,10 +264,7 @@ class Policy(nn.Module):
 
 
 def _set_row_attention(lm: Any) -> bool:
-    """Make `ROW_ATTENTION` the model's attention.
-
-    False where the architecture takes no such function, or no sdpa.
-    """
+    """Make `ROW_ATTENTION` the model's; False where the architecture takes no such function, or no sdpa."""
     if not lm.is_backend_compatible():
         return False
     try:

@@ -83,10 +83,7 @@ class _Layers:
                         self.fused[f"{name}.{weight}"] = parameter.numel()
 
     def find(self, target: str) -> set[str]:
-        """Find the layers that a target names: by name, or by the end of a path.
-
-        Experts need a path: they cost memory.
-        """
+        """Find the layers that a target names, by name or end of path; experts, which cost memory, need a path."""
         layers = {name for name in (*self.linear, *self.embeddings) if _ends_with(name, target)}
         return layers | {
             name
@@ -154,9 +151,7 @@ def _unmatched(layers: _Layers, lora: Lora, unmatched: list[str]) -> InputError:
 
 
 def make_trainable(lm: Any, lora: Lora | None) -> Any:
-    """Add fresh adapters to a model; without `lora`, train every weight of text.
-
-    One whose adapter is kept has it already.
+    """Add fresh adapters to a model, unless its own is kept; without `lora`, train every weight of text.
 
     Returns the model, wrapped where it has adapters. Trained weights are held in float32 at least; the others are
     frozen. Raises InputError as `add_lora` does.
@@ -176,10 +171,7 @@ def make_trainable(lm: Any, lora: Lora | None) -> Any:
 
 
 def _hold_in_float32(lm: nn.Module) -> None:
-    """Widen the trained weights to float32.
-
-    At 5e-7 an update is a hundredth of a bfloat16 step, and would be rounded away.
-    """
+    """Widen the trained weights: at 5e-7 an update is a hundredth of a bfloat16 step, and would be rounded away."""
     for parameter in lm.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
@@ -236,10 +228,7 @@ def add_lora(lm: Any, lora: Lora) -> Any:
 
 
 def _peft_targets(lm: Any, lora: Lora, adapted: AdaptedWeights) -> list[str]:
-    """Return the targets for peft: as the user gave them, or full names.
-
-    Short ones are easily read by other tools, so they stay where peft finds the same layers by them.
-    """
+    """Return the targets as given, for other tools to read, where peft finds the same layers; else full names."""
     if lora.targets != ALL_LINEAR and not adapted.parameters:
         short = [target for target in lora.targets if target not in adapted.unmatched]
         if {name for name, _ in lm.named_modules() if any(_ends_with(name, target) for target in short)} == {
@@ -250,10 +239,7 @@ def _peft_targets(lm: Any, lora: Lora, adapted: AdaptedWeights) -> list[str]:
 
 
 def _untie(lm: Any, trained: Iterable[str], layers: _Layers) -> None:
-    """Give trained layers weights of their own.
-
-    Raises InputError where others than head and embeddings share them.
-    """
+    """Give trained layers weights of their own. Raises InputError where others than head and embeddings share them."""
     layers_by_weight: dict[int, set[str]] = defaultdict(set)
     for name, module in lm.named_modules():
         for parameter in module.parameters(recurse=False):
@@ -281,10 +267,7 @@ def untie_head(lm: Any) -> None:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Tell whether a layer maps vectors to vectors by a weight.
-
-    Some routers inherit from a linear layer and do more.
-    """
+    """Tell whether a layer maps vectors to vectors by a weight; some routers inherit from linear and do more."""
     if type(module) in (nn.Linear, Conv1D):
         return True
     if not isinstance(module, (nn.Linear, Conv1D)):
@@ -297,10 +280,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _is_packed(module: Any) -> bool:
-    """Tell whether a layer's weights are quantized.
-
-    They are then in a tensor of another shape and number.
-    """
+    """Tell whether a layer's weights are quantized, in a tensor of another shape and number."""
     return not module.weight.is_floating_point()
 
 
@@ -314,9 +294,6 @@ def _ends_with(name: str, target: str) -> bool:
 
 
 def _name_in_layer(name: str) -> str:
-    """Strip the layer's own name and number from a weight's name.
-
-    `self_attn.q_proj` of `model.layers.3.self_attn.q_proj`.
-    """
+    """Strip the layer's name and number: `self_attn.q_proj` of `model.layers.3.self_attn.q_proj`."""
     match = re.match(r".*?\.\d+\.(.+)", name)
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", match[1] if match else name)

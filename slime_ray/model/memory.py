@@ -15,10 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def free_memory() -> None:
-    """Give back memory that nothing uses any more.
-
-    Reference cycles, as Trainer makes them, hold models until then.
-    """
+    """Give back memory that nothing uses but reference cycles, as Trainer makes them."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -45,10 +45,7 @@ PROBE_TOKENS = 8
 
 
 def load_parts(kind: Any, parts: Parts, *, note: Note, task: str = CAUSAL, **options: Any) -> Any:
-    """Load a whole model, and merge an adapter into it if there is one.
-
-    options: see `load_whole`.
-    """
+    """Load a whole model, and merge an adapter into it if there is one. options: see `load_whole`."""
     source, adapter = parts.source, parts.adapter
     if adapter is not None:
         check_texts(adapter)
@@ -101,9 +98,7 @@ def _snapshot(source: str, revision: str | None) -> Path | None:
 def attach_adapter(
     lm: Any, folder: Path, *, task: str = CAUSAL, trainable: bool = False, name: str = DEFAULT_ADAPTER
 ) -> Any:
-    """Lay an adapter on its base, not merged.
-
-    Raises FileFault unless every weight of it finds its place.
+    """Lay an adapter on its base, not merged. Raises FileFault unless every weight of it finds its place.
 
     lm: may have an adapter of another name, which stays as it is. task, name: peft's names of what the model is for,
     and of the adapter. trainable: whether it goes on being trained.
@@ -160,10 +155,7 @@ def attach_sft(lm: Any, folder: Path) -> Any:
 
 
 def _biases(adapted: Any, adapter: str) -> set[str]:
-    """Name the base's biases that the adapter has trained.
-
-    peft does not report them as missing.
-    """
+    """Name the base's biases that the adapter has trained, which peft does not report as missing."""
     from peft import get_peft_model_state_dict
 
     names = get_peft_model_state_dict(adapted, adapter_name=adapter, save_embedding_layers=False)
@@ -171,10 +163,7 @@ def _biases(adapted: Any, adapter: str) -> set[str]:
 
 
 def _refuse_unknown_options(folder: Path) -> None:
-    """Raise FileFault for an option that is on and that this peft does not know.
-
-    peft would pass over it and compute something else.
-    """
+    """Raise FileFault for an option that is on and that this peft would pass over, computing something else."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
     content = read_object(folder / ADAPTER)
@@ -227,10 +216,7 @@ def merge_adapter(lm: Any, folder: Path, *, task: str = CAUSAL) -> Any:
 
 
 def _tie_or_untie(lm: Any) -> None:
-    """Share the weights of head and embeddings where they are still equal.
-
-    Else the configuration says that they are apart.
-    """
+    """Share the weights of head and embeddings where they are still equal, else configure them as apart."""
     head, embeddings = lm.get_output_embeddings(), lm.get_input_embeddings()
     if torch.equal(head.weight, embeddings.weight):
         head.weight = embeddings.weight

@@ -44,10 +44,7 @@ class OperationTotals:
 
 @functools.cache
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """Return torch's formulas of FLOPs by operation.
-
-    The one that adds in place is added.
-    """
+    """Return torch's formulas of FLOPs by operation, with that of adding in place."""
     # Here, since it imports Triton, which every command would wait for, and whose exit some versions fill stderr with.
     from torch.utils.flop_counter import flop_registry
 
@@ -106,10 +103,7 @@ class Meter(TorchDispatchMode):
         self._record(name, size, flops)
 
     def fused(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a function as one kernel forward and one backward.
-
-        It saves no more than its inputs in between.
-        """
+        """Wrap a function as one kernel forward and one backward, which saves no more than its inputs in between."""
 
         def run(*inputs: Any, **options: Any) -> Any:
             return _Kernel.apply(self, function.__name__, functools.partial(function, **options), *inputs)
@@ -218,18 +212,15 @@ def _accessed_bytes(tensor: torch.Tensor) -> int:
 
 @contextmanager
 def without_data() -> Iterator[None]:
-    """Make tensors within this context that have a shape and a dtype and no data.
-
-    Their device is the CPU.
-    """
+    """Make tensors within this context that have a shape and a dtype and no data, on the CPU."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
 
 def strip(module: Module) -> Module:
-    """Replace a module's weights by tensors on the CPU without data, in place.
+    """Replace a module's weights, which may be on the meta device, by ones of the CPU without data, in place.
 
-    They may be on the meta device. Called inside `without_data`.
+    Called inside `without_data`.
     """
     replaced: dict[int, torch.Tensor] = {}
     for part in module.modules():

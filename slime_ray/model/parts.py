@@ -28,10 +28,7 @@ class Parts:
 
     @property
     def tokenizer(self) -> tuple[str, str | None]:
-        """Folder or Hub id of the tokenizer, and its revision.
-
-        An adapter's own goes before its base's.
-        """
+        """Folder or Hub id of the tokenizer, an adapter's own before its base's, and its revision."""
         if self.adapter is not None and any((self.adapter / name).is_file() for name in TOKENIZERS):
             return str(self.adapter), None
         return self.source, self.revision
@@ -71,10 +68,7 @@ def _adapter_on_hub(source: str, revision: str | None, local_only: bool) -> Path
 
 
 def downloaded(source: str) -> Path:
-    """Download a model from the Hub, without tokenizer and pickles; return its folder.
-
-    Raises FileFault for one that cannot be had.
-    """
+    """Download a Hub model's folder, without tokenizer and pickles. Raises FileFault for one that cannot be had."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -109,10 +103,7 @@ def _on_base(folder: Path) -> Parts:
 
 
 def check_template(model: Model) -> None:
-    """Raise InputError where the chat template is surely not there.
-
-    Of the Hub and GGUF files only loading tells.
-    """
+    """Raise InputError where the chat template is surely not there. Of the Hub and GGUF files only loading tells."""
     if model.chat_template:
         read_template(model.chat_template)
     elif not model.trust_remote_code and (model.tokenizer or not model.gguf_file):
@@ -126,10 +117,7 @@ def check_template(model: Model) -> None:
 
 
 def check_model(path: Path) -> None:
-    """Check a model's folder, or a file of weights.
-
-    Raises FileFault for the first thing that is wrong with it.
-    """
+    """Check a model's folder, or a file of weights. Raises FileFault for the first thing that is wrong with it."""
     if path.is_dir():
         check_folder(path)
         # Of an adapter, also what it was trained on.

@@ -38,9 +38,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def errors_as_input_error(refusal: Callable[[str], InputError]) -> Iterator[None]:
-    """Raise errors of loading as an InputError.
-
-    `refusal` makes it of the reason and a way out.
+    """Raise errors of loading as the InputError that `refusal` makes of the reason and a way out.
 
     Lack of memory is left as it is: it says nothing about the files.
     """
@@ -63,10 +61,7 @@ def errors_as_input_error(refusal: Callable[[str], InputError]) -> Iterator[None
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an error's message as part of a sentence.
-
-    It is the first line, and the next where that only announces it.
-    """
+    """Return an error's message as part of a sentence: its first line, and the next where that only announces it."""
     if isinstance(error, FileFault):
         return str(error).rstrip(".")
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
@@ -118,10 +113,7 @@ def load_whole(kind: Any, source: str, *, note: Note, adapter_modules: Collectio
 
 
 def read_tokenizer(source: str, **options: Any) -> Any:
-    """Load a tokenizer as AutoTokenizer does.
-
-    Raises FileFault for a broken file in a local folder.
-    """
+    """Load a tokenizer as AutoTokenizer does. Raises FileFault for a broken file in a local folder."""
     folder = Path(source)
     file = folder / options.get("gguf_file", "tokenizer.json")
     if folder.is_dir() and "gguf_file" not in options:
@@ -176,10 +168,7 @@ def _format_shape(shape: Any) -> str:
 
 
 def rename_hint(missing: Collection[str], unexpected: Collection[str]) -> str:
-    """Return the end of a sentence where missing weights have other names.
-
-    A wrapper may have left them so.
-    """
+    """Return the end of a sentence where missing weights have other names, as a wrapper leaves them."""
     if {_strip_wrappers(name) for name in missing} & {_strip_wrappers(name) for name in unexpected}:
         return (
             f", but have {quote_names(unexpected, 'weight')}, as a wrapped model saves them: save the model unwrapped"
@@ -209,10 +198,7 @@ def refuse_not_finite(lm: Any, *, skipped_modules: Collection[str] = ()) -> None
 
 
 def _belongs_to(weight: str, modules: Collection[str]) -> bool:
-    """Tell whether a weight belongs to one of the modules.
-
-    modules: the ends of their names.
-    """
+    """Tell whether a weight belongs to one of the modules, given the ends of their names."""
     return any(f".{module}." in f".{weight}" for module in modules)
 
 

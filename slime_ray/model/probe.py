@@ -23,9 +23,7 @@ from slime_ray.model.limits import Calls, record_rotary_calls, steady_length
 
 @torch.no_grad()
 def probe(policy: Any) -> tuple[str | None, int | None]:
-    """Compare a Policy with its model's own logits.
-
-    Code that came with the model is looked through as well.
+    """Compare a Policy with its model's own logits, and measure code that came with the model.
 
     Args:
         policy: a Policy on the device where it will be used. All ranks of a sharded one call this together.
@@ -51,9 +49,7 @@ def probe(policy: Any) -> tuple[str | None, int | None]:
 
 @torch.no_grad()
 def why_not_padded(policy: Any) -> str | None:
-    """Say why prompts of unequal lengths cannot be answered together.
-
-    They are padded on the left. None where nothing speaks against it.
+    """Say what speaks against answering prompts of unequal lengths together, padded on the left; None for nothing.
 
     policy: a Policy that `probe` has passed. All ranks of a sharded one call this together.
     """
@@ -121,10 +117,7 @@ class _Probe:
         return self._why_not_packed()
 
     def _model_logps(self, prompt: Sequence[int], completion: Sequence[int]) -> tuple[torch.Tensor, float]:
-        """Compute one sequence's log-probabilities by the model itself.
-
-        Also returns its largest logit.
-        """
+        """Compute one sequence's log-probabilities by the model itself, and its largest logit."""
         ids = torch.tensor([[*prompt, *completion]], device=self.policy.device)
         with record_rotary_calls(self.lm, self.rotary):
             logits = self.policy.own_logits(ids)[0, len(prompt) - 1 : -1].double()
@@ -136,18 +129,14 @@ class _Probe:
         return torch.cat([logps.chosen, logps.rejected]).double()
 
     def _difference(self, logps: torch.Tensor, expected: torch.Tensor) -> float:
-        """Compare log-probabilities, in nat.
-
-        It is the largest difference, or the mean where one token may be off by much through rounding alone.
-        """
+        """Compare in nat: by the largest, or by the mean where rounding alone may set one token off by much."""
         difference = (logps - expected).abs()
         return float(difference.max() if self.is_wide else difference.mean())
 
     def _check_attention(self) -> None:
-        """Compare `ROW_ATTENTION` with transformers' eager attention.
+        """Compare `ROW_ATTENTION` with transformers' eager one, and go back to sdpa where they differ.
 
-        Some of what an architecture needs may not come to it. Where it does not, the model gets sdpa back, as
-        transformers knows it.
+        Some of what an architecture needs may not come to it.
         """
         if not self.policy.takes_row_attention:
             return
@@ -219,10 +208,7 @@ class _Probe:
 
 @contextmanager
 def _errors_as_input_error(sentence: str) -> Iterator[None]:
-    """Raise a model's own errors as an InputError that starts with the sentence.
-
-    Memory that runs out is no such error.
-    """
+    """Raise a model's own errors, lack of memory aside, as an InputError that starts with the sentence."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -245,10 +231,7 @@ def _logit_settings(config: Any) -> str:
 
 
 def _synthetic_pairs(lm: Any) -> list[TokenPair]:
-    """Make pairs of unequal lengths, without ids that the configuration names.
-
-    Those may stand for images or padding.
-    """
+    """Make pairs of unequal lengths, without ids that the configuration names, such as for images or padding."""
     configs = {id(config): config.to_dict() for config in (lm.config, lm.config.get_text_config())}
     special_ids = {
         number

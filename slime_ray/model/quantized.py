@@ -28,10 +28,7 @@ def refuse_quantized(model: Model) -> None:
 
 
 def quantization_options(model: Model) -> dict[str, Any]:
-    """Return options of `from_pretrained` for 4-bit weights.
-
-    Empty where `model.quantization` is null.
-    """
+    """Return options of `from_pretrained` for 4-bit weights; empty where `model.quantization` is null."""
     if model.quantization is None:
         return {}
     from transformers import BitsAndBytesConfig
@@ -46,10 +43,10 @@ def quantization_options(model: Model) -> dict[str, Any]:
 
 
 def check_quantized(lm: Any, model: Model) -> None:
-    """Check that loaded weights are in 4 bits as the settings say.
+    """Check that loaded weights are in 4 bits as the settings say, in the layout that has gradients.
 
-    Their layout has to be the one that has gradients. Raises FileFault for files that hold 4-bit weights of another
-    kind, or any where the settings want none, and for experts that would not be quantized.
+    Raises FileFault for files that hold 4-bit weights of another kind, or any where the settings want none, and for
+    experts that would not be quantized.
     """
     if not getattr(lm, "is_loaded_in_4bit", False):
         return
@@ -84,18 +81,12 @@ def keep_layout(lm: Any) -> None:
 
 
 def quantized_weights(lm: Any) -> list[torch.Tensor]:
-    """List the weights that bitsandbytes would quantize: all but the head's.
-
-    lm: may be on the meta device.
-    """
+    """List the weights that bitsandbytes would quantize: all but the head's. lm: may be on the meta device."""
     linear = [module for module in lm.modules() if type(module) in (nn.Linear, Conv1D)]
     return [module.weight for module in linear if module is not lm.get_output_embeddings()]
 
 
 def quantized_bytes(model: Model, weights: int) -> float:
-    """Return the bytes of a layer's weights in 4 bits, with their scales.
-
-    weights: their number.
-    """
+    """Return the bytes of so many weights of a layer in 4 bits, with their scales."""
     scales = weights / BLOCK
     return weights / 2 + (scales + 4 * scales / SCALES if model.double_quantization else 4 * scales)

@@ -12,10 +12,9 @@ from slime_ray.model.logprobs import Policy
 
 
 def shard(policy: Policy) -> Policy:
-    """Divide a policy's parameters among the ranks of the process group, in place.
+    """Divide a policy's parameters, layer by layer, then the rest, among the process group's ranks, in place.
 
-    Layer by layer, then the rest. Every rank has to hold the same weights, and from then on to make the same forward
-    passes.
+    Every rank has to hold the same weights, and from then on to make the same forward passes.
     """
     for layer in decoder_of(policy.causal_lm).layers:
         fully_shard(layer)
@@ -33,10 +32,7 @@ def is_sharded(policy: nn.Module) -> bool:
 
 
 def whole_weights(policy: Policy, *, trained_only: bool) -> dict[str, torch.Tensor]:
-    """Gather a sharded policy's parameters by name, whole and on the CPU.
-
-    Every rank calls it; rank 0 gets them.
-    """
+    """Gather a sharded policy's parameters by name on rank 0, whole and on the CPU. Every rank calls it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only, strict=False)
     weights: dict[str, Any] = get_model_state_dict(policy, options=options)
     return {name.removeprefix("lm."): weight for name, weight in weights.items()}

@@ -50,10 +50,9 @@ def tiny_tokenizer(task: Task) -> PreTrainedTokenizerFast:
 def tiny_model(
     task: Task, *, seed: int, hidden_size: int = 64, layers: int = 2, heads: int = 4, intermediate_size: int = 176
 ) -> LlamaForCausalLM:
-    """Build a Llama with random float32 weights that follow from `seed`.
+    """Build a Llama with random float32 weights that follow from `seed`; the global random state stays.
 
-    The global random state stays as it was. With the default sizes it has about 0.11 M parameters. It is the pretrained
-    model that the SFT stage starts from.
+    With the default sizes it has about 0.11 M parameters. It is the pretrained model that the SFT stage starts from.
     """
     tokenizer = tiny_tokenizer(task)
     config = LlamaConfig(

@@ -14,9 +14,7 @@ NOT_OF_THE_DECODER = ("classif", "summary", "seq_")
 
 
 def configured_dropout(config: Any) -> dict[str, float]:
-    """List what a configuration draws at random in training, by its names.
-
-    Dropout, dropped layers, jitter of routers.
+    """List what a configuration draws at random in training, by its names: dropout, dropped layers, routers' jitter.
 
     config: of the text model. Rates of 0 are left out.
     """
@@ -46,10 +44,9 @@ def set_train_mode(lm: nn.Module, *, dropout: bool) -> None:
 
 
 def checkpoint_layers(lm: Any) -> None:
-    """Recompute each layer of the decoder in the backward pass.
+    """Recompute each layer of the decoder in the backward pass, in whatever mode the model is.
 
-    It does so in whatever mode the model is. transformers' own switch works in training mode alone. Raises InputError
-    for a model without such layers.
+    transformers' own switch works in training mode alone. Raises InputError for a model without such layers.
     """
     layers = [module for module in lm.get_decoder().modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:

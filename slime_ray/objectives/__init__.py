@@ -69,10 +69,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def find_objective(name: str) -> type[Objective]:
-    """Return the class of a registered objective, or of a user's own.
+    """Return the class of a registered objective, or import the user's own, `package.module:Class`.
 
-    A user's own is `package.module:Class`, which is imported. Raises ValueError for a name that leads nowhere, or to no
-    frozen dataclass whose knobs all have defaults.
+    Raises ValueError for a name that leads nowhere, or to no frozen dataclass whose knobs all have defaults.
     """
     module, colon, kind = name.partition(":")
     if not colon:

@@ -55,10 +55,7 @@ class ObjectiveOutput:
 
     @property
     def loss(self) -> Tensor:
-        """The loss of this batch by itself, 0-d.
-
-        Every term is averaged over this batch's pairs or tokens.
-        """
+        """The loss of this batch by itself, each term averaged over its pairs or tokens; 0-d."""
         return self.loss_over(self.counts)
 
     def loss_over(self, counts: Mapping[str, int]) -> Tensor:
@@ -72,10 +69,7 @@ class ObjectiveOutput:
         return torch.stack([term.total / self._divisor(counts, term.unit) for term in self.terms.values()]).sum()
 
     def value(self, name: str) -> Tensor:
-        """Average one term over this batch's own items; 0-d.
-
-        Raises KeyError for an unknown name.
-        """
+        """Average one term over this batch's own items; 0-d. Raises KeyError for an unknown name."""
         term = self.terms[name]
         return term.total / self._divisor(self.counts, term.unit)
 
@@ -106,10 +100,7 @@ class Objective(Protocol):
 
     @property
     def pairs_together(self) -> int | None:
-        """How many pairs of an update, in their order, belong into one call.
-
-        None: any cut gives the same loss.
-        """
+        """How many pairs of an update, in order, belong into one call; None where any cut gives the same loss."""
 
     def __call__(
         self,
@@ -152,10 +143,7 @@ def at_least_float32(logps: Tensor) -> Tensor:
 
 
 def zero_in_graph(tensor: Tensor) -> Tensor:
-    """Return a 0-d zero in the graph of `tensor`, of gradient exactly 0.
-
-    It is what a removed term contributes.
-    """
+    """Return what a removed term contributes: a 0-d zero in the graph of `tensor`, of gradient exactly 0."""
     return tensor[:0].sum()
 
 
@@ -262,10 +250,7 @@ def _check_side(side: str, logps: Tensor, lengths: Tensor) -> None:
 
 
 def check_reference(objective: str, reference: ReferenceLogps | None, like: Tensor) -> ReferenceLogps:
-    """Return the reference's sums, detached, in the dtype of `like`; (pairs,).
-
-    Raises ValueError where they are absent or of another shape.
-    """
+    """Return the reference's sums, (pairs,), detached, in the dtype of `like`; ValueError if absent or misshapen."""
     if reference is None:
         raise ValueError(f"reference is None: {objective} compares with a reference model's log-probs")
     for side, sums in (("chosen", reference.chosen), ("rejected", reference.rejected)):
@@ -283,10 +268,7 @@ def check_number(
     above: float = -math.inf,
     at_most: float = math.inf,
 ) -> None:
-    """Raise ValueError unless `value` is finite and in the range.
-
-    Its sentence starts with `field`.
-    """
+    """Raise ValueError, with a sentence that starts with `field`, unless `value` is finite and in the range."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     # Not math.isfinite: it raises OverflowError for an int beyond the floats.
     if number and abs(value) <= sys.float_info.max and at_least <= value <= at_most and value > above:
@@ -297,10 +279,7 @@ def check_number(
 
 
 def check_count(field: str, value: int) -> None:
-    """Raise ValueError unless `value` is a whole number >= 1.
-
-    Its sentence starts with `field`.
-    """
+    """Raise ValueError, with a sentence that starts with `field`, unless `value` is a whole number >= 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{field} is {value!r}: must be a whole number >= 1")
 

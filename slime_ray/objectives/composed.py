@@ -133,10 +133,7 @@ class ComposedObjective(PairwiseObjective):
         return log_odds(logps) if self.score == "odds" else alphapo_rewards(logps, self.power)
 
     def _link(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Compute the weighted link, summed over pairs.
-
-        chosen, rejected: scores, (pairs,).
-        """
+        """Compute the weighted link, summed over pairs. chosen, rejected: scores, (pairs,)."""
         link = "logistic" if self.without("link") and self.link != "none" else self.link
         if link == "none" or self.without("margin"):
             return zero_in_graph(chosen)
@@ -168,10 +165,7 @@ class ComposedObjective(PairwiseObjective):
         return Term(-self.anchor_weight * batch.chosen.sum(), "chosen_tokens")
 
     def _stabilizer(self, rejected: Tensor) -> Tensor:
-        """Compute SLIME's eq. 7, weighted and summed.
-
-        rejected: (tokens,) in nats.
-        """
+        """Compute SLIME's eq. 7, weighted and summed. rejected: (tokens,) in nats."""
         if not self.stabilizer_strength or self.without("stabilizer"):
             return zero_in_graph(rejected)
         penalties = F.softplus(-rejected - self.stabilizer_threshold) ** self.stabilizer_exponent

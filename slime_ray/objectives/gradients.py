@@ -27,17 +27,17 @@ def component_activity(
     *,
     reference: ReferenceLogps | None = None,
 ) -> dict[str, float]:
-    """Measure what the terms of `objective` do on these pairs.
+    """Measure what the terms of `objective` do on these pairs; see `Objective` for the arguments' shapes.
 
-    See `Objective` for the arguments' shapes. gradient_share.<term>: |g| of the term over the sum of all terms' |g|,
-    where g is the gradient of the term, as it stands in the loss of these pairs, with respect to all their token log-
-    probs, chosen and rejected, and |g| its Euclidean norm. The shares add up to 1; where no term has a gradient all are
-    0. A removed term has exactly 0. chosen_share.<term>: of the term's |g| squared, the part on the chosen tokens:
-    which side the term moves. 0 where the term has no gradient. gradient_ratio: |g| of the whole loss on the chosen
-    tokens over that on the rejected ones (arXiv 2604.18239 keeps it in a band where chosen stays likely). Absent where
-    the loss does not reach the rejected tokens. past_hard_margin: the share of pairs of D >= hard_margin, for SLIME
-    alone, whatever is removed from it. There the margin term pushes nothing, unless the hard margin or its clip is
-    removed.
+    gradient_share.<term>: |g| of the term over the sum of all terms' |g|, where g is the gradient of the term, as it
+        stands in the loss of these pairs, with respect to all their token log-probs, chosen and rejected, and |g| its
+        Euclidean norm. The shares add up to 1; where no term has a gradient all are 0. A removed term has exactly 0.
+    chosen_share.<term>: of the term's |g| squared, the part on the chosen tokens: which side the term moves. 0 where
+        the term has no gradient.
+    gradient_ratio: |g| of the whole loss on the chosen tokens over that on the rejected ones (arXiv 2604.18239 keeps it
+        in a band where chosen stays likely). Absent where the loss does not reach the rejected tokens.
+    past_hard_margin: the share of pairs of D >= hard_margin, for SLIME alone, whatever is removed from it. There the
+        margin term pushes nothing, unless the hard margin or its clip is removed.
 
     Exact for the log-probs given, by autograd, and without any pass through a model: what a parameter feels of a term
     is not in it. Raises what the objective raises.
@@ -78,11 +78,10 @@ def differ(first: Objective, second: Objective) -> bool:
 
 
 def probe(objective: Objective) -> tuple[Tensor, ...]:
-    """Return an objective's loss and its gradients by token, on a fixed batch.
+    """Return an objective's loss and its gradients by chosen and by rejected tokens, on a fixed batch.
 
-    The gradients are by the chosen and by the rejected tokens. At its start and at its end, between which its knobs may
-    change. Completions and their references differ; tokens are from almost certain to hopeless, and margins of either
-    sign.
+    At its start and at its end, between which its knobs may change. Completions and their references differ; tokens are
+    from almost certain to hopeless, and margins of either sign.
     """
     generator = torch.Generator().manual_seed(0)
     lengths = 1 + torch.arange(PAIRS) % TOKENS
@@ -120,11 +119,11 @@ def pushes_of(objective: Any) -> dict[str, float]:
 
 
 def matched_knobs(objective: Any, remove: tuple[str, ...]) -> dict[str, float]:
-    """Return the knob with which a variant pushes as hard as the whole objective.
+    """Return the knob with which `objective` without `remove` pushes as hard next to its other terms as the whole.
 
-    The variant is `objective` without `remove`; pushes are compared next to its other terms. Its `push_knob`, or else
-    `nll_weight` by the inverse. Empty where the push is the same, where it is gone, and where it is the only term: Adam
-    divides by the size of that. SLIME pushes, with the paper's values, 7 times less without the hard margin.
+    Its `push_knob`, or else `nll_weight` by the inverse. Empty where the push is the same, where it is gone, and where
+    it is the only term: Adam divides by the size of that. SLIME pushes, with the paper's values, 7 times less without
+    the hard margin.
 
     Args:
         objective: The full one, which has `push_term`.
@@ -151,11 +150,11 @@ def matched_knobs(objective: Any, remove: tuple[str, ...]) -> dict[str, float]:
 
 
 def matched_strength(objective: SlimeObjective, exponent: float) -> float:
-    """Return the `stabilizer_strength` that matches `objective` at an exponent.
+    """Return the `stabilizer_strength` with which p = `exponent` penalises a token as much as `objective` does.
 
-    With p = `exponent` it penalises a token as much as `objective` does. The token has STABILIZED_LOGP. With u =
-    -STABILIZED_LOGP - stabilizer_threshold and the objective's own exponent q it is stabilizer_strength * softplus(u)
-    ** (q - p): equal terms, eq. 7, at that token. Their gradients then are as p to q.
+    The token has STABILIZED_LOGP. With u = -STABILIZED_LOGP - stabilizer_threshold and the objective's own exponent q
+    it is stabilizer_strength * softplus(u) ** (q - p): equal terms, eq. 7, at that token. Their gradients then are as p
+    to q.
 
     Raises ValueError for an exponent out of range, and where the strength is no finite number.
     """

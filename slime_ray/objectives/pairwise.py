@@ -113,10 +113,7 @@ class PairwiseObjective:
         raise NotImplementedError
 
     def terms(self, batch: Batch, reference: ReferenceLogps | None) -> dict[str, Term]:
-        """Return the terms of one batch.
-
-        One has the objective's own name; `nll` is added where it has such a weight.
-        """
+        """Return the terms of one batch: one of the objective's own name, and `nll` where it has such a weight."""
         terms = {self.name: Term(self.pair_losses(batch, reference).sum(), "pairs")}
         weight = getattr(self, "nll_weight", None)
         if weight is not None:
@@ -142,9 +139,7 @@ class PairwiseObjective:
 
 
 def check_removals(remove: object, parts: Mapping[str, str]) -> tuple[str, ...]:
-    """Return `remove` in the order of `parts` and without repetitions.
-
-    So equal objectives compare equal.
+    """Return `remove` in the order of `parts` without repetitions, so that equal objectives compare equal.
 
     Raises:
         ValueError: Something else than a list of these parts.

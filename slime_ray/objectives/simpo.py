@@ -176,10 +176,7 @@ class SftObjective(PairwiseObjective):
 
 
 def alphapo_rewards(means: Tensor, alpha: float) -> Tensor:
-    """Compute AlphaPO's rewards (1 - exp(-alpha * m)) / alpha of mean log-probs.
-
-    (pairs,) each; m where alpha is 0.
-    """
+    """Compute AlphaPO's rewards (1 - exp(-alpha * m)) / alpha of mean log-probs m, (pairs,); m where alpha is 0."""
     if alpha == 0:
         return means
     return -torch.expm1((-alpha * means).clamp(max=LARGEST_POWER)) / alpha

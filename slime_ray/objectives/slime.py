@@ -75,10 +75,7 @@ class SlimeObjective(PairwiseObjective):
             raise ValueError("remove holds hard_margin and hard_margin_clip, two readings of one ablation: name one")
 
     def terms(self, batch: Batch, reference: ReferenceLogps | None) -> dict[str, Term]:
-        """Return the terms `anchor`, `stabilizer` and `margin` of one batch.
-
-        `reference` is not read.
-        """
+        """Return the terms `anchor`, `stabilizer` and `margin` of one batch. `reference` is not read."""
         chosen, rejected = batch.scores(None, self.normalization)
         return {
             "anchor": Term(self._anchor(chosen), "pairs"),
@@ -99,10 +96,7 @@ class SlimeObjective(PairwiseObjective):
         return Term(self.stabilizer_strength * self._penalties(batch.rejected).sum(), "rejected_tokens")
 
     def _penalties(self, rejected: Tensor) -> Tensor:
-        """Compute the penalties that eq. 7 averages.
-
-        rejected: (tokens,) in nats; returns (tokens,).
-        """
+        """Compute the penalties that eq. 7 averages, (tokens,). rejected: (tokens,) in nats."""
         # torch's softplus, as released: from 20 nats past the threshold on it is its argument, short of the
         # exact value by less than 2.1e-9.
         return F.softplus(-rejected - self.stabilizer_threshold) ** self.stabilizer_exponent

@@ -40,10 +40,7 @@ class ReleasedSlimeObjective(SlimeObjective):
         return self.micro_batch_pairs
 
     def terms(self, batch: Batch, reference: ReferenceLogps | None) -> dict[str, Term]:
-        """Return SLIME's terms of one batch of whole micro-batches, summed as often.
-
-        `reference` is not read.
-        """
+        """Return SLIME's terms of one batch of whole micro-batches, summed as often. `reference` is not read."""
         terms = super().terms(batch, reference)
         return {name: Term(self.times_summed * term.total, term.unit) for name, term in terms.items()}
 

@@ -17,10 +17,7 @@ from slime_ray.on_ray.connection import connected
 
 
 def vllm_command(checkpoint: Path, *, model: str, rank: int, adapters: int, port: int) -> list[str]:
-    """Build the command that serves a checkpoint with so many adapters.
-
-    rank: the largest of an adapter.
-    """
+    """Build the command that serves a checkpoint with so many adapters, at most of this rank."""
     return [
         *("vllm", "serve", str(checkpoint), "--served-model-name", model, "--port", str(port)),
         *("--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(adapters)),
@@ -43,7 +40,7 @@ class VllmServer:
 
 
 def serve_answers(checkpoint: Path, *, model: str, rank: int, adapters: int, port: int, gpus: int, say: Any) -> None:
-    """Serve answers from a node of the cluster until Ctrl-C.
+    """Serve answers from a node until Ctrl-C.
 
     Raises InputError where vLLM or the checkpoint is missing, RunError where vLLM ends.
     """

@@ -37,10 +37,7 @@ Question = Literal["get_draining_nodes", "get_cluster_config", "available_resour
 
 
 def cluster_state(question: Question) -> Any:
-    """Ask Ray a question about the cluster.
-
-    None where this version of Ray cannot be asked, which is logged once a process.
-    """
+    """Ask Ray about the cluster; None, logged once a process, where this version of Ray cannot be asked."""
     try:
         return getattr(ray._private.state.state, question)()
     except Exception as error:  # Whatever another version of Ray makes of it.
@@ -73,9 +70,9 @@ class NodeRequest:
 class NodeReport:
     """What a node reports of itself.
 
-    disk: free bytes. missing: local paths of the request that are not there. faults: what is wrong with the files of
-    models that are. judge_fault: what it lacks to judge and to ask a server. tracker_fault: what it lacks for
-    the trackers. write_error: why it could not write to the storage. can_read: whether it sees the driver's probe file.
+    write_error: why it could not write to the storage. can_read: whether it sees the driver's probe file. disk: free
+    bytes. missing: local paths of the request that are not there. faults: what is wrong with the files of models that
+    are. judge_fault, tracker_fault: what it lacks to judge and to ask a server, and for the trackers.
     """
 
     node: str
@@ -132,10 +129,7 @@ def free_nodes() -> list[Node]:
 
 
 def connected_cluster(experiment: Experiment, *, storage: RunStore) -> Cluster:
-    """Describe the Ray cluster that this process is connected to.
-
-    What an autoscaler may add counts.
-    """
+    """Describe the Ray cluster that this process is connected to, with what an autoscaler may add."""
     nodes, prefix = alive_nodes(), "accelerator_type:"
     living = [node for node in ray.nodes() if node["Alive"]]
     names = {name for node in living for name in node["Resources"] if name.startswith(prefix)}
@@ -151,10 +145,7 @@ def connected_cluster(experiment: Experiment, *, storage: RunStore) -> Cluster:
 
 
 def inspect_node(node: str, request: NodeRequest, *, gpus: bool = False) -> NodeReport:
-    """Report on the node that this Ray task runs on.
-
-    gpus: also on its GPUs.
-    """
+    """Report on the node that this Ray task runs on. gpus: also on its GPUs."""
     storage, write_error, can_read = request.storage, None, False
     try:
         storage.check()
@@ -192,10 +183,7 @@ def inspect_node(node: str, request: NodeRequest, *, gpus: bool = False) -> Node
 
 
 def package_versions() -> dict[str, str]:
-    """Return versions of the packages that decide what a trial computes.
-
-    They are not imported.
-    """
+    """Return versions, without an import, of the packages that decide what a trial computes."""
     versions = {}
     for package in PACKAGES:
         try:

@@ -51,7 +51,7 @@ for process in filter(alive, known):
 
 @contextmanager
 def janitor(pid: int, *, exclude: Container[int] = ()) -> Iterator[None]:
-    """Have a small process end the descendants that process `pid` has now, those to spare aside.
+    """Have a small process end the descendants that process `pid` has now, those in `exclude` aside.
 
     It does once the context is left, or this process gone.
     """
@@ -74,10 +74,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def _lives(process: psutil.Process) -> bool:
-    """Tell whether a process has not ended.
-
-    Older Ray, such as 2.52, leaves what it killed as zombies of the driver.
-    """
+    """Tell whether a process has not ended. Older Ray, such as 2.52, leaves what it killed as zombies of the driver."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -86,10 +83,9 @@ def _lives(process: psutil.Process) -> bool:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Connect to a Ray instance for the time of this context.
+    """Connect to the Ray instance at RAY_ADDRESS or of this process, else to a new one for this process alone.
 
-    It is the one at RAY_ADDRESS or of this process, else a new one for this process alone. Raises InputError, within
-    seconds, for an address that cannot be used.
+    Raises InputError, within seconds, for an address that cannot be used.
     """
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
@@ -129,11 +125,9 @@ def connected() -> Iterator[None]:
 
 @contextmanager
 def errors_as_sentences(failed: str) -> Iterator[None]:
-    """Raise errors of a task or of Ray as a RunError that begins with `failed`.
+    """Raise a task's own sentence as it is, any other error of a task or of Ray as a RunError.
 
-    A task's own sentence is raised as it is.
-
-    failed: such as "The probe failed".
+    failed: how that begins, such as "The probe failed".
     """
     try:
         yield
@@ -146,10 +140,7 @@ def errors_as_sentences(failed: str) -> Iterator[None]:
 
 
 def last_line(error: object) -> str:
-    """Return an error's last line, where Ray and servers say what is wrong.
-
-    It is part of a sentence.
-    """
+    """Return an error's last line, where Ray and servers say what is wrong, as part of a sentence."""
     lines = str(error or "").strip().splitlines()
     if lines:
         return lines[-1].strip()[:300]
@@ -157,10 +148,7 @@ def last_line(error: object) -> str:
 
 
 def check_address(address: str) -> None:
-    """Refuse an address that nobody answers, or that a driver cannot use.
-
-    Ray itself would wait for over a minute.
-    """
+    """Refuse an address that nobody answers, for which Ray would wait over a minute, or that a driver cannot use."""
     if address == "auto":
         return
     if "://" in address:

@@ -61,10 +61,7 @@ class Submission:
         return hashlib.sha256("\0".join([self.text, *self.options]).encode()).hexdigest()
 
     def job(self, attempt: int) -> str:
-        """Return the id of the nth submission.
-
-        The server refuses an id that it knows, so two launches start one job.
-        """
+        """Return the id of the nth submission. The server refuses one that it knows, so two launches start one job."""
         key = hashlib.sha256(f"{self.run}\0{self.content}".encode()).hexdigest()[:8]
         return f"slime-ray-{self.name}-{key}" + (f"-{attempt}" if attempt > 1 else "")
 
@@ -76,10 +73,9 @@ class Submission:
 
 
 def launch(experiment: Experiment, submission: Submission, *, address: str, out: TextIO, follow: bool = True) -> None:
-    """Start the sweep on the cluster, and follow its log until it ends.
+    """Start the sweep on the cluster unless it runs there or is done, and follow its log until it ends.
 
-    A sweep that runs there is only followed, and one that is done is left alone. Raises InputError where nothing could
-    be submitted, RunError where the sweep failed or cannot be followed any more.
+    Raises InputError where nothing could be submitted, RunError where the sweep failed or cannot be followed any more.
     """
     _refuse_local_paths(experiment)
     if not (PurePosixPath(submission.storage).is_absolute() or is_url(submission.storage)):
@@ -122,10 +118,7 @@ def launch(experiment: Experiment, submission: Submission, *, address: str, out:
 
 
 def job_client(address: str) -> Any:
-    """Connect to the job server at an address of the form http://host:8265.
-
-    Raises InputError within seconds.
-    """
+    """Connect to the job server at an address of the form http://host:8265. Raises InputError within seconds."""
     import requests
 
     try:
@@ -174,10 +167,7 @@ def job_client(address: str) -> Any:
 
 @contextmanager
 def _ignore_address_variables() -> Iterator[None]:
-    """Hide Ray's addresses in the environment.
-
-    Ray's client would prefer them to the one that it is given.
-    """
+    """Hide Ray's addresses in the environment, which its client would prefer to the one that it is given."""
     names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     variables = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
@@ -214,10 +204,7 @@ def _refuse_local_paths(experiment: Experiment) -> None:
 
 
 def _find(client: Any, submission: Submission) -> tuple[str, str | None]:
-    """Find the sweep's job and its status.
-
-    Where there is none, return the id for a new one, and None.
-    """
+    """Find the sweep's job and its status; where there is none, the id for a new one, and None."""
     jobs = [job for job in _ask(client.list_jobs) if (job.metadata or {}).get(RUN) == submission.run]
     for job in jobs:
         if not job.status.is_terminal():
@@ -260,10 +247,7 @@ def _ask(call: Any, *arguments: Any) -> Any:
 
 
 async def _follow(client: Any, job: str, out: TextIO) -> tuple[str, str]:
-    """Print the job's log until it ends, over broken connections too.
-
-    The server sends a log from its start.
-    """
+    """Print the job's log until it ends, over broken connections too. The server sends a log from its start."""
     printed_length, silent_since = 0, time.monotonic()
     while True:
         received_length = 0

@@ -168,10 +168,7 @@ class Monitor:
         self._ask("join", trial_id, context.current_actor, context.get_node_id(), group)
 
     def report(self, trial_id: str, metrics: Mapping[str, Any], *, searched: bool) -> Command | None:
-        """Call `MonitorActor.report`.
-
-        None where the monitor does not answer: no trial ends for that.
-        """
+        """Call `MonitorActor.report`; None where the monitor does not answer, for which no trial ends."""
         command: Command | None = self._ask("report", trial_id, dict(metrics), searched)
         return command
 

@@ -1,8 +1,12 @@
 """The order of an experiment's trials: the arms, then the search, then the winners again."""
 
+import json
+import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -11,11 +15,14 @@ from slime_ray.config.experiment import Experiment, Trial, arm_trials
 from slime_ray.config.league import DEFAULTS, entry_of
 from slime_ray.config.points import SearchPart
 from slime_ray.config.settings import fingerprint
+from slime_ray.config.strict import LARGEST_SEED
 from slime_ray.errors import InputError
 from slime_ray.on_ray.search import StudyFailed, StudySearch
 from slime_ray.planning.trials import SEARCH_SEED, confirmation_seeds
+from slime_ray.runs import results
 from slime_ray.runs.instructions import Clone
 from slime_ray.runs.pareto import winners
+from slime_ray.runs.status import read_status
 
 
 class SearchPlan:
@@ -37,10 +44,7 @@ class SearchPlan:
         return [self.part.trial_id(number) for number in range(1, self.part.trials + 1)]
 
     def trial(self, name: str, values: Mapping[str, Any]) -> Trial:
-        """Make a trial of the search and count it as running.
-
-        values: what it sets over base.
-        """
+        """Make a trial of the search and count it as running. values: what it sets over base."""
         self.running.add(name)
         return search_trial(self.experiment, name, values, SEARCH_SEED + self.seed)
 
@@ -61,10 +65,7 @@ class SearchPlan:
         return None
 
     def confirmations(self) -> list[Trial]:
-        """Make the winners' confirmations, once nothing of the search runs any more.
-
-        None of those that have finished; none the second time.
-        """
+        """Make the winners' unfinished confirmations, once, when nothing of the search runs any more."""
         if self.ids or self.running or self.has_confirmations:
             return []
         self.has_confirmations = True
@@ -73,10 +74,7 @@ class SearchPlan:
         ]
 
     def missing(self) -> list[str]:
-        """List ids of the trials that have yet to finish.
-
-        Confirmations are known once the search has finished.
-        """
+        """List ids of the trials that have yet to finish; confirmations are known once the search has."""
         ids = [name for name in self.trial_ids() if name not in self.rows]
         if ids:
             return ids
@@ -86,17 +84,14 @@ class SearchPlan:
     def max_remaining(self) -> int:
         """Count the trials that may still have to run.
 
-        How many confirmations there will be is known only after the search.
+        While a search goes on, others may win than those that are confirmed already, clones among them.
         """
-        missing = self.missing()
-        if not any(name.startswith("search-") for name in missing):
-            return len(missing)
-        # Of those that stand already none is run again.
-        confirmations = sum(
-            row.get("phase") == "confirm" and entry_of(str(row["label"]).removesuffix(DEFAULTS)) == self.part.label
-            for row in self.rows.values()
-        )
-        return len(missing) + max(0, self.part.rows * self.part.seeds - confirmations)
+        unfinished = {*self.trial_ids(), *self.running} - self.rows.keys()
+        if self.has_confirmations or not unfinished:
+            return len(self.missing())
+        finished = {name for name, row in self.rows.items() if row["phase"] == "search" and self.part.owns(name)}
+        rows = replace(self.part, trials=len(unfinished | finished)).rows
+        return len(unfinished.intersection(self.trial_ids())) + rows * self.part.seeds
 
     def end(self, trial: Trial, outcome: Mapping[str, Any], *, clone: bool) -> None:
         """Tell the study how a trial ended. Raises StudyFailed."""
@@ -144,10 +139,7 @@ class TrialPlan(Searcher):
         self.paused_ids: set[str] = set()
 
     def part_of(self, trial_id: str) -> SearchPlan | None:
-        """Return the search that learns of a trial.
-
-        None in a league learns of a clone, which would be one trial more.
-        """
+        """Return the search that learns of a trial; none in a league learns of a clone, which is one trial more."""
         return self.parts.get(entry_of(trial_id) or "")
 
     def add(self, clone: Clone) -> bool:
@@ -161,10 +153,7 @@ class TrialPlan(Searcher):
         return True
 
     def extend(self, trials: int) -> bool:
-        """Extend each search by so many trials.
-
-        False where there is no search, or its winners run again already.
-        """
+        """Extend each search by so many trials; False where there is no search, or its winners run again already."""
         parts = list(self.parts.values())
         is_over = any(part.has_confirmations for part in parts) or any(
             row["phase"] == "confirm" for row in self.rows.values()
@@ -176,28 +165,21 @@ class TrialPlan(Searcher):
         return True
 
     def missing(self) -> list[str]:
-        """List ids of the trials that have yet to finish.
-
-        A search's confirmations are known once it has finished.
-        """
+        """List ids of the trials that have yet to finish; a search's confirmations are known once it has."""
         return self._missing_outside_searches() + [name for part in self.parts.values() for name in part.missing()]
 
     def _missing_outside_searches(self) -> list[str]:
         arms = [trial.trial_id for trial in arm_trials(self.experiment)]
         return [name for name in [*arms, *self.clones] if name not in self.rows]
 
-    def max_remaining(self) -> int:
-        """Count the trials that may still have to run.
-
-        How many confirmations there will be is known only after a search.
-        """
-        return len(self._missing_outside_searches()) + sum(part.max_remaining() for part in self.parts.values())
+    @property
+    def total(self) -> int:
+        """Number of trials that have finished or may still have to run."""
+        remaining = sum(part.max_remaining() for part in self.parts.values())
+        return len(self.rows) + len(self._missing_outside_searches()) + remaining
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """Return the next trial's configuration.
-
-        None while it depends on trials that still run.
-        """
+        """Return the next trial's configuration; None while it depends on trials that still run."""
         if self.is_ending:
             return Searcher.FINISHED
         if not self.queue:
@@ -246,25 +228,16 @@ class TrialPlan(Searcher):
         }
 
     def close(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
-        """End every trial that is left running in a study.
-
-        Nothing is at work any more. rows: of all that has finished.
-        """
+        """End every trial that is left running in a study, when none is at work. rows: of all that has finished."""
         for part in self.parts.values():
             part.study.close(rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return no state.
-
-        Ray pickles the searcher for a restore of its own, which is never used here.
-        """
+        """Return no state for a restore of Ray's own, which is never used here."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Save nothing.
-
-        The run's files and the study say all there is, and a resumed sweep is planned from them.
-        """
+        """Save nothing: a resumed sweep is planned from the run's files and the study."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Restore nothing, as in `save`."""
@@ -321,10 +294,7 @@ def confirm_trials(experiment: Experiment, part: SearchPart, rows: Mapping[str, 
 
 
 def refuse_other_confirmations(rows: Mapping[str, Mapping[str, Any]], points: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise InputError for a confirmation of other knobs than its trial has.
-
-    It confirms a point, not an id.
-    """
+    """Raise InputError for a confirmation of other knobs than its trial has: it confirms a point, not an id."""
     for name, row in rows.items():
         trial = str(row.get("label")) if row["phase"] == "confirm" else ""
         values = rows[trial]["values"] if trial in rows else points.get(trial)
@@ -333,3 +303,24 @@ def refuse_other_confirmations(rows: Mapping[str, Mapping[str, Any]], points: Ma
                 f"trials/{name} was trained with {row['values']}, but {trial} has {values}: it confirms another point. "
                 "Delete its folder to have the trial's own confirmed."
             )
+
+
+def own_rows(part: SearchPart, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Select the rows of one search's trials, with their points' values alone."""
+    return {name: {**row, "values": part.point(row["values"])} for name, row in rows.items() if part.owns(name)}
+
+
+def seed_of(label: str, seed: int) -> int:
+    """Return a search's seed. An entry's follows from its label, so that no other entry changes its draws."""
+    return seed if not label else (seed + zlib.crc32(label.encode())) % LARGEST_SEED
+
+
+def lost_values(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Find, in other files of the run, what search trials without a result set over base, by id."""
+    confirmed = [row for row in rows.values() if row["phase"] == "confirm" and not row["label"].endswith(DEFAULTS)]
+    lost = {row["label"]: row["values"] for row in confirmed}
+    lost |= {name: state.get("values") or {} for name, state in read_status(run).trials.items()}
+    with suppress(InputError, ValueError, TypeError):
+        old_rows = results.read_table(run, "trials").select(["trial_id", "overrides"]).to_pylist()
+        lost |= {row["trial_id"]: json.loads(row["overrides"]) for row in old_rows}
+    return {name: values for name, values in lost.items() if name.startswith("search-") and name not in rows}

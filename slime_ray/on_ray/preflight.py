@@ -109,8 +109,7 @@ def _report(request: NodeRequest, *, gpus: bool) -> tuple[list[NodeReport], list
 
 def _fit(experiment: Experiment) -> Iterator[Finding]:
     nodes = alive_nodes()
-    obstacle = why_never(experiment.resources, nodes)
-    if obstacle:
+    if obstacle := why_never(experiment.resources, nodes):
         yield Finding("error", "resources", obstacle)
         return
     fits = concurrent_trials(experiment.resources, nodes)
@@ -178,10 +177,7 @@ def _token(reports: Sequence[NodeReport]) -> Iterator[Finding]:
 
 
 def local_paths(settings: Settings) -> list[str]:
-    """List files and folders of this machine that the trials read.
-
-    Every node needs them.
-    """
+    """List files and folders of this machine that the trials read, so that every node needs them."""
     model, evaluation = settings.model, settings.evaluation
     data = [source.source for source in settings.data.sources]
     paths = [model.tokenizer, *data, model.chat_template, evaluation.questions]
@@ -190,10 +186,7 @@ def local_paths(settings: Settings) -> list[str]:
 
 
 def local_models(settings: Settings, *, judge: bool = True) -> list[str]:
-    """List files and folders of this machine that hold models.
-
-    After each adapter comes what it was trained on.
-    """
+    """List files and folders of this machine that hold models, after each adapter what it was trained on."""
     sources = [source for _, source in _models(settings, judge)]
     return [path for path in sources if Path(path).is_absolute()]
 
@@ -202,11 +195,7 @@ def _models(settings: Settings, judge: bool = True) -> list[tuple[str, str]]:
     """List what loads a model, in words, with its folder, file or Hub id."""
     sources = [("model.source", settings.model.source, settings.model.gguf_file)]
     members = settings.evaluation.judge.members if judge else ()
-    sources += [
-        ("evaluation.judge.model", judge_model.model, None)
-        for judge_model in members
-        if isinstance(judge_model, RewardModel)
-    ]
+    sources += [("evaluation.judge.model", member.model, None) for member in members if isinstance(member, RewardModel)]
     models = []
     for key, source, file in sources:
         models.append((f"{key} {source}", str(Path(source, file)) if file and Path(source).is_absolute() else source))
@@ -241,10 +230,7 @@ def _model_and_data(settings: Settings, reports: Sequence[NodeReport]) -> Iterat
 
 
 def _tokenizer(settings: Settings) -> Iterator[Finding]:
-    """Read configuration and tokenizer of a model that this machine has.
-
-    Its weights are left alone.
-    """
+    """Read configuration and tokenizer, not the weights, of a model that this machine has."""
     model = settings.model
     if model.task or not all(Path(path).is_absolute() for path in (model.source, model.tokenizer or model.source)):
         return
@@ -268,10 +254,7 @@ def _lacks(reports: Sequence[NodeReport]) -> Iterator[Finding]:
 
 
 def _of(report: NodeReport, reports: Sequence[NodeReport]) -> str:
-    """Return the node's name as the beginning of a sentence.
-
-    Empty where there is only one node.
-    """
+    """Return the node's name as the beginning of a sentence; empty where there is only one node."""
     return f"Node {report.name}: " if len(reports) > 1 else ""
 
 
@@ -297,9 +280,8 @@ def _on_hub(kind: str, name: str, source: str, reports: Sequence[NodeReport]) ->
                 f"{name}: there is no such path, the cache has no {kind} of that name, and HF_HUB_OFFLINE=1 forbids to "
                 "fetch it. Correct it, download it first, or unset the variable.",
             )  # fmt: skip
-        suffix = (
-            " once per node; share HF_HOME to fetch it once" if len({report.home for report in reports}) > 1 else ""
-        )
+        homes = {report.home for report in reports}
+        suffix = " once per node; share HF_HOME to fetch it once" if len(homes) > 1 else ""
         return Finding("warning", "model and data", f"{name} will be downloaded{suffix}.")
 
 
@@ -321,16 +303,15 @@ def _disk(reports: Sequence[NodeReport], experiment: Experiment, storage: RunSto
 
 
 def forecast_bytes(experiment: Experiment) -> int | None:
-    """Estimate the most that a run may write.
+    """Estimate the most bytes that a run may write; None where the size of the model's weights is unknown here.
 
-    It follows from the size of a local model's weights; None where that is unknown. One SFT checkpoint and one merged
-    copy while it is made, neither of a 4-bit base; for every model that is kept, and for every trial that runs at a
-    time (a checkpoint and its successor, with two moments of every trained parameter), the weights, or for adapters a
-    twentieth of them.
+    One SFT checkpoint and one merged copy while it is made, neither of a 4-bit base; for every model that is kept, and
+    for every trial that runs at a time (a checkpoint and its successor, with two moments of every trained parameter),
+    the weights, or for adapters a twentieth of them.
     """
     settings = experiment.settings
     # An adapter is merged, so what counts is what it was trained on.
-    source = Path(next((path for path in reversed(local_models(settings, judge=False))), ""))
+    source = Path(next(reversed(local_models(settings, judge=False)), ""))
     if settings.model.task or not source.is_absolute() or not source.exists():
         return None
     files = [source] if source.is_file() else [*source.glob("*.safetensors"), *source.glob("*.gguf")]
@@ -366,10 +347,7 @@ def _gpus(reports: Sequence[NodeReport], settings: Settings) -> Iterator[Finding
 
 
 def _quantized(experiment: Experiment) -> Iterator[Finding]:
-    """Find what 4-bit base weights lack.
-
-    That nodes have the same packages is looked at elsewhere.
-    """
+    """Find what 4-bit base weights lack here; `_versions` finds nodes that differ."""
     if not any(settings.model.quantization for settings in all_settings(experiment)):
         return
     if lack := lacking_bitsandbytes():
@@ -403,10 +381,7 @@ def print_findings(findings: Sequence[Finding], console: Console) -> None:
 
 
 def doctor(experiment: Experiment | None, *, storage: RunStore, console: Console, as_json: bool = False) -> None:
-    """Examine and print the findings, for a person or as JSON.
-
-    Raises InputError where something has to be mended.
-    """
+    """Examine and print the findings, for a person or as JSON. Raises InputError where something has to be mended."""
     started = time.perf_counter()
     storage.check()
     with connected():

@@ -59,9 +59,7 @@ logger = logging.getLogger("slime_ray.sweep")
 def prepare_on_cluster(
     experiment: Experiment, context: WorkerContext, console: Console, note: Note = lambda metrics: None
 ) -> dict[str, Any]:
-    """Make what is missing of the shared stages, and report the progress.
-
-    Returns what the manifest holds of them.
+    """Make what is missing of the shared stages, report the progress, and return what the manifest holds of them.
 
     note: Takes how far the making is, again and again.
 
@@ -99,10 +97,7 @@ def prepare_on_cluster(
 
 
 def _end(task_ref: Any, maker: Any) -> None:
-    """End the making of stages, if it has not ended.
-
-    First it may delete what it has half made.
-    """
+    """End the making of stages, if it has not ended, at first gently: it may delete what it has half made."""
     if maker is not None:
         ray.kill(maker)
         return
@@ -169,8 +164,7 @@ def _line(metrics: dict[str, Any]) -> str:
 def make_stages(bases: list[dict[str, Any]], context: WorkerContext) -> dict[str, Any]:
     """Make what is missing of the stages, once for each base; a Ray task.
 
-    Returns hashes and counts, those of the first base. Of the SFT checkpoints of further bases the hashes are added, by
-    their seed.
+    Returns hashes and counts of the first base, and the hashes of further SFT checkpoints by their seed.
     """
     single_worker = context.resources.workers == 1
     all_settings = [Settings.model_validate(base) for base in bases]

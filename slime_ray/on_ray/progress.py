@@ -33,7 +33,7 @@ class Callback(tune.Callback):
 class Progress(Callback):
     """Follows the trials that Tune starts, reports and ends. Used as a context manager around the sweep.
 
-    total: trials of the whole experiment. finished: how many of them an earlier run has finished.
+    total: trials of the whole experiment, at most. finished: how many of them an earlier run has finished.
     """
 
     def __init__(self, *, console: Console, total: int, finished: int):
@@ -94,8 +94,6 @@ class Progress(Callback):
         """Take in the result of a trial, which may be its last."""
         name = trial.config["trial"]["trial_id"]
         state = self.states.setdefault(name, {"label": name, "knobs": ""})
-        # An extended search may have other winners to confirm than were foreseen.
-        self.total = max(self.total, self.finished + len(self.running()))
         state.update({key: value for key, value in result.items() if value is not None})
         if result.get("finished"):
             self._report_end(name, state)
@@ -137,10 +135,7 @@ class Progress(Callback):
         return "unknown time" if seconds is None else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
     def seconds_left(self) -> float | None:
-        """Estimate the seconds that are left; None before one trial is done.
-
-        Each trial is taken to need as long as those that are done.
-        """
+        """Estimate the seconds left, were each trial as long as those that are done; None before one is."""
         if not self.durations:
             return None
         mean, now = sum(self.durations) / len(self.durations), time.monotonic()

@@ -36,10 +36,7 @@ class Node:
     count: int = 1
 
     def slots(self, resources: Resources) -> int:
-        """Count the workers that fit on one such node.
-
-        A share of a GPU is of a single one: 0.4 fits on each of them twice.
-        """
+        """Count the workers that fit on one such node. A share of a GPU is of a single one: 0.4 fits on each twice."""
         by_cpu = _count_fits(self.cpus, resources.cpu_per_worker)
         if not resources.gpu_per_worker:
             return by_cpu
@@ -64,19 +61,13 @@ def concurrent_trials(resources: Resources, nodes: Sequence[Node]) -> int:
 
 
 def trials_at_once(resources: Resources, nodes: Sequence[Node]) -> int:
-    """Count the trials that run side by side on these nodes.
-
-    As many as fit, or fewer where the user says so.
-    """
+    """Count the trials that run side by side: as many as fit on these nodes, or fewer where the user says so."""
     fits = concurrent_trials(resources, nodes)
     return fits if resources.concurrent_trials == "auto" else min(fits, resources.concurrent_trials)
 
 
 def why_never(resources: Resources, nodes: Sequence[Node]) -> str | None:
-    """Say why no trial could ever be placed on these nodes; None where one could.
-
-    It is a sentence with the arithmetic. The nodes count as empty.
-    """
+    """Say, with the arithmetic, why no trial fits on these nodes, be they empty; None where one does."""
     share = resources.gpu_per_worker
     if resources.workers > 1 and 0 < share < 1:
         return (
@@ -106,9 +97,7 @@ def why_never(resources: Resources, nodes: Sequence[Node]) -> str | None:
 
 
 def waiting_for(resources: Resources, free: Sequence[Node]) -> str:
-    """Say what a trial that is not placed now waits for.
-
-    free: what every node has left.
+    """Say what a trial that is not placed now waits for. free: what every node has left.
 
     What is free may be enough: in all, but not on one node, or where Ray has not come to start it yet.
     """
@@ -141,18 +130,12 @@ def _request(resources: Resources) -> str:
 
 
 def _count_fits(amount: float, share: float) -> int:
-    """Count how often a part fits.
-
-    What floating point makes of 0.3 / 0.1 is forgiven.
-    """
+    """Count how often a share fits, forgiving what floating point makes of 0.3 / 0.1."""
     return int(amount / share + 1e-9)
 
 
 def given_cluster(experiment: Experiment, *, gpus: int, gpu: str) -> Cluster:
-    """Describe a cluster of so many GPUs, on nodes of up to eight.
-
-    Its disk is not known.
-    """
+    """Describe a cluster of so many GPUs, on nodes of up to eight, of unknown disk."""
     whole, rest = divmod(gpus, GPUS_OF_A_NODE)
     nodes = [Node("given", UNLIMITED_CPUS, GPUS_OF_A_NODE, whole)] if whole else []
     nodes += [Node("given", UNLIMITED_CPUS, rest)] if rest else []
@@ -188,10 +171,7 @@ def cluster_for(
     disk: int | None,
     notes: tuple[str, ...],
 ) -> Cluster:
-    """Describe what a plan has to know of these nodes.
-
-    memory: of the smallest node, for trials on CPUs.
-    """
+    """Describe what a plan has to know of these nodes. memory: of the smallest node, for trials on CPUs."""
     resources = experiment.resources
     limit = trials_at_once(resources, nodes)
     workers = max((node.slots(resources) for node in nodes), default=0)
@@ -217,10 +197,7 @@ def _name(file: Path) -> str:
 
 
 def free_bytes(storage: RunStore) -> int | None:
-    """Return the bytes that are free at the storage; None for a bucket.
-
-    A bucket has no end.
-    """
+    """Return the bytes that are free at the storage; None for a bucket, which has no end."""
     if storage.url is not None:
         return None
     return shutil.disk_usage(nearest_folder(storage.root)).free
@@ -295,10 +272,7 @@ class BudgetMeter:
         )
 
     def over(self) -> str | None:
-        """Return the part of the budget that is spent, such as `gpu_hours`.
-
-        None while all parts have something left.
-        """
+        """Return the part of the budget that is spent, such as `gpu_hours`; None while each has something left."""
         spent = self.spent
         for name in ("hours", "gpu_hours", "judge_calls", "cost"):
             limit, value = getattr(self.budget, name), getattr(spent, name)
@@ -315,10 +289,7 @@ class BudgetMeter:
 
 
 def earlier_gpu_hours(run: Path, resources: Resources) -> float:
-    """Sum the GPU-hours that all attempts of a run have held.
-
-    Those that led nowhere count, too.
-    """
+    """Sum the GPU-hours that all attempts of a run have held, those that led nowhere included."""
     all_attempts = [attempt for folder in sorted((run / "trials").glob("*/")) for attempt in attempts.read(folder)]
     seconds = sum(attempt.workers * max(0.0, attempt.alive - attempt.started) for attempt in all_attempts)
     return seconds * resources.gpu_per_worker / 3600

@@ -145,10 +145,7 @@ def optuna_sampler(search: Search, *, trials: int, seed: int, position: Sequence
 
 
 def grid(search: Search, rules: Rules, seed: int) -> list[Point]:
-    """List every point of a finite space that keeps the requirements.
-
-    Their order follows from the seed.
-    """
+    """List every point of a finite space that keeps the requirements, in an order of the seed's."""
     points = [point for point in search.points() if not rules.broken(point)]
     return [points[index] for index in np.random.default_rng([seed]).permutation(len(points))]
 

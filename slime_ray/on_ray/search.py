@@ -61,9 +61,9 @@ def study_errors() -> Iterator[None]:
 
 
 def study_storage(run: Path, url: str | None = None) -> BaseStorage:
-    """Open the run's study: a journal file in its folder, or a database.
+    """Open the run's study: a journal file in its folder, or a database. `optuna-dashboard` opens either as it is.
 
-    url: of the database, as SQLAlchemy writes it. `optuna-dashboard` opens either as it is.
+    url: of the database, as SQLAlchemy writes it.
 
     Raises:
         InputError: the database cannot be used, or the journal cannot be read.
@@ -178,15 +178,15 @@ class StudySearch:
         return self.study.get_trials(deepcopy=False)
 
     def _point(self, entry: FrozenTrial) -> Point | None:
-        """Return the point of an entry.
-
-        None where it was cut off before it had all of its knobs.
-        """
+        """Return the point of an entry; None where it was cut off before it had all of its knobs."""
         point = {path_of(name): value for name, value in entry.params.items()}
         try:
             return point if self.search.values_by_name(point).keys() == entry.params.keys() else None
         except KeyError:
             return None
+
+    def _entry_points(self) -> list[tuple[str, Point]]:
+        return [(_id(entry), point) for entry in self._entries() if _id(entry) and (point := self._point(entry))]
 
     def _check(self) -> None:
         """Raise InputError where the study is about something else."""
@@ -196,14 +196,11 @@ class StudySearch:
         for entry in self._entries():
             point = {path_of(name): value for name, value in entry.params.items()}
             expected = {name for name, dimension in self.search.dimensions.items() if exists(dimension, point)}
-            is_ended = entry.state in ENDED
-            mismatch = set(entry.distributions) ^ expected if is_ended else set(entry.distributions) - expected
-            distributions = {
-                name: distribution for name, distribution in entry.distributions.items() if name not in mismatch
-            }
-            if changed := sorted(mismatch) or [
-                name for name, distribution in distributions.items() if distribution != self.sampler.space.get(name)
-            ]:
+            names = set(entry.distributions)
+            mismatch = names ^ expected if entry.state in ENDED else names - expected
+            space = self.sampler.space
+            changed = [name for name in entry.distributions if entry.distributions[name] != space.get(name)]
+            if changed := sorted(mismatch) or changed:
                 raise InputError(
                     f"The study was started with another search space: {', '.join(changed)} changed. {self._way_out}"
                 )
@@ -213,14 +210,12 @@ class StudySearch:
         return f"Give the run a new --name, or move the study away: {REBUILD_HINT}."
 
     def _reconcile(self, rows: Rows, lost: Mapping[str, Mapping[str, Any]]) -> None:
-        """Make the study agree with the results.
-
-        Points of trials without a result are queued.
-        """
+        """Make the study agree with the results, and queue the points of trials without one."""
         points = {trial_id: point for trial_id, row in rows.items() if (point := self.search.locate(row["values"]))}
         self._refuse_another_run(points)
         self._fail_unfinished()
         entries: list[FrozenTrial] = []
+        rebuilt: set[str] = set()
         for entry in self._entries():
             trial_id = _id(entry)
             if trial_id and entry.state in ENDED:
@@ -231,19 +226,18 @@ class StudySearch:
                     self.final_ids.add(trial_id)
                 else:
                     entry = _without_result(entry)
+                    rebuilt.add(trial_id)
             entries.append(entry)
-        if rebuilt := {
-            _id(entry) for entry, old_entry in zip(entries, self._entries(), strict=True) if entry is not old_entry
-        }:
+        if rebuilt:
             self._rebuild(entries)
             self.notes += [f"{name} has no result any more; it is run again." for name in sorted(rebuilt - rows.keys())]
+        # A study of version 0.1.0 may hold further points of an id.
+        entry_points = self._entry_points()
         self.points = {
             **{trial_id: point for trial_id, values in lost.items() if (point := self.search.locate(values))},
-            **{_id(entry): point for entry in entries if _id(entry) and (point := self._point(entry))},
+            **dict(entry_points),
             **points,
         }
-        # A study of version 0.1.0 may hold further points of an id.
-        entry_points = [(_id(entry), point) for entry in entries if _id(entry) and (point := self._point(entry))]
         # A clone takes no point away: where there are as many trials as points, one would be left without any.
         history = (point for name, point in [*self.points.items(), *entry_points] if not is_clone(name))
         self.sampler.history.update(map(key, history))
@@ -251,13 +245,9 @@ class StudySearch:
         self.reruns = {trial_id: point for trial_id, point in self.points.items() if trial_id not in rows}
 
     def _refuse_another_run(self, points: Mapping[str, Point]) -> None:
-        study_points: dict[str, list[Point]] = {}
-        for entry in self._entries():
-            if _id(entry) in points and (point := self._point(entry)):
-                study_points.setdefault(_id(entry), []).append(point)
-        if mismatched := sorted(
-            trial_id for trial_id, points_of_trial in study_points.items() if points[trial_id] not in points_of_trial
-        ):
+        entry_points = [(trial_id, point) for trial_id, point in self._entry_points() if trial_id in points]
+        matched = {trial_id for trial_id, point in entry_points if point == points[trial_id]}
+        if mismatched := sorted({trial_id for trial_id, _ in entry_points} - matched):
             raise InputError(
                 f"The study has another point for {mismatched[0]} than trials/{mismatched[0]}/trial.json, so it "
                 f"belongs to another run. Put the run's own back, or move this one away: {REBUILD_HINT}."
@@ -379,10 +369,7 @@ class StudySearch:
             del self.running[trial_id]
 
     def record(self, trial_id: str, values: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """Record a trial that the study did not draw, once.
-
-        It has to lie in the space. Raises StudyFailed.
-        """
+        """Record a trial that the study did not draw, once, where it lies in the space. Raises StudyFailed."""
         point = self.search.locate(values)
         if point is None or trial_id in self.final_ids:
             return
@@ -407,10 +394,7 @@ class StudySearch:
         self.study.tell(trial, self._values(result), state=state)
 
     def _constrain(self, trial: Trial, excesses: Sequence[float]) -> None:
-        """Tell the sampler by how much each constraint is broken.
-
-        GP learns the same of requirements.
-        """
+        """Tell the sampler by how much each constraint is broken; GP also of the requirements."""
         if self.search.sampler == "gp":
             point = {path_of(name): value for name, value in trial.params.items()}
             for requirement, excess in self.sampler.rules.excesses(point).items():
@@ -424,19 +408,13 @@ class StudySearch:
         return TrialState.COMPLETE if self._values(result) else TrialState.FAIL
 
     def _values(self, result: Mapping[str, Any]) -> list[float] | None:
-        """Return the goals of a completed trial; None for any other.
-
-        None also where one of them is no finite number.
-        """
+        """Return the goals of a completed trial; None for any other, and where one of them is no finite number."""
         values = [result.get(goal) for goal in self.goals]
         finite = [float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
         return finite if result.get("status") == "completed" and len(finite) == len(values) else None
 
     def close(self, rows: Rows = MappingProxyType({})) -> None:
-        """End every trial that still runs.
-
-        It ends by its row, or failed; then its point is queued on the next opening.
-        """
+        """End every trial that still runs: by its row, or failed, and then its point is queued on the next opening."""
         for trial_id in list(self.running):
             with suppress(StudyFailed):
                 self.tell(trial_id, rows.get(trial_id) or {"status": PAUSED})
@@ -447,10 +425,7 @@ def _id(entry: FrozenTrial) -> str:
 
 
 def _without_result(entry: FrozenTrial) -> FrozenTrial:
-    """Return an entry without its result.
-
-    Its trial has no such result any more, and it keeps the point of its id.
-    """
+    """Return an entry without its result, with the point of its id: its trial has no such result any more."""
     return create_trial(
         state=TrialState.FAIL,
         params=entry.params,

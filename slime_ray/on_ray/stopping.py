@@ -50,10 +50,7 @@ class Ranking:
     tie_break: Literal["winner", "spread"] = "winner"
 
     def count_before(self, point: Point, rivals: Sequence[Point]) -> int:
-        """Count how many of `rivals` stand before `point`.
-
-        One with something that is no finite number comes last.
-        """
+        """Count the `rivals` that stand before `point`; what has a value that is not finite comes last."""
         values = signed([point, *rivals], list(self.goals.values()))
         values[~np.isfinite(values).all(axis=1)] = -np.inf
         if len(self.goals) == 1:
@@ -69,22 +66,14 @@ class Ranking:
         return int(counts[earlier].sum() + counts[ahead].sum())
 
     def _winner_order(self, points: np.ndarray) -> np.ndarray:
-        """Order a front's points as winners are chosen; returns indices.
-
-        The best by the first goal come first already.
-        """
+        """Return a front's indices in the order of winners; its points are ordered by the first goal."""
         if self.goals.get("stability") != "maximize":
             return np.arange(len(points))
         return np.argsort(points[:, list(self.goals).index("stability")] < WITHIN_TOLERANCE, kind="stable")
 
 
 def epsilon_net(points: np.ndarray) -> np.ndarray:
-    """Order points of a front: the first one, then the farthest from all so far.
-
-    Returns indices.
-
-    points: (points, goals).
-    """
+    """Order a front's points, (points, goals), as indices: the first, then always the farthest from all so far."""
     low, high = points.min(axis=0), points.max(axis=0)
     scaled = (points - low) / np.where(high > low, high - low, 1.0) if np.isfinite(points).all() else points
     order = [0]
@@ -100,10 +89,7 @@ class Rule(Protocol):
     """Decides, report by report, which trials go on."""
 
     def decide(self, trial_id: str, metrics: Mapping[str, Any]) -> Command | None:
-        """Return a command to stop, or None.
-
-        metrics: a report with `step` and `updates`, maybe the rule's metrics.
-        """
+        """Return a command to stop, or None. metrics: a report with `step` and `updates`, maybe the rule's metrics."""
 
 
 def build_rule(settings: EarlyStopping) -> Rule | None:
@@ -193,10 +179,7 @@ class Median:
 
 
 def progress(metrics: Mapping[str, Any]) -> float | None:
-    """Return the share of its updates that a trial has made.
-
-    None before the first one, or where the report does not say.
-    """
+    """Return the share of its updates that a trial has made; None before the first, or where the report lacks it."""
     step, updates = metrics.get("step"), metrics.get("updates")
     return step / updates if step and updates else None
 
@@ -213,9 +196,9 @@ def _stop(metrics: Mapping[str, Any], summary: str, reason: str) -> Command:
 
 
 def past_reports(run: Path) -> list[TrialMetrics]:
-    """Read every evaluation of the search trials that have finished.
+    """Read every evaluation of the finished search trials, trial by trial, in the order in which they began.
 
-    Trial by trial, in the order in which they began. A trial whose curves cannot be read has reported nothing.
+    A trial whose curves cannot be read has reported nothing.
     """
     rows = [row for row in results.finished_trials(run).values() if row["phase"] == "search"]
     return [

@@ -3,9 +3,8 @@
 import json
 import logging
 import time
-import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -19,15 +18,13 @@ from ray.tune.error import TuneError
 from rich.console import Console
 
 from slime_ray.config.experiment import Experiment, Trial
-from slime_ray.config.league import DEFAULTS
-from slime_ray.config.points import SearchPart, with_values
-from slime_ray.config.strict import LARGEST_SEED
+from slime_ray.config.points import with_values
 from slime_ray.errors import INTERRUPTED, InputError, Interrupted, RunError
 from slime_ray.evaluation.verdict_cache import VERDICTS, Verdicts
 from slime_ray.on_ray.cluster_state import alive_nodes
 from slime_ray.on_ray.connection import connected, last_line
 from slime_ray.on_ray.monitor import Monitor
-from slime_ray.on_ray.plan import TrialPlan
+from slime_ray.on_ray.plan import TrialPlan, lost_values, own_rows, seed_of
 from slime_ray.on_ray.preflight import examine, print_findings, refuse
 from slime_ray.on_ray.prepare import prepare_on_cluster
 from slime_ray.on_ray.progress import Callback, Progress, print_line
@@ -41,7 +38,7 @@ from slime_ray.runs.folder import Start, failures, lock_run, log_file, now, refu
 from slime_ray.runs.inputs import digests
 from slime_ray.runs.instructions import FOLDER, Instructions, forget_stops
 from slime_ray.runs.pareto import best_rows
-from slime_ray.runs.status import announce, announce_sweep, read_status, write_status
+from slime_ray.runs.status import announce, announce_sweep, write_status
 from slime_ray.runs.store import RunStore
 from slime_ray.runs.warm_start import EarlierRun, Observation, earlier_runs, refuse_other_data
 from slime_ray.training import attempts
@@ -81,10 +78,9 @@ class Sweep:
 
     @contextmanager
     def log_store_errors(self, message: str) -> Iterator[None]:
-        """Log errors of the store within this context: no trial has to end for them.
+        """Log errors of the store: no trial has to end for them, and at the end everything is asked for again.
 
-        At the end everything is asked for again. Tune would take an error of its callbacks for one of the trial's, and
-        train a finished trial again.
+        Tune would take an error of its callbacks for one of the trial's, and train a finished trial again.
         """
         try:
             yield
@@ -104,10 +100,10 @@ def run_sweep(
 ) -> Path:
     """Run what of `experiment` has not finished, and return the run's local folder.
 
-    source: the YAML it came from, or its text, kept beside the results. storage: a folder, or an address such as s3://bucket/runs.
-    study: address of a database for the search's studies, instead of a file in the run's folder. Raises InputError
-    before anything is started (a name that is taken, a run that cannot be resumed, storage that cannot be written, a
-    model or data that cannot be used), and RunError when it ends before all trials have.
+    source: the YAML it came from, or its text, kept beside the results. storage: a folder, or an address such as
+    s3://bucket/runs. study: address of a database for the search's studies, instead of a file in the run's folder.
+    Raises InputError before anything is started (a name that is taken, a run that cannot be resumed, storage that
+    cannot be written, a model or data that cannot be used), and RunError when it ends before all trials have.
     """
     run_store = RunStore.of(str(storage), "driver")
     run_store.check()
@@ -173,9 +169,9 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
     )
     meter.update([], time.monotonic())
     spent_part = meter.over()
-    total, reason = len(plan.rows) + plan.max_remaining(), meter.sentence(spent_part) if spent_part else None
+    reason = meter.sentence(spent_part) if spent_part else None
     if plan.missing() and not spent_part:
-        with Progress(console=sweep.console, total=total, finished=len(plan.rows)) as progress:
+        with Progress(console=sweep.console, total=plan.total, finished=len(plan.rows)) as progress:
             watch = Watch(
                 experiment, run=run, storage=sweep.storage, monitor=context.monitor, plan=plan, progress=progress,
                 meter=meter, on_extend=partial(_keep_extension, sweep),
@@ -223,7 +219,7 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
             f"Raise it with --set budget.{spent_part}=..., and give" if spent_part and spent_part != "hours" else "Give"
         )
         raise (Interrupted if reason == INTERRUPTED else RunError)(
-            f"The sweep ended with {len(rows)} of {total} trials done{f', since {reason}' if reason else ''}. "
+            f"The sweep ended with {len(rows)} of {plan.total} trials done{f', since {reason}' if reason else ''}. "
             f"They are kept in {sweep.storage.display_address}/{run.name}. {advice} the same command with --resume to "
             "run the rest."
         )
@@ -232,10 +228,9 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
 
 
 def with_extensions(experiment: Experiment, run: Path) -> Experiment:
-    """Add the trials by which the search was extended while it ran.
+    """Add the trials by which the search was extended while it ran, which the file knows nothing of.
 
-    The experiment's file knows nothing of them. Once its winners are confirmed the search is over, and what was asked
-    for then was refused.
+    Once its winners are confirmed the search is over, and what was asked for then was refused.
     """
     extensions, budget = Instructions.read(run).extensions, experiment.budget.trials
     is_over = any(row["phase"] == "confirm" for row in results.finished_trials(run).values())
@@ -245,10 +240,7 @@ def with_extensions(experiment: Experiment, run: Path) -> Experiment:
 
 
 def _keep_extension(sweep: Sweep, trials: int) -> None:
-    """Add the search's further trials to the manifest.
-
-    It is as if the run had been extended after its end.
-    """
+    """Add the search's further trials to the manifest, as if the run had been extended after its end."""
     budget = sweep.manifest["experiment"]["budget"]
     budget["trials"] += trials
     with sweep.log_store_errors("has a manifest that is not up to date"):
@@ -257,10 +249,7 @@ def _keep_extension(sweep: Sweep, trials: int) -> None:
 
 
 def _close_attempts(sweep: Sweep) -> None:
-    """End attempts that an earlier sweep left open.
-
-    They ended with it, through no fault of their trials.
-    """
+    """End attempts that an earlier sweep left open, as interrupted: their trials were not at fault."""
     for folder in (sweep.run / "trials").glob("*/"):
         if not (folder / "trial.json").is_file():
             attempts.note(folder, ended="interrupted")
@@ -268,10 +257,7 @@ def _close_attempts(sweep: Sweep) -> None:
 
 
 def interruptions(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """List the trials that were begun more than once.
-
-    Says how each attempt but the last ended, and what was computed twice.
-    """
+    """List trials begun more than once: how each attempt but the last ended, and what was computed twice."""
     return [
         {
             "trial_id": trial_id,
@@ -318,33 +304,6 @@ def _plan(sweep: Sweep, observed: list[Observation]) -> TrialPlan:
     return plan
 
 
-def own_rows(part: SearchPart, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Select the rows of one search's trials, with their points' values alone."""
-    return {name: {**row, "values": part.point(row["values"])} for name, row in rows.items() if part.owns(name)}
-
-
-def seed_of(label: str, seed: int) -> int:
-    """Return the seed of a search.
-
-    An entry's follows from its label, so that no other entry changes its draws.
-    """
-    return seed if not label else (seed + zlib.crc32(label.encode())) % LARGEST_SEED
-
-
-def lost_values(run: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Find what search trials without a result set over base, by id.
-
-    Other files of the run may still say so.
-    """
-    confirmed = [row for row in rows.values() if row["phase"] == "confirm" and not row["label"].endswith(DEFAULTS)]
-    lost = {row["label"]: row["values"] for row in confirmed}
-    lost |= {name: state.get("values") or {} for name, state in read_status(run).trials.items()}
-    with suppress(InputError, ValueError, TypeError):
-        old_rows = results.read_table(run, "trials").select(["trial_id", "overrides"]).to_pylist()
-        lost |= {row["trial_id"]: json.loads(row["overrides"]) for row in old_rows}
-    return {name: values for name, values in lost.items() if name.startswith("search-") and name not in rows}
-
-
 def _fit(sweep: Sweep, plan: TrialPlan, context: WorkerContext, callbacks: list[tune.Callback]) -> None:
     experiment = sweep.experiment
     context_bytes = cloudpickle.dumps(context)
@@ -382,10 +341,7 @@ def _fit(sweep: Sweep, plan: TrialPlan, context: WorkerContext, callbacks: list[
 
 
 def _side_by_side(experiment: Experiment) -> int | None:
-    """Return the limit of trials at a time; None where Tune finds it itself.
-
-    Tune knows what trials of one worker hold; what groups of workers hold, it does not.
-    """
+    """Return the limit of trials at a time; None where Tune finds it, which knows single workers but no groups."""
     resources = experiment.resources
     if resources.concurrent_trials != "auto":
         return resources.concurrent_trials
@@ -393,10 +349,7 @@ def _side_by_side(experiment: Experiment) -> int | None:
 
 
 def drop_models(sweep: Sweep, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Delete the search's models that are not among the best to keep.
-
-    budget.checkpoints says how many are kept.
-    """
+    """Delete the search's models that are not among the best that budget.checkpoints keeps."""
     limit = sweep.experiment.budget.checkpoints
     if limit is None:
         return
@@ -427,18 +380,12 @@ class Recorder(Callback):
                 self.last_save = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """End the sweep where the study failed: the search cannot go on without it.
-
-        From here an error ends the sweep, and no trial.
-        """
+        """End the sweep where the study failed, without which no search goes on: an error here ends no trial."""
         if self.plan.failure is not None:
             raise self.plan.failure
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Write the row of a trial that cannot speak for itself any more.
-
-        It still has its place in every table.
-        """
+        """Write the row of a trial that cannot speak for itself any more; it keeps its place in every table."""
         spec = Trial.model_validate(trial.config["trial"])
         run = self.sweep.run
         folder = run / "trials" / spec.trial_id

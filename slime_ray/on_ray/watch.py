@@ -103,10 +103,7 @@ class Watch(Callback):
 
     @contextmanager
     def interrupts_as_orders(self) -> Iterator[None]:
-        """Turn Ctrl-C and SIGTERM into an order to leave with a checkpoint.
-
-        The second one ends everything at once.
-        """
+        """Turn Ctrl-C and SIGTERM into an order to leave with a checkpoint; the second one ends everything at once."""
 
         def handle() -> None:
             self.interrupts += 1
@@ -174,7 +171,7 @@ class Watch(Callback):
             self._extend(trials)
         for clone in instructions.clones:
             if self.leave_reason is None and self.plan.add(clone):
-                self.progress.total += 1
+                self.progress.total = self.plan.total
                 self.progress.say(f"{clone.trial_id} runs next: {clone.of} with other knobs.")
 
     def _extend(self, trials: int) -> None:
@@ -185,7 +182,7 @@ class Watch(Callback):
             )
             return
         self.budget += trials
-        self.progress.total += trials * len(self.plan.parts)
+        self.progress.total = self.plan.total
         self.on_extend(trials)
         self.progress.say(f"The search goes on for {trials} trials more.")
 
@@ -263,10 +260,7 @@ class Watch(Callback):
                 self.leave(f"{trial.trial_id} was begun {len(trial_attempts)} times, and {what_failed(refused(error))}")
 
     def _point_out_nodes(self, trial_id: str) -> None:
-        """Name a node whose GPUs failed more than once.
-
-        Ray has no public way to keep trials away from it.
-        """
+        """Name a node whose GPUs failed more than once. Ray has no public way to keep trials away from it."""
         counts_before = Counter(map(_node, self.gpu_faults.values()))
         trial_attempts = attempts.read(self.run / "trials" / trial_id)
         self.gpu_faults |= {(trial_id, attempt.started): attempt.fault for attempt in trial_attempts if attempt.fault}
@@ -295,10 +289,7 @@ class Watch(Callback):
 
 
 def _ending(error: str) -> attempts.Ending:
-    """Classify how an attempt ended, from Tune's error.
-
-    Its process raised or died.
-    """
+    """Classify, from Tune's error, how an attempt ended whose process raised or died."""
     restart = f"{RestartTrial.__name__}: "
     if "OutOfMemory" in error or f"{restart}out of memory" in error:
         return "memory"

@@ -86,10 +86,7 @@ class WorkerContext:
         return self.run / "trials" / trial_id
 
     def retry_storage(self, trial_id: str, work: Callable[[], None]) -> None:
-        """Do what the storage may refuse for a while.
-
-        Raises OSError when it has for `faults.storage_minutes`.
-        """
+        """Do what the storage may refuse for a while. Raises OSError when it has for `faults.storage_minutes`."""
         from slime_ray.training.outcome import patiently
 
         report = partial(self.monitor.report, trial_id, searched=False)
@@ -111,9 +108,7 @@ class WorkerContext:
 
 
 def tune_function(config: dict[str, Any], *, context: bytes) -> None:
-    """Run one trial and report to Ray Tune once, at its end.
-
-    It reports the trial's goals, with `finished`, or that it was paused.
+    """Run one trial and report to Ray Tune once, at its end: its goals, with `finished`, or that it was paused.
 
     context: a `WorkerContext`, as cloudpickle packed it, so that its parts are imported here and not with the actor.
     """
@@ -148,10 +143,7 @@ def tune_function(config: dict[str, Any], *, context: bytes) -> None:
 
 
 def run_worker(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
-    """Run one of a trial's processes: join the monitor and do the trial's work.
-
-    A trial that is done is only read.
-    """
+    """Run one of a trial's processes: join the monitor and do the trial's work, unless that is done."""
     import ray
     from ray.util import get_current_placement_group
 
@@ -196,9 +188,9 @@ def run_worker(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
 
 
 def run_group_trial(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
-    """Run a trial on a group of workers and return its row.
+    """Run a trial on a group of workers, on new ones for as long as that may help, and return its row.
 
-    It is run again on a new group for as long as that may help. Raises Paused where the workers left on an order.
+    Raises Paused where the workers left on an order.
     """
     from slime_ray.runs import results
     from slime_ray.training import attempts
@@ -258,10 +250,7 @@ def run_group_trial(trial: "Trial", context: WorkerContext) -> dict[str, Any]:
 
 
 def _outside_cause(error: Exception) -> str | None:
-    """Say why a trial leaves without a result through no fault of its own.
-
-    A stage, a storage or a judge did not do its part. None for any other error.
-    """
+    """Name the stage, storage or judge that failed a trial through no fault of its own; None for any other error."""
     from slime_ray.runs import files
     from slime_ray.training.outcome import refused, what_failed
 
@@ -323,10 +312,7 @@ def run_group(
 
 
 def _cause(error: "WorkerGroupError") -> BaseException:
-    """Return what broke a group.
-
-    When one worker is lost the others fail too, with broken connections.
-    """
+    """Return what broke a group: when one worker is lost the others fail too, with broken connections."""
     from slime_ray.runs import files
     from slime_ray.training.outcome import DeviceFailure, OutOfMemory, one_sentence
 
@@ -342,19 +328,13 @@ def _cause(error: "WorkerGroupError") -> BaseException:
 
 
 def _unwrap(failure: Exception) -> BaseException:
-    """Return what a worker raised.
-
-    Ray Train hands it over inside of an error of its own, with the traceback as text.
-    """
+    """Return what a worker raised, out of Ray Train's own error, which has the traceback as text."""
     inner = failure.args[0] if failure.args else None
     return inner if isinstance(inner, BaseException) else failure
 
 
 def is_loss(error: BaseException) -> bool:
-    """Tell whether an error says that a process, node or connection was lost.
-
-    Otherwise the work is wrong.
-    """
+    """Tell whether an error is of a lost process, node or connection, and not of the work."""
     from torch.distributed import DistError
 
     text = str(error).lower()

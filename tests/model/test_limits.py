@@ -81,6 +81,18 @@ def test_frequencies_that_depend_on_the_longest_sequence_limit_it_and_others_do_
     assert bool((beyond - alone).abs().max() > 1e-3) is (positions is not None)
 
 
+@pytest.mark.parametrize("lengths", [(48, 64), (64, 48)])
+def test_where_each_kind_of_layer_has_its_own_frequencies_the_shortest_length_limits(lengths):
+    kinds = ("sliding_attention", "full_attention")
+    ropes = {
+        kind: LONG | {"original_max_position_embeddings": length} for kind, length in zip(kinds, lengths, strict=True)
+    }
+    lm = tiny_family("gemma3_text", rope_parameters=ropes)
+    limits = declared_limits(lm.config)
+    assert limits.positions == 48
+    assert "(rope_type longrope in its config.json)" in limits.reason
+
+
 class OwnRotary(nn.Module):
     """Frequencies that shrink with the longest sequence of a call, under no name that is known."""
 

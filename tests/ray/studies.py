@@ -10,9 +10,8 @@ from optuna.trial import TrialState
 from slime_ray.config.experiment import Experiment, Search
 from slime_ray.config.points import with_values
 from slime_ray.config.presets import preset_base
-from slime_ray.on_ray.plan import TrialPlan
+from slime_ray.on_ray.plan import TrialPlan, own_rows, seed_of
 from slime_ray.on_ray.search import StudySearch, study_storage
-from slime_ray.on_ray.sweep import own_rows, seed_of
 
 BASE = preset_base("arithmetic")
 GOALS = {"win_rate": "maximize", "stability": "maximize"}

@@ -11,8 +11,7 @@ from slime_ray.config.experiment import EarlyStopping, Experiment
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
 from slime_ray.on_ray.monitor import MonitorActor
-from slime_ray.on_ray.plan import TrialPlan
-from slime_ray.on_ray.sweep import seed_of
+from slime_ray.on_ray.plan import TrialPlan, seed_of
 from slime_ray.runs import results
 from slime_ray.runs.folder import lock_run
 from slime_ray.runs.instructions import Clone
@@ -68,11 +67,11 @@ def test_entries_take_turns_and_an_entrys_winner_follows_its_own_search(tmp_path
 
 def test_nobody_waits_for_another_entry(tmp_path):
     plan = plan_for(league("dpo", "ipo", "sft"), tmp_path)
-    assert plan.max_remaining() == 3 * 4
+    assert plan.total == 3 * 4
     names = ids(run(plan, at_once=3))
     assert len(names) == len(set(names)) == 3 * 4
     assert plan.missing() == []
-    assert plan.max_remaining() == 0
+    assert plan.total == 3 * 4
 
 
 def test_all_searches_use_one_seed_and_prompts_and_all_winners_the_same_others(tmp_path):

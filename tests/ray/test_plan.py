@@ -9,9 +9,9 @@ from ray.tune.search import Searcher
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
-from slime_ray.on_ray.plan import TrialPlan, confirm_trials
+from slime_ray.on_ray.plan import TrialPlan, confirm_trials, lost_values
 from slime_ray.on_ray.search import StudyFailed
-from slime_ray.on_ray.sweep import lost_values, with_extensions
+from slime_ray.on_ray.sweep import with_extensions
 from slime_ray.runs import results
 from slime_ray.runs.instructions import Clone, ask_for_more
 from slime_ray.runs.pareto import best_rows
@@ -79,7 +79,7 @@ def test_a_resumed_plan_runs_exactly_what_is_missing(experiment, tmp_path, done)
     first = plan_for(experiment, tmp_path)
     before = run(first, stop_after=done)
     assert bool(first.missing()) == (done < len(EXPECTED))
-    assert done + first.max_remaining() == len(EXPECTED)
+    assert first.total == len(EXPECTED)
     resumed = plan_for(experiment, tmp_path, rows=first.rows)
     assert before + run(resumed) == EXPECTED
 
@@ -113,7 +113,24 @@ def test_a_finished_sweep_is_extended_and_a_new_winner_is_confirmed_beside_the_o
     run(first)
     longer = experiment.model_copy(update={"budget": experiment.budget.model_copy(update={"trials": 4})})
     confirmed = [f"confirm-search-0004-s{seed}" for seed in range(3)]
-    assert run(plan_for(longer, tmp_path, rows=first.rows)) == ["search-0004", *confirmed]
+    plan = plan_for(longer, tmp_path, rows=first.rows)
+    # It is foreseen that what has been confirmed may not be what wins.
+    assert plan.total == len(EXPECTED) + 4
+    assert run(plan) == ["search-0004", *confirmed]
+    assert plan.total == len(plan.rows)
+
+
+@pytest.mark.parametrize("number", [0, 9])
+def test_a_clone_of_a_finished_search_counts_with_its_confirmations_until_it_has_not_won(experiment, tmp_path, number):
+    first = plan_for(experiment, tmp_path)
+    run(first)
+    plan = plan_for(experiment, tmp_path, rows=first.rows)
+    plan.add(Clone("search-0001-clone-1", "search-0001", {"objective.hard_margin": 2.5}))
+    assert plan.total == len(EXPECTED) + 4
+    plan.suggest("clone")
+    plan.on_trial_complete("clone", result(number))
+    run(plan)
+    assert plan.total == len(plan.rows) == len(EXPECTED) + (4 if number else 1)
 
 
 def test_a_search_that_runs_is_extended_and_one_that_is_over_is_not(experiment, tmp_path):

@@ -72,19 +72,6 @@ def test_the_last_trial_takes_what_it_takes_however_many_ran_side_by_side(clock)
     assert progress.time_left() == "1 min 30 s"
 
 
-def test_more_trials_than_were_foreseen_leave_no_negative_time(clock, experiment):
-    console, lines = recording()
-    progress = Progress(console=console, total=1, finished=0)
-    (one,) = arm_trials(experiment)
-    for name in ("a", "b"):
-        config = {"trial": one.model_dump(mode="json") | {"trial_id": name}}
-        progress.on_trial_start(0, [], SimpleNamespace(config=config))
-        clock.now += 60
-        progress.on_trial_result(0, [], SimpleNamespace(config=config), {"finished": True, "status": "completed"})
-    assert [line.partition(" ")[0] for line in lines if line.startswith("[")] == ["[1/1]", "[2/2]"]
-    assert lines[-1].endswith("; 0 min 00 s left")
-
-
 def test_a_tracker_that_is_left_out_is_said_once_for_the_whole_sweep():
     console, lines = recording()
     progress = Progress(console=console, total=2, finished=0)

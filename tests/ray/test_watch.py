@@ -94,7 +94,7 @@ def said() -> list[str]:
 
 @pytest.fixture
 def watching(clock: Clock, experiment: Experiment, monitor: FakeMonitor, said: list[str], tmp_path: Path) -> Watch:
-    plan: Any = SimpleNamespace(is_ending=False, by_tune_id={}, added=[])
+    plan: Any = SimpleNamespace(is_ending=False, by_tune_id={}, added=[], total=2)
     plan.add = lambda clone: clone not in plan.added and not plan.added.append(clone)
     progress: Any = SimpleNamespace(
         say=said.append, update=lambda metrics: None, finished=0, total=1, seconds_left=lambda: None
@@ -183,7 +183,7 @@ def test_a_search_is_extended_once_and_its_budget_is_kept(watching, clock, monit
     monitor.trials = AT_WORK
     more: list[int] = []
     watching.on_extend = more.append
-    watching.plan.extend, watching.plan.parts = lambda trials: True, {"": None}
+    watching.plan.extend, watching.plan.total = lambda trials: True, 3
     # Of a budget that the search had once, or has not: taken up by an earlier sweep, or a mistake.
     ask_for_more(tmp_path, 2, 9)
     ask_for_more(tmp_path, 3, 2)
