@@ -44,10 +44,7 @@ COLOURS = {
 
 
 def build_page(findings: Findings, things: Sequence[tuple[ReportItem, Table | bytes]]) -> str:
-    """Build the page.
-
-    things: its tables, and its figures as SVG, with their items and in the order of those.
-    """
+    """Build the page. things: its tables, and its figures as SVG, in the order of their items."""
     unsettled, settled = answer(findings.run, findings.main, of_design=findings.of_design())
     settled += map(unbroken, findings.on_search())
     environment = jinja2.Environment(
@@ -107,10 +104,9 @@ def _placed(item: ReportItem, thing: Table | bytes) -> dict[str, Any]:
 
 
 def _inline(svg: bytes, name: str) -> str:
-    """Turn a drawing into a part of a page, with ids that no other drawing has.
+    """Turn a drawing into a part of a page: no XML head, metadata or namespaces, and ids that no other has.
 
-    It has no XML head, metadata or namespaces. Coordinates keep a hundredth of a point, and no space is left between
-    tags: of a large search that is a third.
+    Coordinates keep a hundredth of a point, and no space is left between tags: of a large search that is a third.
     """
     text = svg.decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -214,10 +210,7 @@ def _render_files(findings: Findings) -> tuple[dict[str, bytes], list[tuple[Repo
 
 
 def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentences:
-    """Say what the run does not settle, and what it shows.
-
-    of_design: the same of its design, where it has one.
-    """
+    """Say what the run does not settle, and what it shows. of_design: the same of its design, where it has one."""
     frame = main.frame
     open_: list[str] = []
     settled: list[str] = []
