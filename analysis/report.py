@@ -25,7 +25,7 @@ from .interactive import examples, front_data, pieces
 from .printing import Sentences, Table, number, one_line
 from .rows import LOST, basis, few_seeds, is_judged, judged_answers, name_of
 from .sections import SECTIONS, Findings, ReportItem, made
-from .statistics import TOO_FEW
+from .statistics import TOO_FEW, Interval, independent_difference, interval_names
 
 FEWEST_PROMPTS = 20
 """With fewer, a resampled interval is too rough to claim anything by."""
@@ -337,10 +337,15 @@ def _on_stability(run: Run, rows: pd.DataFrame, *, judged: bool) -> list[str]:
         return []
     answers_per_trial = int(answers.groupby("trial_id")["prompt_id"].nunique().min())
     open_ = []
+    scores = [Interval(*ends) for ends in scored[interval_names("stability")].to_numpy(dtype=float)]
     # A row without an interval is not told apart, either.
-    tied = scored["label"][~(scored["stability_high"] < scored["stability_low"].iloc[0])].tolist()
+    tied = [
+        label
+        for label, score in zip(scored["label"], scores, strict=True)
+        if not independent_difference(scores[0], score).excludes(0.0)
+    ]
     if len(tied) > 1:
-        open_.append(f"Which of {_list(tied)} is the most stable: by the intervals of S they cannot be told apart "
+        open_.append(f"Which of {_list(tied)} is the most stable: no interval of S tells them apart "
                      f"({answers_per_trial} answers of each trial).")  # fmt: skip
     if answers_per_trial < FEWEST_PROMPTS and not judged:
         open_.append(

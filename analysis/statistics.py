@@ -246,10 +246,7 @@ def difference_error(variance: float, items: float) -> float:
 
 
 def independent_difference(first: Interval, second: Interval) -> Interval:
-    """Return the difference of two rates on independent prompts, with its interval.
-
-    It is from the intervals of both (Newcombe 1998).
-    """
+    """Return the difference of two independent estimates, its interval from those of both (Newcombe 1998)."""
     value = first.value - second.value
     low = value - np.hypot(first.value - first.low, second.high - second.value)
     return Interval(value, float(low), float(value + np.hypot(first.high - first.value, second.value - second.low)))
