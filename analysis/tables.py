@@ -256,10 +256,8 @@ def _left_out_notes(frame: pd.DataFrame, outcomes: Mapping[str, Outcomes]) -> li
         label: outcomes[label] for label in frame["label"][frame["win_rate"].notna()] if label in outcomes
     }
     notes = rows.left_out_notes({label: seeds for label, (seeds, _) in rated_outcomes.items()})
-    best = next(iter(rated_outcomes), "")
-    if incomparable := [
-        label for label in rated_outcomes if difference(rated_outcomes[best], rated_outcomes[label]) is None
-    ]:
+    best, *others = rated_outcomes or [""]
+    if incomparable := [label for label in others if difference(rated_outcomes[best], rated_outcomes[label]) is None]:
         notes.append(
             f"No seed, or no prompt, in common with {best}, so neither compared with it nor told apart: "
             f"{', '.join(incomparable)}."
