@@ -350,7 +350,7 @@ def _on_stability(run: Run, rows: pd.DataFrame, *, judged: bool) -> list[str]:
     if answers_per_trial < FEWEST_PROMPTS and not judged:
         open_.append(
             f"How stable the rows are: S rests on {answers_per_trial} answers of each trial; "
-            f"below {FEWEST_PROMPTS} its interval is rough. See evaluation.prompts."
+            f"below {FEWEST_PROMPTS} S and its interval are rough. See evaluation.prompts."
         )
     return open_
 

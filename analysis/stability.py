@@ -98,7 +98,7 @@ def intervals(
     )
     units = dict.fromkeys(("unlearning", "rejected_collapse", "entropy_shift"), pairs)
     units |= dict.fromkeys(("broken_outputs", "length_shift"), prompts)
-    # The steps that spikes are counted over stand beside these.
+    # Updates, the units of T, are not counted here.
     few = min(pairs, prompts)
     intervals_by_part = {}
     for name, value in values.items():
@@ -281,7 +281,7 @@ def stability_cell(row: pd.Series) -> str:
 
 
 def stability_parts(run: results.Run, main: Table) -> Table:
-    """Return the parts of S of each row of the main table; in `frame`, `<part>_low` and `_high` end its interval."""
+    """Return the parts of S of each row; in `frame`, `<part>_low` and `_high` are the ends of its interval."""
     if main.frame.empty:
         return empty("This run has no arms and no winner.")
     ends = statistics.interval_names("stability", *PARTS)
