@@ -47,10 +47,7 @@ class Cells:
 
     @classmethod
     def of(cls, run: results.Run, design: Design) -> "Cells":
-        """Collect the outcomes of a run's cells.
-
-        Rates are win rates unless the design is about accuracy, or nothing was judged.
-        """
+        """Collect a run's cells: win rates, or accuracy where the design is about it or nothing was judged."""
         trials = run.trials[run.trials["phase"] == "arm"]
         rate, rates, topics = rows.rates_by_label(run, accuracy=design.metric == "preference_accuracy")
         lost = trials[~trials["status"].isin(rows.MEASURED)]
@@ -76,10 +73,7 @@ class Cells:
         return self.stability if metric == "stability" else self.rates
 
     def difference(self, cell: Cell, metric: str) -> np.ndarray | None:
-        """Return a cell's outcomes minus its reference's, (seeds, items) or (seeds,).
-
-        They are of the seeds and items that both have. None where they have nothing in common.
-        """
+        """Return a cell's outcomes minus its reference's, (seeds, items) or (seeds,); None without any in common."""
         outcomes = self.outcomes(metric)
         if cell.label not in outcomes or cell.reference not in outcomes:
             return None
@@ -92,10 +86,7 @@ class Cells:
         return rows.shared_topics([self.rates[label] for label in labels], self.topics)
 
     def claims(self, cells: Sequence[Cell]) -> dict[str, Claim]:
-        """Test cells against their references by the design's metric, corrected together.
-
-        The claims are by label.
-        """
+        """Test cells against their references by the design's metric, corrected together; by label."""
         metric = self.metric
         if metric is None:
             return {}
@@ -197,10 +188,9 @@ def _row(
 
 
 def _activity(run: results.Run) -> dict[str, dict[str, float]]:
-    """Return what the objective's terms do at the end of training, by label.
+    """Return the share of pairs past the hard margin and each term's share of the gradient, by label.
 
-    That is the share of held-out pairs past the hard margin, and each term's share of the gradient. Means over seeds of
-    what the curves say at their last step.
+    Means over seeds of what the curves of held-out pairs say at their last step.
     """
     curves = run.curves[(run.curves["source"] == "held_out") & (run.curves["phase"] == "arm")]
     curves = curves[(curves["metric"] == PAST) | curves["metric"].str.startswith(SHARE)]

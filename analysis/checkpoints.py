@@ -27,10 +27,7 @@ Draw = np.ndarray
 
 
 def draw(row: Outcomes, reference: Outcomes | None = None) -> Draw:
-    """Return what one checkpoint says of a row, or of a row minus another.
-
-    The difference is on the seeds that both have.
-    """
+    """Return what one checkpoint says of a row, or of a row minus another on the seeds that both have."""
     if reference is None:
         return np.asarray(row[1].mean(axis=0))
     _, (first, second) = on_common_seeds([row, reference])
@@ -74,10 +71,7 @@ def _units(values: np.ndarray, topics: np.ndarray | None) -> tuple[np.ndarray, n
 
 
 def settling_words(draws: Sequence[Draw], topics: np.ndarray | None = None) -> str:
-    """Say how many checkpoints would settle a difference in four of five tries.
-
-    Empty where too little is known.
-    """
+    """Say how many checkpoints would settle a difference in four of five tries; empty if too little is known."""
     finite = [sample for sample in draws if np.isfinite(sample).any()]
     values = np.stack(finite) if finite else np.empty(0)
     units = values if values.ndim == 1 else _units(values, topics)[1]
@@ -104,10 +98,7 @@ def agreement(draws: Sequence[Draw], signs: Sequence[float]) -> dict[str, int]:
 
 
 def designs(results: Cells) -> Table | None:
-    """Return a row per cell, or per component of a factorial, over the checkpoints.
-
-    None of a design from one checkpoint alone.
-    """
+    """Return a row per cell, or per component of a factorial, over checkpoints; None for a single checkpoint."""
     seeds, metric = results.design.sft_seeds, results.metric or results.rate
     if not seeds:
         return None
@@ -193,10 +184,7 @@ def _effects(results: Cells) -> Effects:
 
 
 def sentences(table: Table) -> Sentences:
-    """Say what a design leaves open over checkpoints, and what holds from all of them.
-
-    A difference holds where its interval leaves 0 out.
-    """
+    """Say what a design leaves open over checkpoints, and what holds from all: its interval leaves 0 out."""
     open_, settled = [], []
     several = table.frame["center"].nunique() > 1
     for row in table.frame.to_dict("records"):
@@ -215,10 +203,9 @@ def sentences(table: Table) -> Sentences:
 
 
 def of_runs(runs: Sequence[Run], mains: Sequence[Table], differing: Sequence[str]) -> Table | None:
-    """Return one row per entry over several leagues.
+    """Return one row per entry over several leagues; None unless all runs are leagues of the same entries.
 
-    None where the runs are not all leagues of the same entries. mains: their main tables. differing: what is not the
-    same in these runs, as the caption says it.
+    mains: their main tables. differing: what is not the same in these runs, as the caption says it.
     """
     leagues_by_run = [Standings.by_checkpoint(run, main) for run, main in zip(runs, mains, strict=True)]
     leagues = [league for leagues_of_run in leagues_by_run for league in leagues_of_run]
@@ -230,10 +217,7 @@ def of_runs(runs: Sequence[Run], mains: Sequence[Table], differing: Sequence[str
 
 
 def leagues_over(leagues: Sequence[Standings], remark: str = "") -> Table:
-    """Return one row per method over the leagues of several SFT checkpoints.
-
-    remark: ends the caption.
-    """
+    """Return one row per method over the leagues of several SFT checkpoints. remark: ends the caption."""
     runs = list({league.run.path: league.run for league in leagues}.values())
     outcomes_by_league = [_winners(league) for league in leagues]
     rates = pd.DataFrame(
@@ -293,10 +277,7 @@ def _winners(league: Standings) -> dict[str, Outcomes | None]:
 
 
 def _same_items(leagues: Sequence[Standings]) -> tuple[np.ndarray | None] | None:
-    """Return the topics of the items that all leagues are measured on.
-
-    None where the items are not known to be the same.
-    """
+    """Return the topics of the items that all leagues share; None where they are not known to be the same."""
     first = leagues[0]
     hashes = [(league.run.manifest.get("hashes") or {}).get("prompts_report") for league in leagues]
     alike = len(set(hashes)) == 1 and hashes[0] is not None and first.rate == "win_rate"
@@ -346,10 +327,7 @@ def _row(
 
 
 def _mean_by_start(draws: Sequence[Draw | None], starts: Sequence[Any], *, items: bool) -> list[Draw]:
-    """Average the draws of the leagues from one SFT checkpoint.
-
-    items: keep them apart.
-    """
+    """Average the draws of the leagues from each SFT checkpoint. items: keep the items apart."""
     draws_by_start: dict[Any, list[Draw]] = {}
     for drawn, start in zip(draws, starts if draws else (), strict=True):
         if drawn is not None and np.isfinite(drawn).any():
@@ -366,10 +344,7 @@ def _weights(league: Standings) -> Any:
 
 
 def stacked(leagues: Sequence[Standings], tables: Sequence[Table]) -> Table | None:
-    """Stack the tables of the checkpoints' leagues, with a column for the checkpoint.
-
-    None without any table.
-    """
+    """Stack the tables of the checkpoints' leagues, with a column for the checkpoint; None without any."""
     parts = [(league.sft_seed, table) for league, table in zip(leagues, tables, strict=True)]
     if len(parts) < 2:
         return parts[0][1] if parts else None

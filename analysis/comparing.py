@@ -78,10 +78,7 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Man
 
 
 def _entries(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield every leaf under KINDS with its dotted path.
-
-    Nothing and null are the same: a later version adds entries.
-    """
+    """Yield every leaf under KINDS with its dotted path. Null counts as absent: a later version adds entries."""
 
     def walk(value: Any, path: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping):
@@ -99,10 +96,7 @@ def _entries(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def why_not_comparable(runs: Sequence[Run]) -> list[str]:
-    """Say why win rates or stabilities of these runs mean different things.
-
-    There is a sentence for each reason.
-    """
+    """Give a sentence for each reason why win rates or stabilities of these runs mean different things."""
     hashes = [run.manifest.get("hashes") or {} for run in runs]
     starts = [each.get("sft_checkpoint") or "" for each in hashes]
     conditions: dict[str, list[str]] = {
@@ -121,11 +115,10 @@ def why_not_comparable(runs: Sequence[Run]) -> list[str]:
 
 
 def compare(runs: Sequence[Run]) -> Table:
-    """Return the rows of several runs in one table, by win rate.
+    """Return the rows of several runs by win rate; of leagues with the same entries these, over checkpoints.
 
-    Of leagues with the same entries, these are the rows, over checkpoints. Where judge, baseline, prompts, decoding or
-    the version of stability are not the same, the caption says so; rows of different judges are refused. Raises
-    InputError for that, for fewer than two runs, and for a run given twice.
+    Where judge, baseline, prompts, decoding or the version of stability are not the same, the caption says so; rows
+    of different judges are refused. Raises InputError for that, for fewer than two runs, and for a run given twice.
     """
     names = [run.path.resolve() for run in runs]
     if len(set(names)) < len(names) or len(names) < 2:
@@ -173,10 +166,7 @@ def compare(runs: Sequence[Run]) -> Table:
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
-    """Name the settings in which runs differ, and why else numbers would not compare.
-
-    Other SFT checkpoints are no such reason.
-    """
+    """Name the settings in which runs differ, and why else numbers would not compare; not the SFT checkpoint."""
     changes = [change for run in runs[1:] for change in differences(runs[0].manifest, run.manifest)]
     settings = dict.fromkeys(change.path for change in changes if change.kind == "settings")
     same = len({baseline_of(run) for run in runs}) == 1
@@ -354,10 +344,7 @@ def _stabilities_agree(first: Mapping[Any, Any], second: Mapping[Any, Any], conf
 
 
 def _same_answers(label: str, first: Run, second: Run) -> float:
-    """Return the share of a row's answers that are the same in both runs.
-
-    They are answers to common prompts and turns, with common seeds.
-    """
+    """Return the share of a row's answers to common prompts, turns and seeds that are the same in both runs."""
     keys = ["seed", "prompt_id", "turn"]
     answers = (judged_answers(run) for run in (first, second))
     first_answers, second_answers = (

@@ -44,11 +44,10 @@ GAMED_WEIGHT = 0.2 / 2
 
 
 def fit(y: np.ndarray, x: np.ndarray, weights: np.ndarray | None = None, *, penalty: float = 0.0) -> np.ndarray | None:
-    """Return the coefficients of largest likelihood minus `penalty` times their absolute sum.
+    """Fit coefficients by largest likelihood minus `penalty` times their absolute sum; None without an optimum.
 
-    None without an optimum. The method is Newton's. With a penalty each step ends where the quadratic model is best,
-    found coordinate by coordinate. y: (rows,) outcomes from 0 to 1. x: (rows, features), an intercept among them where
-    there is one.
+    Newton's method. With a penalty each step ends where the quadratic model is best, found coordinate by coordinate.
+    y: (rows,) outcomes from 0 to 1. x: (rows, features), an intercept among them where there is one.
     """
     w, b = np.ones(len(y)) if weights is None else weights, np.zeros(x.shape[1])
     for _ in range(STEPS):
@@ -87,12 +86,11 @@ def _lasso(b: np.ndarray, slope: np.ndarray, curvature: np.ndarray, penalty: flo
 def influence(
     y: np.ndarray, x: np.ndarray, at: np.ndarray, b: np.ndarray, extra_curvature: np.ndarray | float = 0.0
 ) -> np.ndarray:
-    """Return (rows,) what each row stands for of the mean outcome at `at`.
+    """Return (rows,) what each row stands for of the mean outcome at `at`, with its mean and its scatter.
 
-    The values have that mean, and scatter around it as it does. A row counts by its own place in `at`, and to first
-    order by its pull on the coefficients. y: (rows,) outcomes; NaN pulls at nothing. x, at: (rows, features) as they
-    are, and as they would be. b: coefficients; those that a penalty made 0 are taken to stay so. extra_curvature:
-    (features, features) curvature of what else was fitted.
+    A row counts by its own place in `at`, and to first order by its pull on the coefficients. y: (rows,) outcomes; NaN
+    pulls at nothing. x, at: (rows, features) as they are, and as they would be. b: coefficients; those that a penalty
+    made 0 are taken to stay so. extra_curvature: (features, features) curvature of what else was fitted.
     """
     active, judged = b != 0, ~np.isnan(y)
     fitted, rates = expit(x @ b), expit(at @ b)
@@ -103,10 +101,7 @@ def influence(
 
 
 def _wider(values: np.ndarray, coefficients: int) -> np.ndarray:
-    """Widen the scatter of values that were drawn to a fit of `coefficients`.
-
-    They scatter as far as they would around a fit of other data.
-    """
+    """Widen the scatter of values drawn to a fit of `coefficients` to that around a fit of other data."""
     free = len(values) - coefficients
     return values.mean() + (values - values.mean()) * np.sqrt(len(values) / free if free > 0 else np.nan)
 
@@ -137,10 +132,7 @@ def rate_at_zero(outcomes: np.ndarray, x: np.ndarray, prompts: np.ndarray) -> st
 def rate_at_equal_length(
     outcomes: np.ndarray, more_tokens: np.ndarray, prompts: np.ndarray
 ) -> statistics.Interval | None:
-    """Return LC: `rate_at_zero` of the lengths in standard deviations.
-
-    more_tokens: (answers,) d, NaN where it is unknown.
-    """
+    """Return LC: `rate_at_zero` of the lengths in standard deviations. more_tokens: (answers,) d, NaN if unknown."""
     complete = ~(np.isnan(outcomes) | np.isnan(more_tokens))
     spread = more_tokens[complete].std() if complete.any() else 0.0
     x = np.tanh(more_tokens / spread) if spread > 0 else np.where(complete, 0.0, np.nan)
@@ -148,10 +140,7 @@ def rate_at_equal_length(
 
 
 def rate_at_equal_style(outcomes: np.ndarray, style: np.ndarray, prompts: np.ndarray) -> statistics.Interval | None:
-    """Return SC: `rate_at_zero` of (answers, features) `style`.
-
-    None of fewer than FEWEST prompts a coefficient, too.
-    """
+    """Return SC: `rate_at_zero` of (answers, features) `style`; None below FEWEST prompts a coefficient, too."""
     complete = ~(np.isnan(outcomes) | np.isnan(style).any(axis=1))
     varied = int((np.ptp(style[complete], axis=0) > 0).sum()) if complete.any() else 0
     enough = len(np.unique(prompts[complete])) >= FEWEST * (varied + 1)
@@ -185,10 +174,7 @@ class Difficulties:
 
     @classmethod
     def read(cls, path: Path) -> "Difficulties":
-        """Read `df_gamed.csv` or `instruction_difficulty.csv`.
-
-        Raises InputError where the file is neither.
-        """
+        """Read `df_gamed.csv` or `instruction_difficulty.csv`. Raises InputError where the file is neither."""
         with reading(f"--difficulties {path}", "df_gamed.csv of AlpacaEval's data set, or a CSV like it"):
             table = pd.read_csv(path, dtype={"index": str, "prompt_id": str})
         names = [name for name in ("prompt_id", "index") if name in table]
@@ -235,11 +221,10 @@ class Difficulties:
 def alpaca_eval_rate(
     answers: pd.DataFrame, difficulties: Difficulties, topics: "pd.Series | None" = None
 ) -> statistics.Interval | None:
-    """Return AlpacaEval's length-controlled rate with the interval of a win rate.
+    """Return AlpacaEval's length-controlled rate, the mean of the trials', with the interval of a win rate.
 
-    It is the mean of the trials' rates. None where a trial has fewer than FEWEST judged answers to a coefficient.
-    answers: rows of answers.parquet, of one or several trials. topics: the number of each prompt's topic by its id,
-    where prompts come in topics.
+    None where a trial has fewer than FEWEST judged answers to a coefficient. answers: rows of answers.parquet, of one
+    or several trials. topics: the number of each prompt's topic by its id, where prompts come in topics.
     """
     values = {}
     for trial_id, of_trial in answers.groupby("trial_id"):

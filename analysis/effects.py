@@ -60,10 +60,9 @@ def _two_digits(number: int) -> int:
 
 
 def to_settle(d: np.ndarray, level: float) -> Settling:
-    """Return what settles a comparison in four of five tries (POWER).
+    """Return what settles a comparison in four of five tries (POWER), were the true difference the observed one.
 
-    The true difference is taken to be the observed one. d: (seeds, prompts) or (seeds,) differences, at least two
-    seeds. level: of the two-sided tests.
+    d: (seeds, prompts) or (seeds,) differences, at least two seeds. level: of the two-sided tests.
     """
     if d.ndim > 1:
         # No number of seeds tells of other prompts, or topics, where there is one.
@@ -107,10 +106,7 @@ def _power_of(two_way: TwoWay, seeds: int, prompts: int, level: float) -> float:
 
 
 def _power(difference: float, error: float, freedom: float, level: float) -> float:
-    """Return the chance that a two-sided t test sees `difference`.
-
-    The far side is left out.
-    """
+    """Return the chance that a two-sided t test sees `difference`, without the far side."""
     if error == 0:
         return float(difference != 0)
     critical, shift = float(stdtrit(freedom, 1 - level / 2)), abs(difference) / error
@@ -119,20 +115,14 @@ def _power(difference: float, error: float, freedom: float, level: float) -> flo
 
 
 def _least(power: Callable[[int], float], now: int, most: int) -> int | None:
-    """Return the least number above `now` with enough power; None where `most` has too little.
-
-    It is FEWEST_SEEDS at least.
-    """
+    """Return the least number above `now`, at least FEWEST_SEEDS, with enough power; None if `most` has too little."""
     numbers = range(max(now + 1, FEWEST_SEEDS), most + 1)
     place = bisect_left(numbers, POWER, key=power)
     return numbers[place] if place < len(numbers) else None
 
 
 def _p_values(differences: np.ndarray, topics: np.ndarray | None, flips: int) -> dict[str, np.ndarray]:
-    """Return (comparisons,) two-sided p by test.
-
-    differences: (comparisons, seeds) or (comparisons, seeds, prompts).
-    """
+    """Return (comparisons,) two-sided p by test. differences: (comparisons, seeds) or with prompts as a third axis."""
     seeds = differences.shape[1]
     of_prompts = differences.ndim > 2
     p_values = {}
@@ -152,19 +142,13 @@ def _p_values(differences: np.ndarray, topics: np.ndarray | None, flips: int) ->
 
 
 def _error(d: np.ndarray) -> float:
-    """Return the standard error of the mean of (seeds,) differences of S.
-
-    Seeds that are all the same have room, as prompts do.
-    """
+    """Return the standard error of a mean of (seeds,) differences of S. Equal seeds have room, as prompts do."""
     spread = float(d.std(ddof=1) / np.sqrt(len(d)))
     return spread if np.ptp(d) > SAME else statistics.difference_error(0.0, len(d))
 
 
 def two_way_p(d: np.ndarray, topics: np.ndarray | None) -> float:
-    """Return p of the t over seeds and prompts.
-
-    Unlike in a claim, seeds may be few, as where one is left out.
-    """
+    """Return p of the t over seeds and prompts; unlike in a claim, also of few seeds, as where one is left out."""
     error, freedom = TwoWay.of(statistics.by_topic(d, topics)).error()
     error = statistics.difference_error(error**2, d.shape[1])
     return t_test_p(d.mean(), error, degrees_of_test(freedom, len(d)))
@@ -192,19 +176,15 @@ def t_test_p(mean: float, error: float, freedom: float) -> float:
 
 @lru_cache(maxsize=2)
 def signs(items: int, flips: int) -> np.ndarray:
-    """Return (flips, items) of -1 and 1.
-
-    They are cached, for all comparisons of a table share their prompts.
-    """
+    """Return (flips, items) of -1 and 1, cached since all comparisons of a table share their prompts."""
     bits = np.frombuffer(np.random.default_rng(0).bytes(-(-flips * items // 8)), dtype=np.uint8)
     return 2 * np.unpackbits(bits, count=flips * items).reshape(flips, items).astype(np.float32) - 1
 
 
 def sign_flip_p(d: np.ndarray, *, flips: int = FLIPS) -> np.ndarray:
-    """Return (comparisons,) two-sided p of mean differences when items' signs are flipped.
+    """Return (comparisons,) two-sided p of mean differences when items' signs are flipped at random.
 
-    Signs are flipped at random, the observed ones included. d: (items, comparisons). Under no effect an item's
-    difference is as likely to be d as -d.
+    The observed signs are included. d: (items, comparisons). Under no effect an item's difference is as likely d as -d.
     """
     sums = np.abs(signs(len(d), flips) @ d.astype(np.float32))
     # Sums that are equal but for rounding count as reached.
@@ -213,10 +193,7 @@ def sign_flip_p(d: np.ndarray, *, flips: int = FLIPS) -> np.ndarray:
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """Correct p-values by Holm (1979), in their order.
-
-    Those that are NaN count as comparisons and stay NaN.
-    """
+    """Correct p-values by Holm (1979), in their order; those that are NaN count as comparisons and stay NaN."""
     count = len(p_values)
     order = np.argsort(p_values)  # NaN last
     stepped = np.maximum.accumulate(p_values[order] * (count - np.arange(count)))
@@ -226,10 +203,9 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def improvement(d: np.ndarray, topics: np.ndarray | None = None) -> Interval:
-    """Return how often the variant does better than its reference on a prompt.
+    """Return how often the variant beats its reference on a prompt with the same seed; a tie counts half.
 
-    Both have the same seed, and a tie counts half. d: (seeds, prompts). Over the same units as the differences; the
-    interval is that of a rate.
+    d: (seeds, prompts). Over the same units as the differences; the interval is that of a rate.
     """
     better = (d > 0) + 0.5 * (d == 0)
     return statistics.score_interval(float(better.mean()), statistics.Scatter.of(better, topics))
@@ -323,10 +299,7 @@ class Claim:
 
 
 def p_columns(claim: Claim | None) -> dict[str, float]:
-    """Return the columns of a comparison's corrected p and of what it rests on.
-
-    These are the p of each test, and the seeds and items.
-    """
+    """Return columns of a comparison's corrected p, that of each test, and the seeds and items it rests on."""
     corrected = {} if claim is None else claim.corrected
     p_by_test = {f"p_{test}": corrected.get(test, np.nan) for test in TESTS}
     rests = (0, 0) if claim is None else (claim.seeds, claim.prompts)

@@ -35,10 +35,7 @@ def cells_of(components: Sequence[str]) -> list[Present]:
 
 
 def by_components(design: Design, center: str) -> dict[Present, Cell]:
-    """Return the cells around a center by their components, without controls.
-
-    Two of the same components are refused.
-    """
+    """Return the cells around a center by their components, without controls; two of the same are refused."""
     components = design.reference(center).levels
     cells_by_components: dict[Present, Cell] = {}
     for cell in design.around(center):
@@ -54,12 +51,11 @@ def by_components(design: Design, center: str) -> dict[Present, Cell]:
 
 
 def effect_weights(components: Sequence[str]) -> dict[tuple[str, ...], np.ndarray]:
-    """Return (cells,) weights of every main effect and interaction, main effects first.
+    """Return (cells,) weights of each main effect and interaction, in the order of `cells_of`, main effects first.
 
-    They are in the order of `cells_of`. The standard contrasts: the product of a cell's signs (1 present, -1 absent)
-    over the effect's components, over 2^(k-1). A main effect is the mean of the cells with the component minus the mean
-    of those without; an interaction of two is half the difference between the effect of one with the other present and
-    with it absent, and so on.
+    The standard contrasts: the product of a cell's signs (1 present, -1 absent) over the effect's components, over
+    2^(k-1). A main effect is the mean of the cells with the component minus the mean of those without; an interaction
+    of two is half the difference between the effect of one with the other present and with it absent, and so on.
     """
     cells = cells_of(components)
     return {
@@ -70,11 +66,10 @@ def effect_weights(components: Sequence[str]) -> dict[tuple[str, ...], np.ndarra
 
 
 def shapley_weights(components: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return (cells,) weights of each component's Shapley value.
+    """Return (cells,) weights of each component's Shapley value, by `cells_of`; they add up to `total_weights`.
 
-    They are in the order of `cells_of`, and add up to `total_weights`. The mean, over all orders in which components
-    may be added, of what the component adds when its turn comes (Shapley 1953): with |S| of k components there before,
-    |S|! (k - |S| - 1)! of the k! orders.
+    The mean, over all orders in which components may be added, of what the component adds when its turn comes
+    (Shapley 1953): with |S| of k components there before, |S|! (k - |S| - 1)! of the k! orders.
     """
     k, cells = len(components), cells_of(components)
     share = [factorial(size) * factorial(k - size - 1) / factorial(k) for size in range(k)]
@@ -92,10 +87,7 @@ def total_weights(components: Sequence[str]) -> np.ndarray:
 
 
 def contrast(weights: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
-    """Return (seeds, prompts) or (seeds,) values of an effect.
-
-    outcomes: (cells, ...) of all cells.
-    """
+    """Return (seeds, prompts) or (seeds,) values of an effect. outcomes: (cells, ...) of all cells."""
     return np.tensordot(weights, outcomes, axes=1)
 
 
@@ -186,10 +178,7 @@ class _Grid:
         return statistics.Interval(interval.value / times, interval.low / times, interval.high / times)
 
     def rows(self, center: str, design_cells: Cells, claims: dict[str, Claim]) -> list[dict[str, Any]]:
-        """Return rows of components, interactions and the total.
-
-        The effect of the total is the sum of the Shapley values.
-        """
+        """Return rows of components, interactions and the total, whose effect is the sum of the Shapley values."""
         shapley = shapley_weights(self.components)
         contrasts = [
             *effect_weights(self.components).items(),
@@ -272,10 +261,7 @@ def _notes(design_cells: Cells, frame: pd.DataFrame, missing: list[str]) -> list
 
 
 def sentences(design_cells: Cells, table: Table) -> Sentences:
-    """Say what the table leaves open, and what it shows, of the main effects.
-
-    They are in the design's metric.
-    """
+    """Say what the table leaves open, and what it shows, of the main effects in the design's metric."""
     main = replace(table, frame=table.frame[table.frame["kind"] == "main"])
     claim = "matters: its main effect is"
     return ablation_table.sentences(

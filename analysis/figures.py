@@ -78,10 +78,7 @@ def style() -> Any:
 
 
 def render(figure: "Figure", *kinds: str) -> dict[str, bytes]:
-    """Render the figure as svg, pdf and png, or as these kinds alone.
-
-    The bytes are the same every time, without dates.
-    """
+    """Render the figure as svg, pdf and png, or these kinds alone: the same bytes every time, without dates."""
     without_dates = {
         "svg": {"Date": None, "Creator": None},
         "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -195,10 +192,9 @@ def _search_points(axes: "Axes", search: pd.DataFrame, eligible: pd.DataFrame, c
 
 
 def front_corners(search: pd.DataFrame, column: str) -> np.ndarray:
-    """Return the corners of the front's line, left to right.
+    """Return the corners of the front's line, left to right; a finished trial beats whatever lies below it.
 
-    Whatever lies below the line is beaten by a finished trial. (corners, 2) stability and `column`, from the left edge
-    to the bottom. search: trials that keep their constraints.
+    (corners, 2) stability and `column`, from the left edge to the bottom. search: trials that keep their constraints.
     """
     points = search.loc[search["status"] == FINISHED, ["stability", column]].to_numpy(dtype=float)
     best = points[on_front(points)]
@@ -220,10 +216,7 @@ _OFFSETS += [(x * k, y * k) for k in (2, 3, 4) for x, y in _OFFSETS]
 def _label(
     figure: "Figure", axes: "Axes", points: list[dict[Any, Any]], search: pd.DataFrame, column: str, *, judged: bool
 ) -> None:
-    """Write each label at the nearest free place.
-
-    It covers neither markers, nor bars, nor another label; where no place is free, it is the nearest inside.
-    """
+    """Write each label at the nearest place free of markers, bars and labels, or else at the nearest inside."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
@@ -277,10 +270,9 @@ def _label(
 
 
 def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
-    """Draw held-out chosen and rejected log-probabilities over training.
+    """Draw held-out chosen and rejected log-probabilities over training: a panel per row, seeds as a band.
 
-    There is a panel per row of the table, with seeds as a band. Where no winner was confirmed, the best search trial
-    has a panel too.
+    Where no winner was confirmed, the best search trial has a panel too.
     """
     looks = {"chosen_logp": (BLUE, "-"), "rejected_logp": (VERMILLION, "--")}
     curves = run.curves[(run.curves["source"] == "held_out") & run.curves["metric"].isin(looks)]
@@ -323,10 +315,9 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
 
 
 def stability_parts(run: Run, *, table: Table | None = None) -> "Figure":
-    """Draw what each row lost its stability to.
+    """Draw what each row lost its stability to: 1 - S cut by the parts' shares of the summed (x/h)^2.
 
-    1 - S is cut by the parts' shares of the summed (x/h)^2, mean over seeds. What a bar leaves free is S. A seed that
-    failed or diverged has lost everything to that.
+    Mean over seeds; what a bar leaves free is S. A seed that failed or diverged has lost everything to that.
     """
     colours = (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, "#bbbbbb")
     hatches = ("", "///", "", "...", "", "xxx", "\\\\\\")
@@ -358,10 +349,7 @@ def stability_parts(run: Run, *, table: Table | None = None) -> "Figure":
 
 
 def _labels(run: Run, table: Table | None) -> list[str]:
-    """Return the rows of the main table in its order.
-
-    Without any they are the search trials, the best first.
-    """
+    """Return the rows of the main table in its order; without any, the search trials, the best first."""
     frame = (table or tables.win_rate_stability(run)).frame
     if len(frame):
         return frame["label"].tolist()

@@ -32,11 +32,10 @@ DRAWN_ANEW = 1_000
 
 
 def knees(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the knees of fronts, who is on them, and distances beyond the line.
+    """Return the knees of fronts (-1 where no trial lies beyond the line), who is on them, and distances beyond it.
 
-    A knee is -1 where no trial lies beyond the line. points: (..., trials, 2); NaN is on no front. The knees are
-    (...,), the others (..., trials); distances are shares of the front's range, NaN off the front. Of equally far
-    trials the knee has more of the first goal.
+    points: (..., trials, 2); NaN is on no front. The knees are (...,), the others (..., trials); distances are shares
+    of the front's range, NaN off the front. Of equally far trials the knee has more of the first goal.
     """
     on_front = pareto.on_front(points)
     of_front = on_front[..., None]
@@ -78,10 +77,9 @@ def draw_rates(outcomes: np.ndarray, *, resamples: int = RESAMPLES) -> np.ndarra
 
 
 def resample(points: np.ndarray, drawn: Mapping[int, np.ndarray]) -> ResampledFront:
-    """Resample the knee.
+    """Resample the knee of (trials, 2) points.
 
-    points: (trials, 2). drawn: by column of these, (resamples, trials) values of that goal; a goal that is not there
-    stays as measured.
+    drawn: by column, (resamples, trials) values of that goal; a goal that is not there stays as measured.
     """
     resamples = len(next(iter(drawn.values())))
     on_front, is_knee, knee_points = np.zeros(len(points)), np.zeros(len(points)), []
@@ -101,18 +99,12 @@ def resample(points: np.ndarray, drawn: Mapping[int, np.ndarray]) -> ResampledFr
 
 
 def knee_ends(drawn: ResampledFront) -> np.ndarray:
-    """Return (2, 2) the lower and the upper end of where the knee lies, by goal.
-
-    They hold 95 % of the resamples that have a knee.
-    """
+    """Return (2, 2) lower and upper ends of where the knee lies, by goal, in 95 % of the resamples with a knee."""
     return np.asarray(np.quantile(drawn.points, statistics.TAILS, axis=0))
 
 
 def outcomes_of(searched: Searched, answers: pd.DataFrame) -> np.ndarray | None:
-    """Return (trials, prompts) mean outcome of each search trial's answers.
-
-    None where there are no answers.
-    """
+    """Return (trials, prompts) mean outcomes of each search trial's answers; None where there are none."""
     trial_answers = answers[answers["trial_id"].isin(searched.trials["trial_id"]) & answers["outcome"].notna()]
     if trial_answers.empty:
         return None
@@ -121,10 +113,7 @@ def outcomes_of(searched: Searched, answers: pd.DataFrame) -> np.ndarray | None:
 
 
 def front(searched: Searched, run: Run) -> Table:
-    """Return the front of two goals from one end to the other, with its knee.
-
-    It says how often each trial is the knee.
-    """
+    """Return the front of two goals from one end to the other, with its knee and how often each trial is that."""
     if len(searched.names) != 2 or not searched.eligible.any():
         return empty("There is no front of two goals.", "trial_id")
     points = np.where(searched.eligible[:, None], searched.goals, np.nan)
@@ -188,10 +177,7 @@ def front(searched: Searched, run: Run) -> Table:
 
 
 def knob_notes(searched: Searched, trial_ids: Iterable[str]) -> list[str]:
-    """Say what each of these trials set: `search-0003: beta=0.12 gamma=0.4`.
-
-    It names the knobs that were searched.
-    """
+    """Say what each of these trials set of the searched knobs: `search-0003: beta=0.12 gamma=0.4`."""
     trials = searched.trials.set_index("trial_id")
     values = {name.removeprefix(KNOB): read(trials[name]) for name in map(str, trials) if name.startswith(KNOB)}
     names, notes = short_names(list(values)), []
@@ -205,10 +191,7 @@ def knob_notes(searched: Searched, trial_ids: Iterable[str]) -> list[str]:
 
 
 def _draw_stabilities(searched: Searched, run: Run) -> np.ndarray | None:
-    """Return (resamples, trials) S over resampled pairs, prompts and updates.
-
-    None where a trial recorded too little.
-    """
+    """Return (resamples, trials) S over resampled pairs, prompts and updates; None if a trial recorded too little."""
     drawn = stability.resampled(run, searched.trials[searched.complete], RESAMPLES)
     missing = np.full(RESAMPLES, np.nan)
     values = [drawn[name].stability if name in drawn else missing for name in searched.trials["trial_id"]]
@@ -256,10 +239,7 @@ class Spent:
 
     @classmethod
     def of(cls, searched: Searched) -> "Spent | None":
-        """Collect the search by its first trials; None where no trial completed.
-
-        Stopped and lost trials have cost their tokens and found nothing.
-        """
+        """Collect a search; None where no trial completed. Stopped and lost trials cost tokens and found nothing."""
         complete = searched.complete
         if not complete.any():
             return None
@@ -279,10 +259,7 @@ class Spent:
 
 
 def hypervolumes(points: np.ndarray) -> np.ndarray:
-    """Return (trials,) the area that the first 1, 2, ... trials dominate above (0, 0).
-
-    points: (trials, 2), more is better.
-    """
+    """Return (trials,) area that the first 1, 2, ... of (trials, 2) points dominate above (0, 0); more is better."""
     points = np.maximum(points, 0.0)
     edges = np.unique(points[:, 0])
     widths = np.diff(edges, prepend=0.0)
@@ -293,11 +270,10 @@ def hypervolumes(points: np.ndarray) -> np.ndarray:
 
 
 def expected_best(values: np.ndarray) -> np.ndarray:
-    """Return (..., trials) expected best of k = 1, 2, ... trials; more is better.
+    """Return (..., trials) expected best of k = 1, 2, ... trials, drawn without replacement; more is better.
 
-    The trials are drawn without replacement. The unbiased estimate of what Dodge et al. (2019) define: the i-th
-    smallest of n is the best of k with probability C(i-1, k-1) / C(n, k). Drawing with replacement, as they do, comes
-    out too low (Tang et al. 2020).
+    The unbiased estimate of what Dodge et al. (2019) define: the i-th smallest of n is the best of k with probability
+    C(i-1, k-1) / C(n, k). Drawing with replacement, as they do, comes out too low (Tang et al. 2020).
     """
     trials = values.shape[-1]
     smaller = np.arange(1, trials + 1)

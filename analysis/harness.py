@@ -32,19 +32,14 @@ Samples = dict[Any, tuple[dict[str, Any], dict[Metric, float]]]
 
 
 def are_samples(path: Path) -> bool:
-    """Tell whether this is a file of samples, or a folder with any in or below it.
-
-    The folder of a run is none.
-    """
+    """Tell whether this is a file of samples, or a folder (not of a run) with any in or below it."""
     if path.is_dir():
         return not (path / "manifest.json").exists() and any(_files(path))
     return path.is_file() and path.suffix == ".jsonl"
 
 
 def compare_samples(paths: Sequence[Path]) -> Table:
-    """Return the second model's values minus the first's, by task and metric.
-
-    There is also the mean over tasks.
+    """Return the second model's values minus the first's, by task and metric, and as the mean over tasks.
 
     Args:
         paths: Two files or folders of samples.
@@ -162,10 +157,7 @@ def _read_file(file: Path) -> Samples:
 
 
 def _value(value: Any) -> float:
-    """Return a document's value of a metric.
-
-    NaN for one that is only of all documents together, such as a perplexity.
-    """
+    """Return a document's value of a metric; NaN for one of all documents together, such as a perplexity."""
     return float(value) if isinstance(value, (bool, int, float)) else math.nan
 
 
@@ -194,10 +186,7 @@ def _refuse_others(task: str, first: Samples, second: Samples, paths: Sequence[P
 def _row(
     task: str, metric: Metric, documents: int, left_out: int, means: Any, shares: bool, changes: Sequence[np.ndarray]
 ) -> dict[str, Any]:
-    """Build a row of the table.
-
-    means: of the first and the second. changes: of the documents of each task in the row.
-    """
+    """Build a row. means: of the first and the second. changes: of the documents of each task in the row."""
     return {
         "task": task,
         "metric": metric[0],
@@ -212,10 +201,9 @@ def _row(
 
 
 def _mean_of_tasks(changes: Sequence[np.ndarray], *, shares: bool) -> statistics.Interval:
-    """Return the mean over tasks of the mean over documents, with Student's t interval.
+    """Return the mean over tasks of the mean over documents, with Student's interval (Satterthwaite's degrees).
 
-    The degrees of freedom are Satterthwaite's. shares: whether values are from 0 to 1, so that documents that all agree
-    leave room, as in `difference_interval`.
+    shares: whether values are from 0 to 1, so that documents that all agree leave room, as in `difference_interval`.
     """
     value = float(np.mean([change.mean() for change in changes]))
     sizes = np.array([len(change) for change in changes])

@@ -51,10 +51,7 @@ Spans = list[list[int]]
 
 
 def examples(run: Run, main: Table) -> dict[str, Any] | None:
-    """Return answers of the best row's first seed to the first prompts by id.
-
-    They are not chosen by content.
-    """
+    """Return answers of the best row's first seed to the first prompts by id, which are not chosen by content."""
     for label in main.frame["label"] if len(main.frame) else run.trials["label"]:
         answers = of_label(run, run.answers, label)
         if answers.empty:
@@ -66,10 +63,7 @@ def examples(run: Run, main: Table) -> dict[str, Any] | None:
 
 
 def first_pairs(answers: pd.DataFrame, *, longest: int = LONGEST_ANSWER) -> dict[str, list[dict[str, Any]]]:
-    """Return each trial's first answers in the order of their prompts' ids.
-
-    Each has at most so many characters.
-    """
+    """Return each trial's first answers by prompt id, each cut to `longest` characters."""
     first = answers.sort_values("prompt_id", kind="stable").groupby("trial_id", sort=False).head(EXAMPLES)
     pairs: dict[str, list[dict[str, Any]]] = {}
     for row in first[["trial_id", *SHOWN]].to_dict("records"):
@@ -206,10 +200,7 @@ def _knobs(settings: Any) -> Facts:
 def _details(
     run: Run, points: list[dict[str, Any]], texts: dict[str, int], steps: dict[tuple[int, ...], int]
 ) -> dict[str, Any]:
-    """Return curves and answers of each point's trials, by the point's id.
-
-    texts, steps: the place of each shared text or list of steps.
-    """
+    """Return curves and answers of each point's trials by its id. texts, steps: places of what is shared."""
     charted = pd.MultiIndex.from_frame(run.curves[["source", "metric"]]).isin(list(CURVES))
     lines = _lines(run.curves[charted].sort_values("step", kind="stable"), shared=steps)
     seeds = dict(zip(run.trials["trial_id"], run.trials["seed"].astype(int), strict=True))
@@ -233,10 +224,9 @@ def _details(
 
 
 def _lines(curves: pd.DataFrame, *, shared: dict[tuple[int, ...], int]) -> dict[str, list[dict[str, Any]]]:
-    """Return the lines of each trial.
+    """Return each trial's lines: panel, name, seed, steps, values, and of how many updates a value is the mean.
 
-    A line has panel, name, seed, steps, values, and of how many updates a value is the mean. curves: by step, of the
-    measures of CURVES alone. shared: by its steps the place that a line has for them.
+    curves: by step, of the measures of CURVES alone. shared: by its steps the place that a line has for them.
     """
     curves = curves[np.isfinite(curves["value"])]
     all_steps, all_values, seeds = (curves[name].to_numpy() for name in ("step", "value", "seed"))

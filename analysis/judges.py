@@ -42,19 +42,14 @@ KEYS = ("trial_id", "prompt_id")
 
 
 def cohens_kappa(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the agreement beyond chance of two judges on the same verdicts (Cohen 1960).
-
-    NaN where chance is certain.
-    """
+    """Return two judges' agreement beyond chance on the same verdicts (Cohen 1960); NaN where chance is certain."""
     shares = np.array([[np.mean((first == a) & (second == b)) for b in CLASSES] for a in CLASSES])
     chance = float(shares.sum(axis=1) @ shares.sum(axis=0))
     return float((np.trace(shares) - chance) / (1 - chance)) if chance < 1 else float("nan")
 
 
 def pooled_interval(outcomes: np.ndarray, topics: np.ndarray | None = None) -> statistics.Interval | None:
-    """Return the win rate with its interval over other judges and prompts.
-
-    None of fewer than FEWEST_JUDGES judges.
+    """Return the win rate with its interval over other judges and prompts; None below FEWEST_JUDGES judges.
 
     outcomes: (judges, prompts) means over seeds, turns and repeats. Prompts that a judge lacks are left out. topics:
     (prompts,) where prompts come in topics.
@@ -66,19 +61,13 @@ def pooled_interval(outcomes: np.ndarray, topics: np.ndarray | None = None) -> s
 
 
 def noise(verdicts: pd.DataFrame) -> float:
-    """Return the judges' noise: the mean variance of an outcome between repeats.
-
-    NaN without repeats.
-    """
+    """Return the mean variance of a judge's outcome between repeats; NaN without repeats."""
     groups = verdicts.dropna(subset="outcome").groupby(["judge", "trial_id", "prompt_id", "turn"])["outcome"]
     return float(groups.var().groupby("judge").mean().mean())
 
 
 def panel(run: results.Run, main: Table) -> Table:
-    """Return the pooled win rate of each row of the main table that a panel judged.
-
-    In `frame` it is a share.
-    """
+    """Return the pooled win rate of each row of the main table that a panel judged; in `frame` it is a share."""
     verdicts = rows.judged_verdicts(run)
     judged_rows = [row for row in main.frame.to_dict("records") if row["label"] in set(verdicts["label"])]
     if not judged_rows:
@@ -137,10 +126,7 @@ def panel(run: results.Run, main: Table) -> Table:
 
 
 def agreement(run: results.Run) -> Table:
-    """Return how often each two judges of a panel name the same winner, beyond chance.
-
-    Their single verdicts are compared.
-    """
+    """Return how often the single verdicts of each two judges name the same winner, and that beyond chance."""
     verdicts = rows.judged_verdicts(run)
     first = verdicts[verdicts["repeat"] == 1]
     judges = sorted(first["judge"].unique())
@@ -186,11 +172,10 @@ def agreement(run: results.Run) -> Table:
 def corrected_rate(
     labels: np.ndarray, judged: np.ndarray, unlabelled: np.ndarray
 ) -> tuple[statistics.Interval, float] | None:
-    """Return a judge's rate as corrected, and how much the judge's verdicts count (l).
+    """Return a judge's corrected rate, and the weight l of its verdicts; None below FEWEST_LABELLED labels.
 
-    Wilson's score interval on the effective number of labels. None of fewer than FEWEST_LABELLED labels. labels,
-    judged: (n,) outcomes of labelled prompts by the labels and by the judge. unlabelled: (N,) the judge's outcomes of
-    the other prompts, maybe none.
+    Wilson's score interval on the effective number of labels. labels, judged: (n,) outcomes of labelled prompts by the
+    labels and by the judge. unlabelled: (N,) the judge's outcomes of the other prompts, maybe none.
     """
     n = len(labels)
     if n < FEWEST_LABELLED:
@@ -208,9 +193,7 @@ def corrected_rate(
 
 
 def read_labels(path: Path) -> pd.DataFrame:
-    """Read labels: a CSV or JSONL file of outcomes (1 win, 0.5 tie, 0 loss).
-
-    Its columns are `trial_id`, `prompt_id`, `outcome` and `turn`.
+    """Read `trial_id`, `prompt_id`, `turn` and `outcome` (1 win, 0.5 tie, 0 loss) from a CSV or JSONL file.
 
     Raises:
         InputError: The file cannot be read, or a label is none.
@@ -234,10 +217,7 @@ def read_labels(path: Path) -> pd.DataFrame:
 
 
 def _object(line: str, number: int) -> dict[str, Any]:
-    """Read a line of JSON. Raises ValueError.
-
-    A list or an object in it is no label's, and read as missing.
-    """
+    """Read a line of JSON; a list or an object in it is no label's, and read as missing. Raises ValueError."""
     value = json.loads(line)
     if not isinstance(value, dict):
         raise ValueError(f"line {number} holds no object")

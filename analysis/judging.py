@@ -82,10 +82,7 @@ class Votes:
         return float(worst.mean()), float(best.mean())
 
     def arena_hard(self) -> statistics.Interval | None:
-        """Return W_AH with its interval over prompts.
-
-        `A>>B` counts as 3 votes, `A>B` as 1, a tie as one vote of 0.5.
-        """
+        """Return W_AH with its interval over prompts: `A>>B` is 3 votes, `A>B` is 1, a tie one vote of 0.5."""
         won = np.bincount(self.prompts, (self.weights * np.nan_to_num(self.points)).sum(axis=1))
         cast = np.bincount(self.prompts, self.weights.sum(axis=1))
         return statistics.ratio_interval(won, cast)
@@ -95,18 +92,14 @@ class Votes:
         return controlled.rate_at_equal_length(self.outcomes, self.more_tokens, self.prompts)
 
     def equal_lengths(self) -> float:
-        """Return the share of answers whose length is within a quarter sd of the baseline's.
-
-        NaN where none has a length.
-        """
+        """Return the share of answers within a quarter sd of the baseline's length; NaN where none has a length."""
         d = self.more_tokens[~(np.isnan(self.outcomes) | np.isnan(self.more_tokens))]
         return float((np.abs(d) <= d.std() / 4).mean()) if len(d) else np.nan
 
     def consistency(self) -> float | None:
-        """Return the share of answers whose two valid verdicts agree, in both orders.
+        """Return the share of answers whose two valid verdicts name the same winner, or a tie, in both orders.
 
-        Verdicts agree on the same winner, or on a tie. How strongly a verdict prefers its winner does not count. None
-        where no answer has two valid verdicts.
+        How strongly a verdict prefers its winner does not count. None where no answer has two valid verdicts.
         """
         both = self.points[~np.isnan(self.points).any(axis=1)]
         return float((both[:, 0] == both[:, 1]).mean()) if len(both) else None
@@ -121,10 +114,7 @@ def votes_by_label(run: results.Run) -> dict[str, Votes]:
 
 
 def of_panel(run: results.Run, row: Mapping[Any, Any]) -> list[tuple[dict[Any, Any], Votes]]:
-    """Split a row of the main table by the judges of a panel.
-
-    Each row has that judge's win rate and votes.
-    """
+    """Split a row of the main table by the judges of a panel, with each one's win rate and votes."""
     answer = ["trial_id", "prompt_id", "turn"]
     verdicts = rows.judged_verdicts(run)
     verdicts = verdicts[verdicts["label"] == row["label"]]
@@ -140,10 +130,9 @@ def of_panel(run: results.Run, row: Mapping[Any, Any]) -> list[tuple[dict[Any, A
 
 
 def judging(run: results.Run, main: Table, difficulties: Difficulties | None = None) -> Table:
-    """Return a row for each row of the main table that was judged.
+    """Return a row for each judged row of the main table; none where the exact judge gave all verdicts.
 
-    There is none where the exact judge gave all verdicts. In `frame` all rates are shares (0..1). difficulties: of the
-    prompts, for AlpacaEval's rate.
+    In `frame` all rates are shares (0..1). difficulties: of the prompts, for AlpacaEval's rate.
 
     Raises:
         InputError: The difficulties are of other prompts.
@@ -230,10 +219,7 @@ def _notes(frame: pd.DataFrame, difficulties: Difficulties | None) -> list[str]:
 
 
 def _took(run: results.Run) -> list[str]:
-    """Say what the judge took in the whole run, and why verdicts are missing.
-
-    The sentences are from the trials' own files.
-    """
+    """Say what the judge took in the whole run, and why verdicts are missing, from the trials' own files."""
     files = [run.path / "trials" / str(trial_id) / results.JUDGING for trial_id in run.trials["trial_id"]]
     # Whoever copies a run may leave them out.
     records = [_read(file) for file in files if file.exists()]

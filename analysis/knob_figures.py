@@ -28,10 +28,7 @@ KNOBS = 6
 
 
 def importance(searched: Searched, table: Table) -> "Figure | None":
-    """Draw the share of the importance by knob, a panel per goal, with 95 % intervals.
-
-    table: `knobs.importance`.
-    """
+    """Draw each knob's share of `knobs.importance`, a panel per goal, with 95 % intervals; None without any."""
     frame = table.frame
     if frame.empty:
         return None
@@ -55,10 +52,9 @@ def importance(searched: Searched, table: Table) -> "Figure | None":
 
 
 def slices(searched: Searched, columns: list[int]) -> "Figure":
-    """Draw every completed trial: each knob (columns) against each goal (rows).
+    """Draw every completed trial: each knob (columns: places among the search's) against each goal (rows).
 
-    columns: places among the knobs of the search. Later trials are lighter, and those on a front of two goals are
-    ringed.
+    Later trials are lighter, and those on a front of two goals are ringed.
     """
     columns = columns[:KNOBS]
     complete, ringed = searched.complete, searched.on_front & (len(searched.names) == 2)
@@ -88,10 +84,7 @@ def slices(searched: Searched, columns: list[int]) -> "Figure":
 
 
 def budget(searched: Searched, spent: Spent) -> "Figure":
-    """Draw hypervolume by trials and by tokens, and for each goal the best of k trials.
-
-    The best is as it was so far, and as expected.
-    """
+    """Draw hypervolume by trials and by tokens, and each goal's best so far and expected best of k trials."""
     from matplotlib.ticker import EngFormatter
 
     wide = 0 if spent.hypervolume is None else 2
@@ -149,11 +142,10 @@ def _knob_axis(axes: "Axes", knob: Knob) -> None:
 
 
 def sensitivity(design_cells: Cells, ablation: Table) -> "Figure":
-    """Draw rate and S over the value of each knob that a design varies.
+    """Draw rate and S over the value of each knob that a design varies: a column per knob, a line per center.
 
-    There is a column per knob, and a line per center. Rates with the intervals of the table; S with its interval, else
-    its lowest and highest seed. The center's own value is a diamond; a hollow point is not separable from it: the
-    interval of the difference covers 0.
+    Rates with the intervals of the table; S with its interval, else its lowest and highest seed. The center's own
+    value is a diamond; a hollow point is not separable from it: the interval of the difference covers 0.
     """
     measured, centers = ablation.by("label"), design_cells.design.centers
     knobs = list(dict.fromkeys(knob for center in centers for knob in design_cells.design.reference(center).levels))
@@ -205,10 +197,9 @@ def _knob_line(
 
 
 def knob_cells(design: Design, center: str, knob: str) -> list[tuple[Level, str]]:
-    """Return the values of a knob around a center with their cells' labels, in order.
+    """Return a knob's values around a center with their cells' labels, in order and without controls.
 
-    Controls are no part of it. A cell belongs to the knob that it has another value of than the center; the center
-    belongs to all.
+    A cell belongs to the knob that it has another value of than the center; the center belongs to all.
     """
     reference = design.reference(center)
     if knob not in reference.levels:

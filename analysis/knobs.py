@@ -50,10 +50,7 @@ class Knob:
     options: tuple[str, ...] = ()
 
     def places(self, column: pd.Series) -> np.ndarray:
-        """Return (trials,) the place of each trial: its value, or the place of its option.
-
-        NaN where it has no such knob.
-        """
+        """Return (trials,) each trial's value, or the place of its option; NaN where it has no such knob."""
         if self.scale == "choice":
             option_places = {option: float(place) for place, option in enumerate(self.options)}
             return np.array([np.nan if value is None else option_places[_written(value)] for value in read(column)])
@@ -131,10 +128,7 @@ class Searched:
         return pareto.on_front(np.where(self.eligible[:, None], self.goals, np.nan)) if self.names else self.complete
 
     def goal_values(self, goal: int) -> np.ndarray:
-        """Return (trials,) a goal as figures show it, in its own direction and unit.
-
-        NaN where a trial is not complete.
-        """
+        """Return (trials,) a goal in its own direction and unit, for figures; NaN where a trial is not complete."""
         values = self.signs[goal] * self.goals[:, goal] * unit_of(self.names[goal])[1]
         return np.where(self.complete, values, np.nan)
 
@@ -177,10 +171,7 @@ def unit_of(goal: str) -> tuple[str, float, int]:
 
 
 def _knob(path: str, name: str, spec: Any, column: pd.Series) -> Knob:
-    """Build a knob from its dimension in the manifest.
-
-    It is built from the values where they do not fit the dimension, or where that is unknown.
-    """
+    """Build a knob from its dimension in the manifest; from the values where they do not fit, or it is unknown."""
     spec = spec if isinstance(spec, dict) else {}
     values = [value for value in read(column) if value is not None]
     if spec.get("choice") is not None or not all(map(is_number, values)):
@@ -198,10 +189,7 @@ def _knob(path: str, name: str, spec: Any, column: pd.Series) -> Knob:
 
 
 def read(column: pd.Series) -> list[Any]:
-    """Read a knob's column; None where a trial has no value.
-
-    The column holds JSON where not all values are numbers.
-    """
+    """Read a knob's column, JSON where not all values are numbers; None where a trial has no value."""
     if pd.api.types.is_numeric_dtype(column):
         return [None if pd.isna(value) else value for value in column]
     return [None if pd.isna(value) else json.loads(value) for value in column]
@@ -231,10 +219,10 @@ def short(value: Any) -> str:
 def of_goal(
     knobs: tuple[Knob, ...], places: np.ndarray, values: np.ndarray, *, resamples: int = RESAMPLES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (1 + resamples, knobs) shares of a goal's importance, and ranks from 1.
+    """Return (1 + resamples, knobs) shares of a goal's importance, and ranks from 1; the first is as measured.
 
-    The first is as measured. Shares sum to 1, and are NaN where nothing can be said. places: (trials, knobs), NaN where
-    a trial has no such knob. values: (trials,), more is better, -inf is worst.
+    Shares sum to 1, and are NaN where nothing can be said. places: (trials, knobs), NaN where a trial has no such knob.
+    values: (trials,), more is better, -inf is worst.
     """
     trials = len(values)
     counts = np.concatenate([np.ones((trials, 1)), statistics.draws(trials, resamples=resamples)], axis=1)
@@ -251,10 +239,9 @@ def best_share(trials: int) -> float:
 
 
 def is_best(values: np.ndarray, counts: np.ndarray, share: float) -> np.ndarray:
-    """Return (trials, draws) whether a trial is among the best `share`.
+    """Return (trials, draws) whether a trial is among the best `share`, or equals the last of them.
 
-    What equals the last of them is among them. values: (trials,). counts: (trials, draws) how often each draw has each
-    trial.
+    values: (trials,). counts: (trials, draws) how often each draw has each trial.
     """
     order = np.argsort(-values, kind="stable")
     quota = np.ceil(share * counts.sum(axis=0) - 1e-9)
@@ -263,10 +250,9 @@ def is_best(values: np.ndarray, counts: np.ndarray, share: float) -> np.ndarray:
 
 
 def divergence(knob: Knob, places: np.ndarray, best: np.ndarray, all_: np.ndarray) -> np.ndarray:
-    """Return (draws,) Pearson divergence of a knob's density among the best from all.
+    """Return (draws,) Pearson divergence of a knob's density among the best from all, times their share squared.
 
-    It is times their share squared. places: (trials,), NaN without the knob. best, all_: (trials, draws) how often each
-    trial counts.
+    places: (trials,), NaN without the knob. best, all_: (trials, draws) how often each trial counts.
     """
     active = ~np.isnan(places)
     size = grid_size(knob)
@@ -293,10 +279,7 @@ def grid_size(knob: Knob) -> int:
 
 
 def density(counts: np.ndarray, knob: Knob) -> np.ndarray:
-    """Return (draws, cells) Parzen densities on a knob's grid.
-
-    A prior of the weight of one trial is included. counts: (draws, cells) trials in each cell.
-    """
+    """Return (draws, cells) Parzen densities, with a prior of one trial's weight. counts: trials in each cell."""
     total = counts.sum(axis=1, keepdims=True)
     size = counts.shape[1]
     if knob.scale == "choice":
@@ -321,10 +304,9 @@ def _bandwidths(counts: np.ndarray) -> np.ndarray:
 
 
 def _smoothed(counts: np.ndarray, widths: np.ndarray, *, shift: float = 0.0) -> np.ndarray:
-    """Return (draws, cells) sums of normal kernels over the cells.
+    """Return (draws, cells) sums of normal kernels over the cells, each cut off at the ends of the grid.
 
-    Each is cut off at the ends of the grid. counts: (draws, cells) kernels centered on each cell, or `shift` cells
-    above. widths: (draws,) in cells.
+    counts: (draws, cells) kernels centered on each cell, or `shift` cells above. widths: (draws,) in cells.
     """
     size = counts.shape[1]
     # The mass below an edge depends on its distance from the center alone, so all kernels of a draw are one, moved.
@@ -369,10 +351,7 @@ def importance(searched: Searched) -> Table:
 
 
 def _ends(resampled: np.ndarray) -> np.ndarray:
-    """Return (knobs, 2) ends of 95 % percentile intervals.
-
-    A knob without a value in some resample has none.
-    """
+    """Return (knobs, 2) ends of 95 % percentile intervals, over the resamples in which all knobs have a value."""
     finite = ~np.isnan(resampled).any(axis=1)
     if not finite.any():
         return np.full((resampled.shape[1], 2), np.nan)

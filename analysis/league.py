@@ -53,10 +53,7 @@ class Standings:
 
     @classmethod
     def by_checkpoint(cls, run: results.Run, main: Table) -> "list[Standings]":
-        """Return the standings from every SFT checkpoint; none where the run is no league.
-
-        Entries from one checkpoint are compared among themselves.
-        """
+        """Return the standings from each SFT checkpoint, each by itself; none where the run is no league."""
         league = League.of(run.manifest)
         if league is None:
             return []
@@ -97,10 +94,7 @@ class Standings:
         return {label: outcomes for label in self.members if (outcomes := self.of_entry(label)) is not None}
 
     def searched(self, label: str) -> np.ndarray:
-        """Return (trials,) rates that an entry's search measured; none where all are unknown.
-
-        Trials that did not complete count as the worst.
-        """
+        """Return (trials,) rates of an entry's search, the worst for trials not completed; none if no trial did."""
         trials = self.members[label].trials
         values = trials[self.rate].where(trials["status"] == FINISHED).to_numpy(dtype=float)
         finite = np.isfinite(values)
@@ -129,10 +123,7 @@ class Standings:
         return rows.stabilities_by_label(self.run.trials[self.run.trials["phase"] == "confirm"])
 
     def stability_difference(self, entry: str, rival: str, ending: str = "") -> np.ndarray | None:
-        """Return (seeds,) stability of an entry's winner minus a rival's, by common seeds.
-
-        The rival may be the entry's own defaults.
-        """
+        """Return (seeds,) S of an entry's winner minus a rival's, or its own defaults', on common seeds."""
         first, second = (self.members[label].winner for label in (entry, rival))
         if first is None or second is None or not {first, second + ending} <= self.scores.keys():
             return None
@@ -162,11 +153,10 @@ class Standings:
 
 
 def ranks(claims: Mapping[Pair, Claim | None]) -> dict[str, tuple[float, float]]:
-    """Return the lowest and the highest rank of every entry at 95 %.
+    """Return the lowest and highest rank of every entry at 95 %, from its comparisons with every other one.
 
-    They follow from its comparisons with every other entry. Two with too few common seeds may stand either way; NaN of
-    what has too few with every other. claims: of every pair the first minus the second, more is better; None where they
-    have nothing in common.
+    Two with too few common seeds may stand either way; NaN of what has too few with every other. claims: of every pair
+    the first minus the second, more is better; None where they have nothing in common.
     """
     ranks_by_label = {}
     for label in dict.fromkeys(name for pair in claims for name in pair):
@@ -186,10 +176,7 @@ def ranks(claims: Mapping[Pair, Claim | None]) -> dict[str, tuple[float, float]]
 
 
 def letters(order: list[str], pairs: list[Pair]) -> dict[str, str]:
-    """Return compact letters by name (Piepho 2004).
-
-    Two share a letter exactly where they are none of `pairs`, which are told apart.
-    """
+    """Return compact letters by name (Piepho 2004); two share one exactly where `pairs` does not have them apart."""
     groups = [frozenset(order)]
     for first, second in pairs:
         split = [group - {member} for group in groups if {first, second} <= group for member in (first, second)]

@@ -26,10 +26,7 @@ COVERED, ESTIMATED = 5, 2
 
 
 def standings(standings: Standings) -> Table:
-    """Return a row per entry, the best first.
-
-    What has no confirmed winner is last, with its reason.
-    """
+    """Return a row per entry, the best first; what has no confirmed winner is last, with its reason."""
     main_rows = standings.main.by("label")
     frame = pd.DataFrame([_standing(standings, member, main_rows) for member in standings.members.values()])
     frame = frame.sort_values([standings.rate, "entry"], ascending=[False, True], na_position="last", ignore_index=True)
@@ -181,10 +178,7 @@ def pairs(standings: Standings) -> Table:
 
 
 def tuning(standings: Standings) -> Table:
-    """Return what more tuning trials buy: the expected best of k, and the winner.
-
-    The best of k is on the selection prompts, the winner as confirmed.
-    """
+    """Return the expected best of k tuning trials, on the selection prompts, and the winner as confirmed."""
     lead, trials = standings.rate, standings.league.trials
     budgets = [k for k in SHOWN if ESTIMATED * k <= trials]
     records = []
@@ -217,11 +211,10 @@ def tuning(standings: Standings) -> Table:
 
 
 def best_of(values: np.ndarray, k: int) -> Interval | None:
-    """Return the expected best of `k` of (trials,) values.
+    """Return the expected best of `k` of (trials,) values; None below ESTIMATED trials to each of k.
 
-    None below ESTIMATED trials to each of k. The ends are Student's by the jackknife, which cover 92 to 95 %;
-    percentiles of resampled trials cover less, since none holds a better trial than the best. NaN below COVERED trials
-    to each of k, where they cover less.
+    The ends are Student's by the jackknife, which cover 92 to 95 %; percentiles of resampled trials cover less, since
+    none holds a better trial than the best. NaN below COVERED trials to each of k, where they cover less.
     """
     count = len(values)
     if count < ESTIMATED * k:
@@ -234,10 +227,7 @@ def best_of(values: np.ndarray, k: int) -> Interval | None:
 
 
 def defaults(standings: Standings) -> Table:
-    """Compare each winner's knobs with its objective's defaults, and their results.
-
-    The defaults are run at the winner's learning rate.
-    """
+    """Compare each winner's knobs and results with its objective's defaults, run at its learning rate."""
     main_rows = standings.main.by("label")
     records = []
     for label, member in standings.members.items():
@@ -310,10 +300,7 @@ def _knob(path: str, default: Any, value: Any, *, on_log_scale: bool) -> str:
 
 
 def sentences(standings: Standings, table: Table) -> Sentences:
-    """Say what a league leaves open, and what it shows.
-
-    It says who is not separable, who is best, and what more trials would change.
-    """
+    """Say what a league leaves open and what it shows: who is not separable, who is best, what more would change."""
     frame = table.frame.dropna(subset=[standings.rate])
     open_: list[str] = []
     settled: list[str] = []

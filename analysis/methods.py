@@ -44,10 +44,7 @@ Flat = dict[str, Any]
 
 
 def methods(run: Run) -> list[str]:
-    """Return a note for each estimator of the main table.
-
-    Before them is what of the data was not trained on as given. What other tables are computed by stands below them.
-    """
+    """Return a note per estimator of the main table, after what of the data was not trained on as given."""
     limits = ", ".join(f"{PARTS[name]} {value:.2f}" for name, value in asdict(TOLERANCES).items())
     return [
         *map(one_line, run_notes.data_notes(run.manifest.get("data") or {})),
@@ -130,10 +127,7 @@ def _pairs(mapping: Mapping[str, Any] | None) -> str:
 
 
 def paper(findings: Findings, tables: Sequence[tuple[ReportItem, Table]]) -> str:
-    """Write the part of a paper that the run supports, for LaTeX's input command.
-
-    tables: all of the report.
-    """
+    """Write the part of a paper that the run supports, for LaTeX's input command. tables: all of the report."""
     run, space, run_facts = findings.run, _space(findings.run), dict(facts(findings.run))
     # Without arms and confirmed winners the search trials are all there is.
     names = TABLES if len(findings.main.frame) else (*TABLES, "search_trials")
@@ -191,10 +185,7 @@ def methods_paragraph(findings: Findings) -> list[str]:
 
 
 def _stage(title: str, settings: list[Flat], stage: str) -> str:
-    """Describe one optimisation run.
-
-    Where every trial has a number of updates, the epochs count for nothing.
-    """
+    """Describe one optimisation run; where all trials have a number of updates, epochs count for nothing."""
     if settings and all(stage in each for each in settings):
         return f"{title}: none."  # It is null, and has no settings of its own.
     counted = all(each.get(f"{stage}.updates") is not None for each in settings)
@@ -250,10 +241,7 @@ def _objectives(findings: Findings) -> Iterator[tuple[str, str]]:
 
 
 def _space(run: Run) -> Table | None:
-    """Return what was searched: a row for each knob, of a league by entry.
-
-    None where nothing was.
-    """
+    """Return what was searched, a row for each knob, of a league by entry; None where nothing was."""
     league = League.of(run.manifest)
     search = (run.manifest.get("experiment") or {}).get("search") or {}
     spaces = {entry.label: entry.search for entry in league.entries} if league else {"": search}
@@ -301,10 +289,7 @@ def _terms(items: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def _settings(run: Run) -> list[Flat]:
-    """Return the different settings that the trials had, by path.
-
-    A trial without settings is left out.
-    """
+    """Return the different settings that trials had, by path; trials without settings are left out."""
     return [settings for text in dict.fromkeys(run.trials["settings"].dropna()) if (settings := flat(_read(text)))]
 
 
@@ -322,10 +307,7 @@ def _value(settings: list[Flat], path: str) -> str | None:
 
 
 def _words(value: Any) -> str:
-    """Write a value as a sentence has it.
-
-    A drawn number has six digits, and a file of one's own machine its name alone.
-    """
+    """Write a value for a sentence: a drawn number with six digits, a file of one's own machine by its name."""
     if value in ({}, []):
         return "none"
     if isinstance(value, float):

@@ -81,10 +81,9 @@ SLIME = {"slime", "slime-released"}
 
 
 def beside_the_paper(design_cells: Cells, ablation: Table) -> Table:
-    """Return the paper's table of this design with ours next to it.
+    """Return the paper's table of this design with ours next to it; empty where the paper has none.
 
-    ablation: `ablation_table.ablation(design_cells, ...)`. Empty where the paper has no such table. In `frame` the
-    paper's numbers are as printed, ours are shares.
+    ablation: `ablation_table.ablation(design_cells, ...)`. In `frame` the paper's numbers are as printed, ours shares.
     """
     run, design = design_cells.run, design_cells.design
     of_slime = {*run.trials["objective"]} <= SLIME
@@ -130,10 +129,7 @@ def beside_the_paper(design_cells: Cells, ablation: Table) -> Table:
 
 
 def _row_of(cell: Cell) -> Any:
-    """Return which row of the paper's tables a cell is.
-
-    It is the exponent, the one component that it lacks, or a method.
-    """
+    """Return which row of the paper's tables a cell is: the exponent, its one missing component, or a method."""
     for path, value in cell.levels.items():
         if path.endswith("stabilizer_exponent"):
             return value

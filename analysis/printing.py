@@ -128,10 +128,7 @@ class Table:
         )
 
     def latex(self, label: str = "") -> str:
-        """Render a table environment for the packages booktabs and graphicx.
-
-        Remarks and notes are below the table. label: by which a text refers to it.
-        """
+        """Render a table environment for booktabs and graphicx, notes below. label: by which a text refers to it."""
         heads = [latex_text(column.head) for column in self.columns]
         shape = "".join("r" if column.numeric else "l" for column in self.columns) or "l"
         rows = self._marked(self.columns, latex_text, r"\textbf{{{}}}", r"\underline{{{}}}")
@@ -157,10 +154,7 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def html(self) -> str:
-        """Render a <table> whose heads and first cells say what they head.
-
-        Every text is escaped. The notes are the page's.
-        """
+        """Render a <table> whose heads and first cells name what they head, escaped; the notes are the page's."""
         columns = self._printed()
         visible = [column for column in columns if not column.group or column is _group(columns, column)[-1]]
         kinds = [_kind(column) for column in visible]
@@ -190,10 +184,7 @@ class Table:
         return f"{self.html()}\n<ul>{notes}</ul>"
 
     def text(self, width: int = 140) -> str:
-        """Render for the terminal: `*` after the best, `+` after the second.
-
-        Lines are at most `width` wide if they can be.
-        """
+        """Render for the terminal, at most `width` wide if it can be: `*` after the best, `+` after the second."""
         lines = _wrapped(self.caption, width)
         columns = list(self.columns)
         left_out = []
@@ -233,10 +224,7 @@ def number(value: float, digits: int = 2, *, scale: float = 1.0, signed: bool = 
 
 
 def with_interval(row: pd.Series, name: str, digits: int = 2, *, scale: float = 1.0, signed: bool = False) -> str:
-    """Write `value [low, high]`; the value alone where it has no ends.
-
-    They are the columns `name`, `name`_low and `name`_high.
-    """
+    """Write `value [low, high]` of the columns `name`, `name`_low and `name`_high; the value alone without ends."""
     columns = (name, f"{name}_low", f"{name}_high")
     value, low, high = (number(row[column], digits, scale=scale, signed=signed) for column in columns)
     return value if ABSENT in (low, high) else f"{value} [{low}, {high}]"
@@ -301,10 +289,7 @@ def _column_width(column: Column) -> int:
 
 
 def _total_width(columns: list[Column]) -> int:
-    """Return the width that decides which columns are left out.
-
-    A label of any length costs no more than one of _LONGEST_LABEL.
-    """
+    """Return the width that decides which columns are left out; a label costs _LONGEST_LABEL at most."""
     label, *widths = (_column_width(column) for column in columns)
     return min(label, _LONGEST_LABEL) + sum(widths) + 2 * len(widths)
 
@@ -325,10 +310,7 @@ def _kind(column: Column) -> str:
 
 
 def _html_head(column: Column) -> str:
-    """Escape a head and let it break within a setting's path.
-
-    It does not break before a percent sign.
-    """
+    """Escape a head that may break within a setting's path, but not before a percent sign."""
     head = html.escape(column.group or column.words or column.head)
     return re.sub(r"(?<=\w)([._])(?=\w)", r"\1<wbr>", head.replace(" %", "&nbsp;%"))
 
@@ -338,10 +320,7 @@ def _group(columns: Sequence[Column], member: Column) -> list[Column]:
 
 
 def _bars(group: list[Column], row: int) -> str:
-    """Draw small bars side by side, each over its column's letter.
-
-    The numbers are there for a pointer and a screen reader.
-    """
+    """Draw small bars, each over its column's letter; the numbers are for a pointer and a screen reader."""
     heights = [column.bars[row] for column in group]
     if all(map(math.isnan, heights)):
         return ABSENT

@@ -25,7 +25,7 @@ from .interactive import examples, front_data, pieces
 from .printing import Sentences, Table, number, one_line
 from .rows import LOST, basis, few_seeds, is_judged, judged_answers, name_of
 from .sections import SECTIONS, Findings, ReportItem, made
-from .statistics import TOO_FEW
+from .statistics import TOO_FEW, Interval, independent_difference, interval_names
 
 FEWEST_PROMPTS = 20
 """With fewer, a resampled interval is too rough to claim anything by."""
@@ -44,10 +44,7 @@ COLOURS = {
 
 
 def build_page(findings: Findings, things: Sequence[tuple[ReportItem, Table | bytes]]) -> str:
-    """Build the page.
-
-    things: its tables, and its figures as SVG, with their items and in the order of those.
-    """
+    """Build the page. things: its tables, and its figures as SVG, in the order of their items."""
     unsettled, settled = answer(findings.run, findings.main, of_design=findings.of_design())
     settled += map(unbroken, findings.on_search())
     environment = jinja2.Environment(
@@ -107,10 +104,9 @@ def _placed(item: ReportItem, thing: Table | bytes) -> dict[str, Any]:
 
 
 def _inline(svg: bytes, name: str) -> str:
-    """Turn a drawing into a part of a page, with ids that no other drawing has.
+    """Turn a drawing into a part of a page: no XML head, metadata or namespaces, and ids that no other has.
 
-    It has no XML head, metadata or namespaces. Coordinates keep a hundredth of a point, and no space is left between
-    tags: of a large search that is a third.
+    Coordinates keep a hundredth of a point, and no space is left between tags: of a large search that is a third.
     """
     text = svg.decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -214,10 +210,7 @@ def _render_files(findings: Findings) -> tuple[dict[str, bytes], list[tuple[Repo
 
 
 def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentences:
-    """Say what the run does not settle, and what it shows.
-
-    of_design: the same of its design, where it has one.
-    """
+    """Say what the run does not settle, and what it shows. of_design: the same of its design, where it has one."""
     frame = main.frame
     open_: list[str] = []
     settled: list[str] = []
@@ -344,15 +337,20 @@ def _on_stability(run: Run, rows: pd.DataFrame, *, judged: bool) -> list[str]:
         return []
     answers_per_trial = int(answers.groupby("trial_id")["prompt_id"].nunique().min())
     open_ = []
+    scores = [Interval(*ends) for ends in scored[interval_names("stability")].to_numpy(dtype=float)]
     # A row without an interval is not told apart, either.
-    tied = scored["label"][~(scored["stability_high"] < scored["stability_low"].iloc[0])].tolist()
+    tied = [
+        label
+        for label, score in zip(scored["label"], scores, strict=True)
+        if not independent_difference(scores[0], score).excludes(0.0)
+    ]
     if len(tied) > 1:
-        open_.append(f"Which of {_list(tied)} is the most stable: by the intervals of S they cannot be told apart "
+        open_.append(f"Which of {_list(tied)} is the most stable: no interval of S tells them apart "
                      f"({answers_per_trial} answers of each trial).")  # fmt: skip
     if answers_per_trial < FEWEST_PROMPTS and not judged:
         open_.append(
             f"How stable the rows are: S rests on {answers_per_trial} answers of each trial; "
-            f"below {FEWEST_PROMPTS} its interval is rough. See evaluation.prompts."
+            f"below {FEWEST_PROMPTS} S and its interval are rough. See evaluation.prompts."
         )
     return open_
 

@@ -34,10 +34,7 @@ Outcomes = tuple[list[int], np.ndarray]
 
 @contextmanager
 def reading(name: str, file_kind: str) -> Iterator[None]:
-    """Raise InputError for a file that cannot be read.
-
-    name: as the message begins. file_kind: the file to give.
-    """
+    """Raise InputError for a file that cannot be read. name: as the message begins. file_kind: what to give."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -56,10 +53,7 @@ def judged_trials(run: results.Run) -> pd.DataFrame:
 
 
 def judge_of(run: results.Run) -> str:
-    """Name the judge whose verdicts the run holds.
-
-    Raises InputError where there are several: no table may mix them.
-    """
+    """Name the judge whose verdicts the run holds. Raises InputError where there are several: no table mixes them."""
     first = judged_trials(run).groupby("judge", sort=True)["trial_id"].first()
     if len(first) > 1:
         examples = ", ".join(f"{trial_id} by {judge}" for judge, trial_id in first.items())
@@ -106,20 +100,16 @@ def outcomes_by_label(run: results.Run) -> dict[str, Outcomes]:
 
 
 def accuracies_by_label(run: results.Run) -> dict[str, Outcomes]:
-    """Return the accuracy on each held-out pair, by label: 1, 0, or 0.5 for a tie.
-
-    It is 1 where the chosen completion has the higher mean log-probability.
-    """
+    """Return each held-out pair's accuracy by label: 1 if chosen has the higher mean log-probability, 0.5 for a tie."""
     pairs = _measured(run, run.pairs)
     right = np.sign(pairs["chosen_logp"] - pairs["rejected_logp"]) / 2 + 0.5
     return _by_label(pairs.assign(right=right), "pair", "right")
 
 
 def rates_by_label(run: results.Run, *, accuracy: bool = False) -> tuple[str, dict[str, Outcomes], np.ndarray | None]:
-    """Return what rates a run's rows, its outcomes by label, and its prompts' topics.
+    """Return what rates a run's rows, the outcomes of that by label, and the topics of its prompts, if any.
 
-    What rates them is the win rate, or the held-out accuracy where that is asked for or nothing was judged. Topics are
-    None where the prompts have none.
+    It is the win rate; the held-out accuracy where that is asked for, or nothing was judged.
     """
     if accuracy or not is_judged(run):
         return "preference_accuracy", accuracies_by_label(run), None
@@ -127,10 +117,7 @@ def rates_by_label(run: results.Run, *, accuracy: bool = False) -> tuple[str, di
 
 
 def retention_by_label(run: results.Run) -> dict[str, Outcomes]:
-    """Return scores on the retention prompts minus the SFT checkpoint's, by label.
-
-    NaN where one of them has none.
-    """
+    """Return scores on the retention prompts minus the SFT checkpoint's, by label; NaN where one has none."""
     answers = _measured(run, run.retention)
     return _by_label(answers.assign(change=answers["score"] - answers["baseline_score"]), "prompt_id", "change")
 
@@ -147,10 +134,7 @@ def _by_label(frame: pd.DataFrame, item: str, value: str) -> dict[str, Outcomes]
 
 
 def stabilities_by_label(trials: pd.DataFrame) -> dict[str, Outcomes]:
-    """Return S by label.
-
-    A trial that failed or diverged counts as 0, however far it got.
-    """
+    """Return S by label; a trial that failed or diverged counts as 0, however far it got."""
     scores = trials.assign(score=trials["stability"].where(~trials["status"].isin(LOST), 0.0))
     scores = scores.dropna(subset=["score"]).sort_values("seed")
     return {
@@ -164,10 +148,9 @@ FEWEST_TOPICS = 5
 
 
 def topics_by_prompt(run: results.Run, prompts: pd.Index | None = None) -> np.ndarray | None:
-    """Return (prompts,) the number of the topic of each of these prompts.
+    """Return (prompts,) topic numbers of these prompts, or of all in the order of `outcomes_by_label`.
 
-    Without `prompts`, of all in the order of `outcomes_by_label`. None where some prompt has no category, or where
-    there are fewer topics than FEWEST_TOPICS.
+    None where some prompt has no category, or where there are fewer topics than FEWEST_TOPICS.
     """
     answers = judged_answers(run)
     if answers.empty or "category" not in answers or answers["category"].isna().any():
@@ -205,10 +188,7 @@ def shared_topics(outcomes: Sequence[Outcomes], topics: np.ndarray | None) -> np
 
 
 def on_common_seeds(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:
-    """Return the seeds that all rows have, and their (rows, seeds, ...) outcomes.
-
-    Items that a row lacks stay, as NaN.
-    """
+    """Return the seeds that all rows have, and (rows, seeds, ...) outcomes; items that a row lacks stay NaN."""
     seeds = sorted(set.intersection(*(set(seeds) for seeds, _ in outcomes)))
     return seeds, np.stack([values[[row_seeds.index(seed) for seed in seeds]] for row_seeds, values in outcomes])
 
@@ -222,9 +202,7 @@ def common(outcomes: Sequence[Outcomes]) -> tuple[list[int], np.ndarray]:
 
 
 def difference(outcomes: Outcomes, reference: Outcomes) -> np.ndarray | None:
-    """Return the outcomes of one row minus those of another.
-
-    They are on the seeds and items that both have.
+    """Return the outcomes of one row minus those of another, on the seeds and items that both have.
 
     Returns:
         (seeds, items) or (seeds,); None where they have nothing in common, or were asked other numbers of items.
@@ -236,10 +214,7 @@ def difference(outcomes: Outcomes, reference: Outcomes) -> np.ndarray | None:
 
 
 def few_seeds(counts: Iterable[int]) -> str:
-    """Say how many seeds rows have, of those with any.
-
-    Empty where all have FEWEST_SEEDS or more.
-    """
+    """Say how many seeds the rows with any have; empty where all have FEWEST_SEEDS or more."""
     seeds = sorted({int(count) for count in counts if count > 0})
     if not seeds or seeds[0] >= FEWEST_SEEDS:
         return ""
@@ -256,10 +231,7 @@ def few_seeds_notes(counts: Iterable[int]) -> list[str]:
 
 
 def left_out(seeds: Mapping[str, Sequence[int]]) -> str:
-    """Name the seeds that a comparison of these rows leaves out.
-
-    Not all rows have them. seeds: by row.
-    """
+    """Name the seeds that a comparison of these rows leaves out, as not all have them. seeds: by row."""
     shared = set.intersection(*map(set, seeds.values()))
     rest = {name: [str(seed) for seed in row_seeds if seed not in shared] for name, row_seeds in seeds.items()}
     return " and ".join(
@@ -270,10 +242,7 @@ def left_out(seeds: Mapping[str, Sequence[int]]) -> str:
 
 
 def left_out_notes(seeds: Mapping[str, Sequence[int]]) -> list[str]:
-    """Say which seeds the comparisons of a table's rows may leave out.
-
-    Empty where all have the same. seeds: by row.
-    """
+    """Say which seeds a table's comparisons may leave out; empty where all rows have the same. seeds: by row."""
     words = left_out(seeds) if seeds else ""
     return [f"Rows are compared on the seeds that both have. Not common to all: {words}."] if words else []
 
@@ -294,10 +263,9 @@ def baseline_of(run: results.Run) -> str:
 
 
 def basis(run: results.Run, seeds: int, items: int, *, label: str | None = None) -> str:
-    """Say what a claim rests on: seeds, prompts, judges with their repeats, and verdicts.
+    """Say what a claim rests on: seeds, prompts, judges with their repeats, and of one row its verdicts.
 
-    Verdicts are named of one row. items: prompts, or pairs where nothing was judged; 0 for a claim of what a seed has
-    one number of.
+    items: prompts, or pairs where nothing was judged; 0 for a claim of what a seed has one number of.
     """
     of_seeds = f"{seeds} seeds" if seeds != 1 else "1 seed"
     if not items:

@@ -147,10 +147,7 @@ class Findings:
         return sentences
 
     def of_design(self) -> Sentences:
-        """Say what the design leaves open and shows.
-
-        Of a league these are its entries, of a factorial design its main effects, of others the cells.
-        """
+        """Say what is open and shown of a league's entries, a factorial's main effects, or a design's cells."""
         if self.over_checkpoints is not None:
             over = self.over_checkpoints
             return checkpoints.league_sentences(self.leagues, over) if self.leagues else checkpoints.sentences(over)
@@ -273,10 +270,7 @@ SECTIONS: tuple[ReportItem, ...] = (
 
 
 def made(findings: Findings, items: Sequence[ReportItem] = SECTIONS) -> Iterator[tuple[ReportItem, "Table | Figure"]]:
-    """Yield the tables and figures that this run has, in the order of the page.
-
-    items: those that are made.
-    """
+    """Yield the tables and figures that this run has, in the order of the page. items: those to make."""
     for item in items:
         thing = item.make(findings)
         if isinstance(thing, Table) and thing.frame.empty and not item.without_rows:
@@ -290,10 +284,7 @@ def _of_league(findings: Findings, make: Callable[[Standings], Table]) -> Table 
 
 
 def _of_design(findings: Findings, make: Callable[[Cells, Table], ItemContent], *kinds: str) -> ItemContent:
-    """Make an item of the cells of a design and their table.
-
-    None where the run has no design of these kinds.
-    """
+    """Make an item of a design's cells and their table; None where the run has no design of these kinds."""
     if findings.cells is None or findings.ablation is None or (kinds and findings.cells.design.kind not in kinds):
         return None
     return make(findings.cells, findings.ablation)

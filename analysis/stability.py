@@ -75,11 +75,10 @@ def resampled(run: results.Run, trials: pd.DataFrame, resamples: int) -> dict[st
 def intervals(
     run: results.Run, trials: pd.DataFrame, *, resamples: int = statistics.RESAMPLES
 ) -> dict[str, statistics.Interval]:
-    """Return intervals of `stability` and of each part, of one row's trials.
+    """Return intervals of `stability` and of each part, over the pairs, prompts and steps of one row's trials.
 
-    They are over pairs, prompts and steps. S is computed in every resample and averaged over seeds as in the table: a
-    trial that failed or diverged is 0 there. Empty where a trial has no recorded pairs or answers, or nothing was
-    measured.
+    S is computed in every resample and averaged over seeds as in the table: a trial that failed or diverged is 0 there.
+    Empty where a trial has no recorded pairs or answers, or nothing was measured.
     """
     lost = trials["status"].isin(rows.LOST)
     scored = trials[~lost & trials["stability"].notna()]
@@ -99,7 +98,7 @@ def intervals(
     )
     units = dict.fromkeys(("unlearning", "rejected_collapse", "entropy_shift"), pairs)
     units |= dict.fromkeys(("broken_outputs", "length_shift"), prompts)
-    # The steps that spikes are counted over stand beside these.
+    # Updates, the units of T, are not counted here.
     few = min(pairs, prompts)
     intervals_by_part = {}
     for name, value in values.items():
@@ -112,18 +111,12 @@ def intervals(
 
 
 def _shift(signed: np.ndarray) -> np.ndarray:
-    """Return (resamples,) sizes of a signed shift.
-
-    What chance adds to its square, in the sample and in a resample, is taken off.
-    """
+    """Return (resamples,) sizes of a signed shift, less what chance adds to its square in sample and resample."""
     return np.asarray(np.sqrt(np.maximum(signed**2 - 2 * signed.var(), 0.0)))
 
 
 def _unseen(part: int, resamples: int) -> np.ndarray:
-    """Return (resamples,) how many more items each resample has of what a share counts.
-
-    None seen is not none there.
-    """
+    """Return (resamples,) how many more items each resample has of a share's count: none seen is not none there."""
     return np.random.default_rng([UNSEEN_DRAWS, part]).poisson(statistics.PRIOR, resamples)
 
 
@@ -182,10 +175,7 @@ def _of_prompts(answers: pd.DataFrame, resamples: int) -> ByTrial:
 def _resampled_sums(
     columns: Mapping[str, np.ndarray | pd.Series], trials: pd.Series, items: pd.Series, *, seed: int, resamples: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Return sums of each column over the resampled items, by trial.
-
-    An item that a trial lacks counts nothing there.
-    """
+    """Return sums of each column over the resampled items, by trial; an item that a trial lacks adds nothing."""
     (of_trial, ids), (of_item, names) = pd.factorize(trials), pd.factorize(items, sort=True)
     cell, cells = of_trial * len(names) + of_item, len(ids) * len(names)
     values = np.stack([np.bincount(cell, column, cells) for column in columns.values()])
@@ -211,9 +201,7 @@ def _spiking(curves: pd.DataFrame) -> dict[str, tuple[list[float], list[float]]]
 
 
 def _spikes(losses: list[float], norms: list[float], place: int, resamples: int) -> tuple[np.ndarray, bool]:
-    """Resample part T in blocks of steps; say also whether no step spiked.
-
-    `place` tells the trials of a row apart.
+    """Resample part T in blocks of steps; say also whether no step spiked. place: the trial's among its row's.
 
     Spikes come in runs, so that single steps are not independent: circular blocks of about the cube root of the number
     of steps are drawn (Politis and Romano 1992).
@@ -230,10 +218,7 @@ def _spikes(losses: list[float], norms: list[float], place: int, resamples: int)
 
 
 def damage_shares(trials: pd.DataFrame) -> dict[str, float]:
-    """Return each part's share of what the trials of a row lost to all parts.
-
-    NaN where they lost nothing.
-    """
+    """Return each part's share of what the trials of a row lost to all parts; NaN where they lost nothing."""
     losses = loss_by_part(trials)
     total = sum(losses[name] for name in PARTS)
     return {name: losses[name] / total if total else float("nan") for name in PARTS}
@@ -268,10 +253,7 @@ DAMAGE = "parts of the damage"
 
 
 def part_columns(frame: pd.DataFrame, *, keep: int) -> list[Column]:
-    """Return a column of each part, called by its letter.
-
-    On the page it has small bars, see `_bars`.
-    """
+    """Return a column of each part, called by its letter; on the page it has small bars, see `_bars`."""
     return [
         Column(
             letter,
@@ -299,10 +281,7 @@ def stability_cell(row: pd.Series) -> str:
 
 
 def stability_parts(run: results.Run, main: Table) -> Table:
-    """Return the parts of stability for each row of the main table.
-
-    In `frame`, `<part>_low` and `_high` are the ends of its interval.
-    """
+    """Return the parts of S of each row; in `frame`, `<part>_low` and `_high` are the ends of its interval."""
     if main.frame.empty:
         return empty("This run has no arms and no winner.")
     ends = statistics.interval_names("stability", *PARTS)

@@ -45,19 +45,13 @@ class Interval:
         return self.low <= value <= self.high
 
     def excludes(self, value: float) -> bool:
-        """Tell whether `value` lies beyond one of the ends.
-
-        Without ends it is neither covered nor excluded.
-        """
+        """Tell whether `value` lies beyond an end. Without ends it is neither covered nor excluded."""
         return value < self.low or value > self.high
 
 
 @lru_cache(maxsize=4)
 def draws(items: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """Return (items, resamples) how often each resample draws each item.
-
-    They are cached, for all rows of a table share their prompts.
-    """
+    """Return (items, resamples) how often each is drawn, cached since a table's rows share their prompts."""
     rng = np.random.default_rng(seed)
     counts = np.empty((resamples, items), dtype=np.float32)
     at_once = max(1, 500_000 // items)
@@ -86,10 +80,7 @@ def resample_sums(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPL
 
 
 def interval(value: float, resampled: np.ndarray, *, units: int) -> Interval:
-    """Return the percentile interval of an estimate.
-
-    It has no ends where fewer than FEWEST_UNITS units were resampled.
-    """
+    """Return the percentile interval of an estimate; fewer units than FEWEST_UNITS have no ends."""
     if units < FEWEST_UNITS:
         return Interval(float(value), np.nan, np.nan)
     low, high = np.quantile(resampled, TAILS)
@@ -116,28 +107,23 @@ def prompt_means(outcomes: np.ndarray) -> np.ndarray:
 
 
 def win_rate_interval(outcomes: np.ndarray) -> Interval | None:
-    """Return the win rate of these checkpoints with its interval over prompts.
+    """Return the win rate of these checkpoints with its interval over prompts; None without any verdict.
 
-    All orders and seeds of a prompt stay together. outcomes: (seeds, prompts). Prompts without any verdict are left
-    out; None where none has one.
+    outcomes: (seeds, prompts). All orders and seeds of a prompt stay together; prompts without verdicts are left out.
     """
     return row_interval(prompt_means(outcomes)[None])
 
 
 def is_of_method(outcomes: np.ndarray) -> bool:
-    """Tell whether (seeds, prompts) outcomes can speak of other seeds.
-
-    They need enough seeds, and prompts that all of these have.
-    """
+    """Tell whether (seeds, prompts) outcomes can speak of other seeds: enough seeds, and prompts that all have."""
     return len(outcomes) >= FEWEST_SEEDS and int((~np.isnan(outcomes).any(axis=0)).sum()) >= FEWEST_UNITS
 
 
 def row_interval(outcomes: np.ndarray, topics: np.ndarray | None = None) -> Interval | None:
-    """Return a row's win rate with its interval.
+    """Return a row's win rate with its interval, of the method where `is_of_method`, else of these checkpoints.
 
-    It is of the method where `is_of_method`, else of these checkpoints. That of the method is over other seeds and
-    prompts, its width from the prompts that all seeds have a verdict for. That of the checkpoints is over prompts
-    alone. Both are `score_interval`.
+    That of the method is over other seeds and prompts, its width from the prompts that all seeds have a verdict for.
+    That of the checkpoints is over prompts alone. Both are `score_interval`.
 
     Args:
         outcomes: (seeds, prompts) from 0 to 1, NaN where there is no verdict.
@@ -151,10 +137,7 @@ def row_interval(outcomes: np.ndarray, topics: np.ndarray | None = None) -> Inte
 
 
 def mean_interval(outcomes: np.ndarray) -> Interval | None:
-    """Return `row_interval` of outcomes without bounds.
-
-    It is Student's, without ends where all outcomes are the same.
-    """
+    """Return `row_interval` of outcomes without bounds: Student's, without ends where all are the same."""
     means = prompt_means(outcomes)
     if np.isnan(means).all():
         return None
@@ -172,10 +155,7 @@ def row_scatter(outcomes: np.ndarray, topics: np.ndarray | None = None) -> "Scat
 
 
 def by_topic(values: np.ndarray, topics: np.ndarray | None) -> np.ndarray:
-    """Return (..., topics) values whose mean is that of the (..., items) values.
-
-    Each topic is one unit. Without topics they are as they were.
-    """
+    """Return (..., topics) values, each topic one unit, with the mean of the (..., items); or these without topics."""
     if topics is None:
         return values
     names, places = np.unique(topics, return_inverse=True)
@@ -225,11 +205,10 @@ def student_interval(mean: float, error: float, freedom: float, *, confidence: f
 
 
 def score_interval(rate: float, scatter: Scatter) -> Interval:
-    """Return the interval of a mean of outcomes from 0 to 1.
+    """Return Wilson's score interval (1927) of a mean of outcomes from 0 to 1, on the effective number of items.
 
-    It is Wilson's score (1927) on the effective number of items. So many wins and losses alone would scatter as much as
-    the outcomes do. PRIOR items lost and as many won are added to how these scatter, so that outcomes which all agree,
-    even in ties, have an interval of some width.
+    So many wins and losses alone would scatter as much as the outcomes do. PRIOR items lost and as many won are added
+    to how these scatter, so that outcomes which all agree, even in ties, have an interval of some width.
     """
     binary, observed = rate * (1 - rate) * scatter.items, scatter.variance * scatter.items**2
     effective = scatter.items * (binary + PRIOR / 2) / (observed + PRIOR / 2)
@@ -241,10 +220,7 @@ def score_interval(rate: float, scatter: Scatter) -> Interval:
 
 
 def logit_interval(rate: float, scatter: Scatter) -> Interval:
-    """Return the interval of a rate that a regression gives, Student's on its log odds.
-
-    PRIOR is added as in `score_interval`.
-    """
+    """Return Student's interval on the log odds of a regression's rate, with PRIOR as in `score_interval`."""
     # A regression may say 1 to the last digit: then nothing is known of its odds.
     inside = float(np.clip(rate, 1e-12, 1 - 1e-12))
     odds, error = logit(inside), np.sqrt(scatter.variance + PRIOR / 2 / scatter.items**2)
@@ -265,28 +241,21 @@ def difference_interval(d: np.ndarray, topics: np.ndarray | None = None, *, conf
 
 
 def difference_error(variance: float, items: float) -> float:
-    """Return the standard error of a mean difference.
-
-    PRIOR items are added that differ by 1, and as many that do by -1.
-    """
+    """Return the standard error of a mean difference, PRIOR items added that differ by 1 and as many by -1."""
     return float(np.sqrt(variance + 2 * PRIOR / items**2))
 
 
 def independent_difference(first: Interval, second: Interval) -> Interval:
-    """Return the difference of two rates on independent prompts, with its interval.
-
-    It is from the intervals of both (Newcombe 1998).
-    """
+    """Return the difference of two independent estimates, its interval from those of both (Newcombe 1998)."""
     value = first.value - second.value
     low = value - np.hypot(first.value - first.low, second.high - second.value)
     return Interval(value, float(low), float(value + np.hypot(first.high - first.value, second.value - second.low)))
 
 
 def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> Interval | None:
-    """Return sum(numerators) / sum(denominators), from 0 to 1, with a rate's interval.
+    """Return sum(numerators) / sum(denominators), from 0 to 1, with a rate's interval by the delta method.
 
-    Its variance is by the delta method. Both (items,), denominators at least 0; items without one are left out, and
-    None is returned where none has one.
+    Both (items,), denominators at least 0; items without one are left out, and None is returned where none has one.
     """
     positive = denominators > 0
     if not positive.any():
@@ -299,10 +268,7 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> Interval
 
 
 def arena_hard_score(verdicts: Sequence[str | None]) -> float | None:
-    """Return W_AH of verdicts with the policy as A: the share of votes that it won.
-
-    `A>>B` counts as 3 of them.
-    """
+    """Return W_AH of verdicts with the policy as A: its share of the votes, of which `A>>B` is 3."""
     valid = [verdict for verdict in verdicts if verdict in POINTS]
     votes = sum(VOTES[verdict] for verdict in valid)
     return sum(POINTS[verdict] * VOTES[verdict] for verdict in valid) / votes if votes else None
@@ -348,10 +314,9 @@ def degrees(seeds: float, prompts: float) -> np.ndarray:
 
 
 def standard_error(variances: np.ndarray, seeds: float, prompts: float) -> tuple[float, float]:
-    """Return the root of v = v_seeds + v_prompts - v_rest, and its degrees of freedom.
+    """Return the root of v = v_seeds + v_prompts - v_rest, and Satterthwaite's degrees of freedom (1946).
 
-    They are Satterthwaite's (1946). variances: (3,) what seeds, prompts and rest each seem to add to the variance of
-    the mean: mean squares over size.
+    variances: (3,) what seeds, prompts and rest each seem to add to the variance of the mean: mean squares over size.
     """
     of_seeds, of_prompts, of_rest = variances
     # Two that are equal but for rounding are equal, in whatever order the seeds come.

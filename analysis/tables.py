@@ -87,10 +87,7 @@ def _starts(groups: Mapping[str, pd.DataFrame]) -> dict[str, str]:
 
 
 def _checkpoint_settings(settings: Any) -> str:
-    """Return the settings of a trial that its SFT checkpoint can follow from.
-
-    Adapters trained on it are none of them.
-    """
+    """Return the settings that a trial's SFT checkpoint can follow from, without adapters trained on it."""
     if not isinstance(settings, str):
         return ""
     record = json.loads(settings)
@@ -102,10 +99,7 @@ def _checkpoint_settings(settings: Any) -> str:
 
 
 def by_start(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """Split the table by SFT checkpoint: only rows from one can be compared.
-
-    With one checkpoint all rows are together.
-    """
+    """Split the table by SFT checkpoint: only rows from the same one can be compared."""
     return [group for _, group in frame.groupby(START, sort=False)] if START in frame else [frame]
 
 
@@ -171,10 +165,9 @@ def _row(
 
 
 def separable(first: Outcomes | None, second: Outcomes | None, topics: np.ndarray | None = None) -> bool:
-    """Tell whether two rows' win rates differ by the interval of their paired difference.
+    """Tell whether the interval of the paired difference of two rows' win rates leaves 0 out, on common seeds.
 
-    They do where it leaves 0 out, on their common seeds. Rows without anything in common are not told apart; one
-    without outcomes has no win rate to be confused with.
+    Rows without anything in common are not told apart; one without outcomes has no win rate to be confused with.
     """
     if first is None or second is None:
         return True
@@ -185,10 +178,7 @@ def separable(first: Outcomes | None, second: Outcomes | None, topics: np.ndarra
 def best_marks(
     rates: Mapping[str, float], outcomes: Mapping[str, Outcomes], topics: np.ndarray | None = None
 ) -> list[Mark]:
-    """Mark the highest rate and all not separable from it as best, then the second.
-
-    Second is the highest of the rest. Marks are in the rates' order.
-    """
+    """Mark the highest rate and all not separable from it best, the highest of the rest second, in their order."""
     order = sorted((label for label in rates if label in outcomes), key=lambda label: -rates[label])
     marks: dict[str, Mark] = {}
     for label in order:
@@ -266,10 +256,8 @@ def _left_out_notes(frame: pd.DataFrame, outcomes: Mapping[str, Outcomes]) -> li
         label: outcomes[label] for label in frame["label"][frame["win_rate"].notna()] if label in outcomes
     }
     notes = rows.left_out_notes({label: seeds for label, (seeds, _) in rated_outcomes.items()})
-    best = next(iter(rated_outcomes), "")
-    if incomparable := [
-        label for label in rated_outcomes if difference(rated_outcomes[best], rated_outcomes[label]) is None
-    ]:
+    best, *others = rated_outcomes or [""]
+    if incomparable := [label for label in others if difference(rated_outcomes[best], rated_outcomes[label]) is None]:
         notes.append(
             f"No seed, or no prompt, in common with {best}, so neither compared with it nor told apart: "
             f"{', '.join(incomparable)}."

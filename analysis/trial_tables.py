@@ -31,10 +31,7 @@ COLLAPSED = 0.05
 
 
 def search_trials(run: Run) -> Table:
-    """Return a row per search trial with what it set, the front first.
-
-    It is measured on the selection prompts.
-    """
+    """Return a row per search trial with what it set, measured on the selection prompts, the front first."""
     searched = Searched.of(run)
     trials = searched.trials
     if trials.empty:
@@ -78,10 +75,7 @@ def search_trials(run: Run) -> Table:
 
 
 def constraint_notes(searched: Searched) -> list[str]:
-    """Say how many trials keep the constraints.
-
-    None of the others can win or be on the front.
-    """
+    """Say how many trials keep the constraints; the others can neither win nor be on the front."""
     if not searched.constraints:
         return []
     eligible, complete = int(searched.eligible.sum()), int(searched.complete.sum())
@@ -90,10 +84,9 @@ def constraint_notes(searched: Searched) -> list[str]:
 
 
 def winners(run: Run, searched: Searched, main: Table) -> Table:
-    """Return a row per confirmed winner, by the first goal as confirmed.
+    """Return a row per confirmed winner, by the first goal: each goal in the search, as confirmed, the change.
 
-    For each goal it has the value in the search, the confirmed one, and the change. main: win_rate_stability(run),
-    which has the confirmed stability with its interval.
+    main: win_rate_stability(run), which has the confirmed stability with its interval.
     """
     confirmed = run.trials[run.trials["phase"] == "confirm"]
     if confirmed.empty or not searched.names:
@@ -154,10 +147,9 @@ def _warnings(strange: list[str]) -> list[str]:
 
 
 def _win_rates(first: np.ndarray, confirmed_outcomes: Outcomes | None, row: pd.Series) -> dict[str, float]:
-    """Return both win rates and their difference.
+    """Return both win rates and their difference; the two sets of prompts are independent.
 
-    The two sets of prompts are independent. The confirmed one is that of the main table's row. The difference is of
-    these checkpoints, over prompts.
+    The confirmed one is that of the main table's row. The difference is of these checkpoints, over prompts.
     """
     searched, change = statistics.win_rate_interval(first[None]), None
     confirmed = statistics.Interval(*(float(row[f"win_rate{end}"]) for end in ("", "_low", "_high")))
@@ -169,10 +161,7 @@ def _win_rates(first: np.ndarray, confirmed_outcomes: Outcomes | None, row: pd.S
 
 
 def _plain(run: Run, goal: str, trial: pd.DataFrame, group: pd.DataFrame, row: pd.Series) -> dict[str, float]:
-    """Return both values of another goal.
-
-    Confirmed stability has its interval, as in the main table's row.
-    """
+    """Return both values of another goal; S with intervals, the confirmed one's as in the main table's row."""
     both: dict[str, statistics.Interval | None] = {f"{goal}_searched": None, f"{goal}_confirmed": None}
     confirmed = group[goal].mean()
     if goal == "stability":
@@ -219,10 +208,7 @@ def _winner_notes(searched: Searched, frame: pd.DataFrame) -> list[str]:
 
 
 def cost(run: Run) -> Table:
-    """Return a row per phase and one for all: trials, updates, tokens and seconds.
-
-    In `frame` updates are made and planned ones, and tokens those of training.
-    """
+    """Return trials, updates (made and planned), training tokens and seconds: a row per phase, and one for all."""
     groups = {words: run.trials[run.trials["phase"] == phase] for phase, words in PHASES.items()}
     groups = {words: group for words, group in groups.items() if len(group)} | {"all": run.trials}
     frame = pd.DataFrame([_cost_row(words, group) for words, group in groups.items()])
@@ -299,10 +285,7 @@ def _amount(value: Any) -> str:
 
 
 def alarms(run: Run) -> Table:
-    """Return a row per arm, and one for the search, with its alarms and stability.
-
-    It has the runs, their alarms and first steps. Empty where the sentinel raised no alarm.
-    """
+    """Return alarms and stability of each arm and of the search; empty where the sentinel raised no alarm."""
     trials = run.trials[run.trials["status"] != "failed"]
     if trials["alarm"].isna().all():
         return empty("The sentinel raised no alarm.")
@@ -356,10 +339,7 @@ def alarms(run: Run) -> Table:
 
 
 def failures(run: Run) -> Table:
-    """Return every trial that did not complete, with its reason.
-
-    Those that the manifest alone knows are among them.
-    """
+    """Return every trial that did not complete, with its reason, also those that the manifest alone knows."""
     incomplete = run.trials[run.trials["status"] != FINISHED][
         ["trial_id", "phase", "label", "seed", "status", "reason"]
     ]

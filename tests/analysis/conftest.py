@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from slime_ray.analysis import report
+from slime_ray.analysis import report, tables
+from slime_ray.analysis.printing import Table
 
 from slime_ray.runs import results, schema
 
@@ -206,6 +207,12 @@ def fill(run: Path, *, judged: bool) -> Path:
 def judged_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole run, judged. Only read it."""
     return fill(tmp_path_factory.mktemp("judged"), judged=True)
+
+
+@pytest.fixture(scope="session")
+def main(judged_run: Path) -> Table:
+    """The main table of the whole run. Only read it."""
+    return tables.win_rate_stability(results.load(judged_run))
 
 
 @pytest.fixture(scope="session")

@@ -243,3 +243,81 @@ def test_a_design_from_one_checkpoint_has_no_such_table():
     design = designs.leave_one_out()
     run = designs.run_of(design, {cell.label: designs.outcomes(np.random.default_rng(0), 0.5) for cell in design.cells})
     assert checkpoints.designs(ablation_table.Cells.of(run, design)) is None
+
+
+def from_checkpoint(number, won, **manifest):
+    run = league_run(won)
+    base = {"league": run.manifest["experiment"]["league"], "base": {"sft": {"seed": number}}}
+    hashes = {"hashes": {"sft_checkpoint": f"{number}"}, "experiment": base}
+    return replace(run, path=Path(f"from-{number}"), manifest=run.manifest | hashes | manifest)
+
+
+def test_leagues_from_several_checkpoints_are_compared_with_the_checkpoint_as_one_draw():
+    won = [by_rate([0.7, 0.5, 0.3], seed=1), by_rate([0.6, 0.7, 0.3], seed=2), by_rate([0.8, 0.5, 0.3], seed=3)]
+    table = comparing.compare([from_checkpoint(number, one) for number, one in enumerate(won)])
+    frame = table.frame.set_index("entry")
+    rates = {name: np.array([one[name].mean() for one in won]) for name in "abc"}
+    gap = rates["b"] - rates["a"]
+    low, high = stats.t.interval(0.95, 2, loc=gap.mean(), scale=stats.sem(gap))
+    assert frame.loc["b", ["difference", "difference_low", "difference_high"]].tolist() == pytest.approx(
+        [gap.mean(), low, high]
+    )
+    assert frame.loc["b", ["behind", "separable", "checkpoints"]].tolist() == [2, 2, 3]
+    assert frame.loc["c", ["behind", "separable"]].tolist() == [3, 3]
+    assert frame["ranks"].tolist() == ["1, 2, 1", "2, 1, 2", "3, 3, 3"]
+    assert "experiment.base.sft.seed" in table.caption
+    assert not any("same SFT checkpoint" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("same_items", [False, True])
+def test_leagues_from_one_checkpoint_are_one_draw(same_items):
+    hashes = {"prompts_report": "p"} if same_items else {}
+    rates = ([0.7, 0.5, 0.3], [0.3, 0.7, 0.3], [0.8, 0.5, 0.3])
+    won = [by_rate(each, seed=seed, prompts=40) for seed, each in enumerate(rates, start=1)]
+
+    def table(every, starts):
+        runs = [
+            replace(from_checkpoint(start, one, hashes={"sft_checkpoint": start, **hashes}), path=Path(f"run-{place}"))
+            for place, (start, one) in enumerate(zip(starts, every, strict=True))
+        ]
+        return comparing.compare(runs)
+
+    found = table(won, ("x", "x", "y"))
+    assert "3 entries from 2 SFT checkpoints in 3 leagues" in found.caption
+    assert any(note.endswith("ranks, behind and separable count leagues.") for note in found.notes)
+    # As one league of all their seeds.
+    both = {name: np.concatenate([won[0][name], won[1][name]]) for name in "abc"}
+    expected = table([both, won[2]], ("x", "y")).frame.set_index("entry")
+    frame = found.frame.set_index("entry")
+    columns = [name + end for name in ("rate", "difference") for end in ("", "_low", "_high")]
+    pd.testing.assert_frame_equal(frame[columns], expected.loc[frame.index, columns])
+    assert frame.loc["c", ["behind", "checkpoints"]].tolist() == [3, 3]
+    # Three draws would have said more than they know.
+    apart = table(won, ("x", "y", "z")).frame.set_index("entry")
+    assert (
+        frame.loc["c", "rate_high"] - frame.loc["c", "rate_low"]
+        != apart.loc["c", "rate_high"] - apart.loc["c", "rate_low"]
+    )
+    # Which of them are new draws is not known where one does not say from where it starts.
+    unsaid = table(won, ("x", None, "y"))
+    assert "from 1 SFT checkpoint in 3 leagues" in unsaid.caption
+    assert unsaid.frame[["rate_low", "difference_high"]].isna().all(axis=None)
+
+
+def test_leagues_that_differ_in_more_say_so():
+    won = by_rate([0.7, 0.5])
+    runs = [from_checkpoint(0, won), from_checkpoint(0, won, decoding={"temperature": 0.5})]
+    table = comparing.compare([runs[0], replace(runs[1], path=Path("other"))])
+    assert "decoding" in table.caption
+    assert any("same SFT checkpoint" in note for note in table.notes)
+
+
+def test_an_entry_that_is_not_confirmed_from_one_checkpoint_does_not_lead():
+    strong, weak = by_rate([0.9, 0.5, 0.3]), by_rate([0.9, 0.5, 0.3], seed=5)
+    runs = [from_checkpoint(0, strong), from_checkpoint(1, weak)]
+    gone = runs[1].trials["label"] == "search-a-0002"
+    runs[1].trials.loc[gone, "status"] = "failed"
+    frame = comparing.compare(runs).frame.set_index("entry")
+    assert frame.loc["a", "ranks"] == "1, –"
+    assert np.isnan(frame.loc["b", "difference"])
+    assert frame.loc["c", "behind"] == 2

@@ -129,11 +129,6 @@ def test_pairs_prompts_and_steps_of_every_trial_are_drawn_apart():
     assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.1
 
 
-@pytest.fixture(scope="module")
-def main(judged_run):
-    return tables.win_rate_stability(results.load(judged_run))
-
-
 def test_lost_seeds_count_as_zero_in_every_resample(judged_run, main):
     run = results.load(judged_run)
     dpo = main.frame.set_index("label").loc["dpo"]

@@ -1,6 +1,5 @@
 """What the tables say, on hand-made runs."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,11 +12,6 @@ from slime_ray.runs import results
 
 from .conftest import ARMS, PROMPTS, add_trial, finish, outcomes
 from .ends import score_ends
-
-
-@pytest.fixture(scope="session")
-def main(judged_run):
-    return tables.win_rate_stability(results.load(judged_run))
 
 
 def row(table, label):
@@ -176,51 +170,6 @@ def test_fewer_than_five_seeds_speak_of_these_checkpoints_only(tmp_path, seeds, 
     assert any("hese checkpoints only" in note for note in table.notes) == said
 
 
-def test_the_terminal_form_fits_140_columns(main, unjudged_run):
-    for table in (main, tables.win_rate_stability(results.load(unjudged_run))):
-        lines = table.text().splitlines()
-        assert max(map(len, lines)) <= 140
-        assert any(line.startswith("search-0004 ") for line in lines)
-        assert "dpo: failed 1 of 2: out of memory" in lines
-
-
-def test_a_terminal_never_obeys_what_a_label_or_reason_says(tmp_path):
-    add_trial(tmp_path, "a", label="a\x1b[31m\nb", status="failed", reason="\x1b]0;x\x07", stability=0.0)
-    table = tables.win_rate_stability(results.load(finish(tmp_path)))
-    assert not re.search(r"[\x00-\x09\x0b-\x1f]", table.text())
-
-
-def test_latex_is_escaped(main):
-    latex = main.latex()
-    assert r"100\% \& \textless{}b\textgreater{}\$x\$\textless{}/b\textgreater{} &" in latex
-    assert r"dpo\_tuned &" in latex
-    assert r"\textbf{75.0 {[}" in latex
-    assert not re.search(r"(?<!\\)%(?! needs)(?!$)", latex, flags=re.MULTILINE)
-    columns = latex.count("&", 0, latex.index(r"\midrule")) - latex.count(r"\&", 0, latex.index(r"\midrule"))
-    for line in latex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines():
-        assert len(re.findall(r"(?<!\\)&", line)) == columns
-
-
-def test_html_is_escaped_and_marked(main):
-    page = main.html()
-    assert '<th scope="row" class="text">100% &amp; &lt;b&gt;$x$&lt;/b&gt;</th>' in page
-    assert "<b>75.0 <span>[54.0, 88.5]</span></b>" in page
-
-
-def test_markdown_keeps_its_columns(main):
-    lines = [line for line in main.markdown().splitlines() if line.startswith("|")]
-    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
-    assert len(lines) == 2 + len(main.frame)
-    assert "**75.0 \\[" in main.markdown()
-
-
-def test_csv_holds_the_numbers_unrounded(main):
-    import io
-
-    read = pd.read_csv(io.StringIO(main.csv()))
-    assert read["win_rate"].tolist() == pytest.approx(main.frame["win_rate"].tolist(), abs=1e-15)
-
-
 def test_the_front_follows_the_goals(judged_run):
     run = results.load(judged_run)
     frame = trial_tables.search_trials(run).frame.set_index("trial_id")
@@ -311,24 +260,6 @@ def test_answers_to_one_prompt_stay_together_and_do_not_narrow_the_interval(tmp_
         assert row(table, "b")[name] == row(table, "a")[name]
 
 
-def test_latex_asks_for_no_font_encoding(main):
-    # A plain document has OT1, which lacks this letter.
-    assert '"no change"' in " ".join(main.notes)
-    assert "textquotedbl" not in main.latex()
-    assert "``no change''" in main.latex()
-
-
-def test_labels_of_any_length_are_shown_whole_and_cost_no_more_columns_than_shorter_ones(tmp_path):
-    shared = "without-" + "anchor-" * 12
-    long = small(tmp_path / "long", **{f"{shared}{end}": [1.0, 0.0] for end in "ab"}).text()
-    assert f"{shared}a" in long
-    assert f"{shared}b" in long
-    label = "x" * 48
-    short = small(tmp_path / "short", **{label: [1.0, 0.0]}).text()
-    left_out = [[line for line in text.splitlines() if line.startswith("Left out")] for text in (long, short)]
-    assert left_out[0] == left_out[1]
-
-
 def test_prompts_of_categories_are_taken_by_topic_and_a_note_says_so(tmp_path):
     # Six topics of three prompts, each topic won or lost as a whole.
     won = [float(topic % 2) for topic in range(6) for _ in range(3)]
@@ -406,10 +337,11 @@ def test_prompts_that_rows_or_seeds_do_not_share_are_said(tmp_path):
     for seed in range(5):
         add_trial(tmp_path, f"a{seed}", label="a", seed=seed, won=outcomes(0.9))
         add_trial(tmp_path, f"b{seed}", label="b", seed=seed, won=outcomes(0.5), prompt_id=lambda index: f"q{index}")
-        alone = {"won": outcomes(0.4), "prompt_id": lambda index, seed=seed: f"c{seed}-{index}"}
+        alone = {"won": outcomes(0.95), "prompt_id": lambda index, seed=seed: f"c{seed}-{index}"}
         add_trial(tmp_path, f"c{seed}", label="c", seed=seed, **alone)
     table = tables.win_rate_stability(results.load(finish(tmp_path)))
-    assert "No seed, or no prompt, in common with a, so neither compared with it nor told apart: b, c." in table.notes
+    # The best row is not among those that cannot be compared with it, though its own seeds share no prompt.
+    assert "No seed, or no prompt, in common with c, so neither compared with it nor told apart: a, b." in table.notes
     said = (
         "Fewer than 3 prompts have a verdict with every seed of c: the interval is of these checkpoints, over prompts."
     )
