@@ -172,7 +172,7 @@ def test_win_rates_of_a_scorer_that_was_mended_choose_nothing(experiment, storag
     judge = {"name": "exact", "scorer": "mended_scorer:score"}
     trial = keeping(changed(arm_trials(experiment)[0], {"evaluation.judge": judge}), {"win_rate": "maximize"})
 
-    def run(folder: str, sign: str, report: object) -> None:
+    def run(folder: str, sign: str, report: Any) -> None:
         scorer.write_text(f"def score(prompt, answer):\n    return {sign}len(answer)\n")
         sys.modules.pop("mended_scorer", None)
         run_trial(trial, run=tmp_path / folder, storage=storage, report=report)
