@@ -3,6 +3,7 @@
 import re
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
