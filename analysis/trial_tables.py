@@ -314,13 +314,15 @@ def alarms(run: Run) -> Table:
         first, last = row["first_step"], row["last_step"]
         return ABSENT if pd.isna(first) else str(first) if first == last else f"{first}–{last}"
 
-    collapsed, raised = trials["stability"] < COLLAPSED, trials["alarm"].notna()
+    scores, raised = trials["stability"], trials["alarm"].notna()
+    collapsed, others = scores < COLLAPSED, scores >= COLLAPSED
+    unscored = f"; {scores.isna().sum()} that were stopped early have no S" if scores.isna().any() else ""
     return Table(
         frame=frame,
         caption=f"{name_of(run)}: the sentinel's alarms, {raised.sum()} in {len(trials)} runs.",
         notes=[
             f"Of {collapsed.sum()} runs that ended with S below {COLLAPSED}, {(raised & collapsed).sum()} had raised "
-            f"an alarm; of {(~collapsed).sum()} others, {(raised & ~collapsed).sum()}. A run that was stopped by its "
+            f"an alarm; of {others.sum()} others, {(raised & others).sum()}{unscored}. A run that was stopped by its "
             "alarm counts as it was then.",
         ],
         columns=(
@@ -330,7 +332,10 @@ def alarms(run: Run) -> Table:
             Column("first at step", cells(frame, first_at), keep=9),
             Column(
                 "stability S",
-                cells(frame, lambda row: f"{row['stability_min']:.2f}–{row['stability_max']:.2f}"),
+                cells(
+                    frame,
+                    lambda row: "–".join(dict.fromkeys(number(row[f"stability_{end}"]) for end in ("min", "max"))),
+                ),
                 keep=8,
             ),
             Column("signs", tuple(sign or ABSENT for sign in frame["signs"]), numeric=False, keep=5),

@@ -247,7 +247,7 @@ def test_one_row_with_few_finished_seeds_is_enough_to_speak_of_checkpoints_only(
         status = {} if seed else {"status": "failed", "reason": "no memory", "stability": 0.0}
         add_trial(tmp_path, f"b{seed}", label="b", seed=seed, won=[1.0, 0.0] if seed else None, **status)
     table = tables.win_rate_stability(results.load(finish(tmp_path, {"seeds": list(range(5))})))
-    assert any(note.startswith("These checkpoints only: 4 to 5 seeds per row") for note in table.notes)
+    assert any(note.startswith("These checkpoints only: 4 seeds per row") for note in table.notes)
 
 
 def test_answers_to_one_prompt_stay_together_and_do_not_narrow_the_interval(tmp_path):

@@ -118,5 +118,18 @@ def test_detections_and_false_alarms_are_counted_by_how_runs_ended():
     assert "Of 3 runs that ended with S below 0.05, 2 had raised an alarm; of 3 others, 1." in table.notes[0]
 
 
+def test_runs_without_a_stability_are_neither_collapsed_nor_others():
+    alarm = "unlearning, chosen drift -0.31 nat/token at step 12"
+    table = alarms(
+        watched(
+            ("search-0001", "search", "stopped", None, alarm),
+            ("search-0002", "search", "stopped", None, None),
+            ("good", "arm", "completed", 0.4, None),
+        )
+    )
+    assert table.columns[4].cells == ("–", "0.40")
+    assert "of 1 others, 0; 2 that were stopped early have no S." in table.notes[0]
+
+
 def test_a_run_without_alarms_has_no_table():
     assert alarms(watched(("good", "arm", "completed", 0.4, None))).frame.empty
