@@ -365,7 +365,7 @@ def _say_search(run: Run, frame: pd.DataFrame, judged: bool, open_: list[str], s
     if not len(confirmed):
         open_.append("How good the search's trials are on other prompts and seeds: no winner was confirmed.")
     if front:
-        top = search.sort_values(lead, ascending=False, na_position="last", kind="stable").iloc[0]
+        top = search[search["eligible"]].sort_values(lead, ascending=False, na_position="last", kind="stable").iloc[0]
         number = f", highest {_percent(top, lead)} ({top['trial_id']})" if pd.notna(top[lead]) else ""
         where = "on the selection prompts" if judged else "by held-out accuracy"
         items = search["prompts"].max() if judged else run.trials["pairs"].max()

@@ -56,6 +56,7 @@ def search_trials(run: Run) -> Table:
         caption=f"{name_of(run)}: {len(frame)} search trials, measured on {where}.",
         notes=[
             *constraint_notes(searched),
+            *_partly_judged(frame, prompts),
             f"Front: no other finished trial is at least as good in all goals and better in one. Goals: {goals}.",
             "The best of many trials on the selection prompts looks better than it is: judge a winner by its confirmed "
             "row, which was measured on other prompts.",
@@ -72,6 +73,16 @@ def search_trials(run: Run) -> Table:
         ),
         remarks=cells(frame, lambda row: "" if pd.isna(row["reason"]) else str(row["reason"])),
     )
+
+
+def _partly_judged(frame: pd.DataFrame, most: int) -> list[str]:
+    """Say whose win rates are of fewer prompts than `most`."""
+    fewer = frame[frame["win_rate"].notna() & (frame["prompts"] < most)]
+    trials = ", ".join(
+        f"{trial} ({count:.0f})" for trial, count in zip(fewer["trial_id"], fewer["prompts"], strict=True)
+    )
+    words = "Judged on fewer prompts, as judge_first has it or verdicts are missing"
+    return [f"{words}: {trials}."] if trials else []
 
 
 def constraint_notes(searched: Searched) -> list[str]:
