@@ -19,7 +19,7 @@ from . import stability, statistics
 from .front import knob_notes, outcomes_of
 from .knobs import Searched, short, short_names, unit_of
 from .printing import ABSENT, Column, Table, cells, empty, measure, number, numbers
-from .rows import FINISHED, Outcomes, is_judged, judge_of, name_of, outcomes_by_label
+from .rows import FINISHED, MEASURED, Outcomes, is_judged, judge_of, name_of, outcomes_by_label
 
 PHASES = {"arm": "arms", "search": "search", "confirm": "confirmation"}
 LIMITS = {"trials": "search trials", "hours": "hours", "gpu_hours": "GPU-hours", "judge_calls": "calls of the judge",
@@ -174,7 +174,8 @@ def _win_rates(first: np.ndarray, confirmed_outcomes: Outcomes | None, row: pd.S
 def _plain(run: Run, goal: str, trial: pd.DataFrame, group: pd.DataFrame, row: pd.Series) -> dict[str, float]:
     """Return both values of another goal; S with intervals, the confirmed one's as in the main table's row."""
     both: dict[str, statistics.Interval | None] = {f"{goal}_searched": None, f"{goal}_confirmed": None}
-    confirmed = group[goal].mean()
+    # A seed that was lost has no other result either, though it took seconds and tokens.
+    confirmed = group.loc[group["status"].isin(MEASURED), goal].mean()
     if goal == "stability":
         confirmed, low, high = (float(row[f"stability{end}"]) for end in ("", "_low", "_high"))
         both = {
@@ -268,7 +269,9 @@ def _cost_row(words: str, group: pd.DataFrame) -> dict[str, Any]:
 def _cost_notes(run: Run) -> list[str]:
     manifest = run.manifest
     spent, budget = manifest.get("spent") or {}, (manifest.get("experiment") or {}).get("budget") or {}
-    searched = int((run.trials["phase"] == "search").sum())
+    trial_ids = run.trials.loc[run.trials["phase"] == "search", "trial_id"]
+    clones = int(trial_ids.map(results.is_clone).sum())
+    searched, beside = len(trial_ids) - clones, f", and {clones} clone{'s' * (clones > 1)}" if clones else ""
     spent = {**spent, "trials": searched}
     amounts = []
     for name, words in LIMITS.items():
@@ -279,7 +282,7 @@ def _cost_notes(run: Run) -> list[str]:
     notes = []
     if amounts:
         notes.append(
-            f"Spent: {'; '.join(amounts)}. Hours are of the last start of the sweep, all else of the whole run."
+            f"Spent: {'; '.join(amounts)}{beside}. Hours are of the last start of the sweep, all else of the whole run."
         )
     if manifest.get("ended_by"):
         notes.append(f"The search ended by {manifest['ended_by']}.")
