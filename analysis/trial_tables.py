@@ -270,7 +270,7 @@ def _cost_notes(run: Run) -> list[str]:
     manifest = run.manifest
     spent, budget = manifest.get("spent") or {}, (manifest.get("experiment") or {}).get("budget") or {}
     trial_ids = run.trials.loc[run.trials["phase"] == "search", "trial_id"]
-    clones = int(trial_ids.map(results.is_clone).sum())
+    clones = sum(map(results.is_clone, trial_ids))
     searched, beside = len(trial_ids) - clones, f", and {clones} clone{'s' * (clones > 1)}" if clones else ""
     spent = {**spent, "trials": searched}
     amounts = []
