@@ -244,7 +244,8 @@ def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentenc
             if judged and not ((rows["stability"] >= 0.5) & (rows["win_rate_low"] > 0.5)).any():
                 settled.append("No row both wins with an interval above 50 % and keeps a stability of 0.5 or more.")
     elif len(frame):
-        open_.append("No arm and no confirmed winner has a finished trial, so nothing can be compared.")
+        words = lead.replace("_", " ")
+        open_.append(f"No arm and no confirmed winner has a {words}, so nothing can be compared.")
     open_ += of_design[0]
     settled += of_design[1]
     if not league:
