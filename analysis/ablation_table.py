@@ -157,7 +157,10 @@ def _row(
         "improvement": None if rate is None else effects.improvement(rate, topics),
         "stability_difference": None if score is None else effects.interval(score),
     }
-    seeds = design_cells.rates.get(cell.label, ([], None))[0]
+    seeds, outcomes = design_cells.rates.get(cell.label, ([], None))
+    if outcomes is not None:
+        # The main table has intervals of win rates alone.
+        main_row |= statistics.columns({design_cells.rate: statistics.row_interval(outcomes, design_cells.topics)})
     settling = None if claim is None else claim.settling
     untested = "not measured" if design_cells.metric else f"not tested: no {METRICS[design_cells.design.metric]}"
     planned = len(design_cells.planned)
@@ -288,8 +291,8 @@ def _notes(design_cells: Cells, frame: pd.DataFrame) -> list[str]:
     )
     notes.append(
         f"Bold {METRICS[design_cells.rate]}: around each center the highest and every row not separable from it. Its "
-        "own interval is that of the main table. U to T: parts of stability. past m_h: share of held-out pairs past "
-        "the hard margin at the end; grad.: each term's share of the gradient there."
+        "own interval is as of win rates in the main table. U to T: parts of stability. past m_h: share of held-out "
+        "pairs past the hard margin at the end; grad.: each term's share of the gradient there."
     )
     if frame["control"].any():
         notes.append("Controls are compared like the cells of the design, and are no part of effects summed over it.")

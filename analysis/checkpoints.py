@@ -222,7 +222,10 @@ def leagues_over(leagues: Sequence[Standings], remark: str = "") -> Table:
     outcomes_by_league = [_winners(league) for league in leagues]
     rates = pd.DataFrame(
         [
-            {method: np.nan if row is None else np.nanmean(row[1]) for method, row in outcomes.items()}
+            {
+                method: np.nan if row is None else np.nanmean(statistics.prompt_means(row[1]))
+                for method, row in outcomes.items()
+            }
             for outcomes in outcomes_by_league
         ]
     )

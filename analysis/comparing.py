@@ -15,6 +15,8 @@ from slime_ray.errors import InputError
 from slime_ray.runs.results import Run
 
 from . import checkpoints, effects, stability, statistics, tables
+from .ablation_table import METRICS
+from .knobs import unit_of
 from .printing import Column, Table, cells, interval_cells, number, numbers, one_line, with_interval
 from .rows import (
     Outcomes,
@@ -24,10 +26,9 @@ from .rows import (
     judge_of,
     judged_answers,
     left_out,
-    outcomes_by_label,
+    rates_by_label,
     shared_topics,
     topic_notes,
-    topics_by_prompt,
     version_of,
 )
 
@@ -103,6 +104,7 @@ def why_not_comparable(runs: Sequence[Run]) -> list[str]:
         "judge": [judge_of(run) for run in runs],
         "baseline": [f"{baseline_of(run)} {start}".strip() for run, start in zip(runs, starts, strict=True)],
         "report prompts": [str(each.get("prompts_report") or "") for each in hashes],
+        "held-out pairs": [str(each.get("held_out") or "") for each in hashes],
         "decoding": [str(run.manifest.get("decoding")) for run in runs],
         "version of stability": [version_of(run) for run in runs],
     }
@@ -244,20 +246,22 @@ def verify(first: Run, second: Run) -> Verification:
     """Compare two runs of the same experiment, row by row.
 
     Rows are compared on the seeds that both runs have. A row agrees where the interval of the paired difference of its
-    win rates (over prompts; from five common seeds on over seeds and prompts) covers 0, and its stabilities differ by
-    no more than their intervals' half-widths, added in quadrature. All intervals are widened for the number of rows
-    (Bonferroni), so that of two runs that differ by chance alone at most one pair in twenty disagrees anywhere in win
-    rate. A row that one run lacks disagrees, and so does one without a seed in common.
+    win rates (accuracies where nothing was judged; over prompts; from five common seeds on over seeds and prompts)
+    covers 0, and its stabilities differ by no more than their intervals' half-widths, added in quadrature. What has no
+    interval agrees where it is equal. All intervals are widened for the number of rows (Bonferroni), so that of two
+    runs that differ by chance alone at most one pair in twenty disagrees anywhere in win rate. A row that one run lacks
+    disagrees, and so does one without a seed in common.
     """
     first, second, unpaired = _on_common_seeds(first, second)
     mains = [tables.win_rate_stability(run).by("label") for run in (first, second)]
     labels = list(dict.fromkeys(label for main in mains for label in main))
-    outcomes, topics = (outcomes_by_label(first), outcomes_by_label(second)), topics_by_prompt(first)
+    rate, first_outcomes, topics = rates_by_label(first)
+    outcomes = first_outcomes, rates_by_label(second)[1]
     confidence = 1 - (1 - statistics.CONFIDENCE) / max(1, len(labels))
     rows = [
         {
             "label": label,
-            **_row(label, mains, outcomes, topics, unpaired.get(label, ""), confidence=confidence),
+            **_row(label, rate, mains, outcomes, topics, unpaired.get(label, ""), confidence=confidence),
             "same_answers": _same_answers(label, first, second),
         }
         for label in labels
@@ -267,7 +271,7 @@ def verify(first: Run, second: Run) -> Verification:
     return Verification(
         differences=tuple(differences(first.manifest, second.manifest)),
         not_comparable=reasons,
-        table=_verification_table(frame, first, second, confidence, comparable=not reasons),
+        table=_verification_table(frame, rate, first, second, confidence, comparable=not reasons),
     )
 
 
@@ -292,6 +296,7 @@ def _on_common_seeds(first: Run, second: Run) -> tuple[Run, Run, dict[str, str]]
 
 def _row(
     label: str,
+    rate: str,
     mains: Sequence[Mapping[Any, dict[Any, Any]]],
     outcomes: tuple[Mapping[str, Outcomes], Mapping[str, Outcomes]],
     topics: np.ndarray | None,
@@ -300,7 +305,7 @@ def _row(
     confidence: float,
 ) -> dict[str, object]:
     first, second = (main.get(label, {}) for main in mains)
-    numbers = statistics.interval_names("win_rate", "stability")
+    numbers = statistics.interval_names(rate, "stability")
     row = {
         f"{name}_{side}": main_row.get(name, math.nan)
         for side, main_row in enumerate((first, second), 1)
@@ -313,11 +318,14 @@ def _row(
     shared = None if d is None else shared_topics(pair, topics)
     gap = None if d is None else effects.interval(d, shared, confidence=confidence)
     remarks = []
-    if d is not None and gap is not None and gap.excludes(0.0):
+    if gap is None or math.isnan(gap.low):
+        if not np.isclose(first[rate], second[rate], equal_nan=True):
+            remarks.append(f"the {METRICS[rate]} differs, without an interval")
+    elif d is not None and gap.excludes(0.0):
         # Whether that is no longer seen without some one of its seeds.
         rest = [np.delete(d, seed, axis=0) for seed in range(len(d))] if len(d) >= statistics.FEWEST_SEEDS else []
         decides = any(effects.two_way_p(one_less, shared) >= 1 - confidence for one_less in rest)
-        remarks.append(f"the win rates differ{effects.ONE_SEED * decides}")
+        remarks.append(f"the {METRICS[rate]} differs{effects.ONE_SEED * decides}")
     if not _stabilities_agree(first, second, confidence):
         remarks.append("the stabilities differ")
     if (first["seeds_finished"], first["prompts"]) != (second["seeds_finished"], second["prompts"]):
@@ -328,19 +336,15 @@ def _row(
 
 
 def _stabilities_agree(first: Mapping[Any, Any], second: Mapping[Any, Any], confidence: float) -> bool:
-    """Tell whether two S differ by no more than their half-widths, added in quadrature."""
-    gap = abs(first["stability"] - second["stability"])
-    if not np.isfinite(gap) or gap == 0:
+    """Tell whether two S differ by no more than their half-widths, added in quadrature; without these, not at all."""
+    if np.isclose(first["stability"], second["stability"], equal_nan=True):
         return True
     halves = [
         max(row["stability_high"] - row["stability"], row["stability"] - row["stability_low"])
         for row in (first, second)
     ]
-    if not np.isfinite(halves).all():
-        # Runs of an earlier version have no intervals of S: nothing can be said of it.
-        return True
     wider = ndtri((1 + confidence) / 2) / ndtri((1 + statistics.CONFIDENCE) / 2)
-    return bool(gap <= wider * math.hypot(*halves))
+    return bool(abs(first["stability"] - second["stability"]) <= wider * math.hypot(*halves))
 
 
 def _same_answers(label: str, first: Run, second: Run) -> float:
@@ -354,7 +358,9 @@ def _same_answers(label: str, first: Run, second: Run) -> float:
     return float((both["answer_x"] == both["answer_y"]).mean()) if len(both) else math.nan
 
 
-def _verification_table(frame: pd.DataFrame, first: Run, second: Run, confidence: float, *, comparable: bool) -> Table:
+def _verification_table(
+    frame: pd.DataFrame, rate: str, first: Run, second: Run, confidence: float, *, comparable: bool
+) -> Table:
     def pair(name: str, digits: int, scale: float) -> tuple[str, ...]:
         return cells(
             frame,
@@ -365,15 +371,15 @@ def _verification_table(frame: pd.DataFrame, first: Run, second: Run, confidence
         frame=frame,
         caption=f"{first.path.name} and {second.path.name}: the rows of both.",
         notes=[
-            f"difference: paired over prompts (and seeds, where five or more are common), {100 * confidence:.3g} % "
-            "intervals, so that all rows together are right 95 times in 100. All numbers are of the seeds that both "
-            "runs have.",
+            "difference: paired over prompts, or held-out pairs (and seeds, where five or more are common), "
+            f"{100 * confidence:.3g} % intervals, so that all rows together are right 95 times in 100. All numbers are "
+            "of the seeds that both runs have.",
             "same answers: share of the answers to the same prompts with the same seeds that are equal.",
             *topic_notes(first),
         ],
         columns=(
             Column("label", tuple(frame["label"]), numeric=False, keep=10),
-            Column("win rates %", pair("win_rate", 1, 100)),
+            Column(unit_of(rate)[0], pair(rate, 1, 100)),
             Column("difference, points", cells(frame, lambda row: with_interval(row, "difference", 1, scale=100))),
             Column("stabilities", pair("stability", 2, 1)),
             Column("same answers %", numbers(frame, "same_answers", 1, scale=100)),

@@ -239,8 +239,8 @@ class Spent:
 
     @classmethod
     def of(cls, searched: Searched) -> "Spent | None":
-        """Collect a search; None where no trial completed. Stopped and lost trials cost tokens and found nothing."""
-        complete = searched.complete
+        """Collect a search; None where no trial is eligible. The others cost tokens and found nothing."""
+        complete = searched.eligible
         if not complete.any():
             return None
         hypervolume = None
@@ -320,6 +320,9 @@ def budget_curve(searched: Searched, spent: Spent) -> Table:
 
 def _budget_notes(searched: Searched, spent: Spent) -> list[str]:
     names = [name.replace("_", " ") for name in searched.names]
+    kept, breaking = (
+        (" and keep the constraints", ", and those that break a constraint,") if searched.constraints else ("", "")
+    )
     notes = []
     if spent.hypervolume is None:
         notes.append(
@@ -327,8 +330,8 @@ def _budget_notes(searched: Searched, spent: Spent) -> list[str]:
         )
     else:
         notes.append(
-            f"Hypervolume: the area that the completed trials so far dominate, above the reference point {names[0]} 0, "
-            f"{names[1]} 0; the largest possible is 1."
+            f"Hypervolume: the area dominated by the trials so far that completed{kept}, above the reference point "
+            f"{names[0]} 0, {names[1]} 0; the largest possible is 1."
         )
     return [
         *notes,
@@ -336,5 +339,5 @@ def _budget_notes(searched: Searched, spent: Spent) -> list[str]:
         f"unbiased form of Tang et al. 2020). Up to a fifth of the trials with a 95 % percentile interval, the trials "
         f"drawn anew {DRAWN_ANEW:,} times; of more it would be too narrow, since no resample holds a better trial than "
         "the best. It is that of a random search only if the trials were drawn at random.",
-        "Stopped, failed and diverged trials count with the tokens they took, and as the worst that completed.",
+        f"Stopped, failed and diverged trials{breaking} count with the tokens they took, and as the worst of the rest.",
     ]

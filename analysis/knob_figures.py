@@ -13,7 +13,7 @@ from slime_ray.config.design import Design, Level
 
 from .ablation_table import METRICS, REFERENCE, Cells
 from .figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, WIDTH, new_figure, plain, style
-from .front import Spent
+from .front import COVERED, Spent
 from .knobs import Knob, Searched, unit_of
 from .printing import Table
 from .statistics import TAILS
@@ -108,7 +108,9 @@ def budget(searched: Searched, spent: Spent) -> "Figure":
         for goal, panel in zip(searched.names, panels.flat[wide:], strict=False):
             head, scale, _ = unit_of(goal)
             low, high = scale * np.quantile(spent.resampled[goal], TAILS, axis=0)
-            panel.fill_between(trials, low, high, color=ORANGE, alpha=0.2, linewidth=0)
+            # As in the table: of more trials the interval would be too narrow.
+            few = trials <= len(trials) / COVERED
+            panel.fill_between(trials[few], low[few], high[few], color=ORANGE, alpha=0.2, linewidth=0)
             panel.plot(trials, scale * spent.expected[goal], "--", color=ORANGE, label="expected of k at random")
             panel.step(trials, scale * spent.best[goal], where="post", color=BLUE, label="best so far, as drawn")
             panel.set_xlabel("trials")

@@ -88,8 +88,10 @@ class Searched:
 
     @classmethod
     def of(cls, run: results.Run) -> "Searched":
-        """Collect a run's search trials; of a run that did not search there are none."""
-        trials = run.trials[run.trials["phase"] == "search"].sort_values("trial_id", kind="stable")
+        """Collect a run's search trials; of a run that did not search there are none. Clones come after all drawn."""
+        trials = run.trials[run.trials["phase"] == "search"].sort_values(
+            "trial_id", kind="stable", key=lambda ids: ids.map(lambda name: (results.is_clone(name), len(name), name))
+        )
         trials = trials.reset_index(drop=True)
         goal_ways = {name: way for name, way in (run.manifest.get("goals") or {}).items() if name in trials.columns}
         signs = [-1.0 if way == "minimize" else 1.0 for way in goal_ways.values()]

@@ -20,7 +20,7 @@ from slime_ray.runs.pareto import winners
 
 from . import effects, rows, statistics
 from .effects import Claim
-from .knobs import constraints_of
+from .knobs import constraints_of, keeping
 from .printing import Table
 from .rows import FINISHED, Outcomes
 
@@ -94,16 +94,20 @@ class Standings:
         return {label: outcomes for label in self.members if (outcomes := self.of_entry(label)) is not None}
 
     def searched(self, label: str) -> np.ndarray:
-        """Return (trials,) rates of an entry's search, the worst for trials not completed; none if no trial did."""
+        """Return (trials,) rates of an entry's search, the worst for trials that may not win; none if none may."""
         trials = self.members[label].trials
-        values = trials[self.rate].where(trials["status"] == FINISHED).to_numpy(dtype=float)
+        may_win = (trials["status"] == FINISHED) & trials.index.isin(keeping(self.run, trials).index)
+        values = trials[self.rate].where(may_win).to_numpy(dtype=float)
         finite = np.isfinite(values)
         return np.where(finite, values, values[finite].min()) if finite.any() else values[:0]
 
     @cached_property
     def differences(self) -> dict[Pair, np.ndarray | None]:
         """Every pair's paired outcomes, one minus the other, on the seeds and prompts that both have."""
-        means = {label: float(np.nanmean(outcomes)) for label, (_, outcomes) in self.confirmed.items()}
+        # As in the table, whatever seeds lack verdicts on which prompts.
+        means = {
+            label: np.nanmean(statistics.prompt_means(outcomes)) for label, (_, outcomes) in self.confirmed.items()
+        }
         order = sorted(means, key=lambda label: -means[label])
         return {pair: rows.difference(*(self.confirmed[label] for label in pair)) for pair in combinations(order, 2)}
 

@@ -196,7 +196,7 @@ def tuning(standings: Standings) -> Table:
         notes=[
             f"An interval (jackknife) covers from {COVERED} trials to each of k on. Without one a value rests on too "
             f"few trials to say how far off it is; below {ESTIMATED} to each none is given. Trials that did not "
-            "complete count as the worst that did.",
+            "complete, or break a constraint, count as the worst of the rest.",
             "The best of all trials looks better than it is, by luck on one seed and few prompts. Where confirmed "
             "values lie below even the best of 1, the report prompts may be harder. The winner is chosen by all goals "
             "and may lie below the best of all.",

@@ -244,7 +244,8 @@ def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentenc
             if judged and not ((rows["stability"] >= 0.5) & (rows["win_rate_low"] > 0.5)).any():
                 settled.append("No row both wins with an interval above 50 % and keeps a stability of 0.5 or more.")
     elif len(frame):
-        open_.append("No arm and no confirmed winner has a finished trial, so nothing can be compared.")
+        words = lead.replace("_", " ")
+        open_.append(f"No arm and no confirmed winner has a {words}, so nothing can be compared.")
     open_ += of_design[0]
     settled += of_design[1]
     if not league:
@@ -365,7 +366,7 @@ def _say_search(run: Run, frame: pd.DataFrame, judged: bool, open_: list[str], s
     if not len(confirmed):
         open_.append("How good the search's trials are on other prompts and seeds: no winner was confirmed.")
     if front:
-        top = search.sort_values(lead, ascending=False, na_position="last", kind="stable").iloc[0]
+        top = search[search["eligible"]].sort_values(lead, ascending=False, na_position="last", kind="stable").iloc[0]
         number = f", highest {_percent(top, lead)} ({top['trial_id']})" if pd.notna(top[lead]) else ""
         where = "on the selection prompts" if judged else "by held-out accuracy"
         items = search["prompts"].max() if judged else run.trials["pairs"].max()

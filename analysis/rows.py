@@ -214,11 +214,9 @@ def difference(outcomes: Outcomes, reference: Outcomes) -> np.ndarray | None:
 
 
 def few_seeds(counts: Iterable[int]) -> str:
-    """Say how many seeds the rows with any have; empty where all have FEWEST_SEEDS or more."""
-    seeds = sorted({int(count) for count in counts if count > 0})
-    if not seeds or seeds[0] >= FEWEST_SEEDS:
-        return ""
-    return " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) + f" seed{'s' * (seeds[-1] > 1)}"
+    """Say how many seeds the rows with too few of them have; empty where all with any have FEWEST_SEEDS or more."""
+    seeds = sorted({int(count) for count in counts if 0 < count < FEWEST_SEEDS})
+    return " to ".join(map(str, seeds[:1] + seeds[1:][-1:])) + f" seed{'s' * (seeds[-1] > 1)}" if seeds else ""
 
 
 def few_seeds_notes(counts: Iterable[int]) -> list[str]:

@@ -260,7 +260,8 @@ SECTIONS: tuple[ReportItem, ...] = (
         "search_budget",
         SEARCH,
         lambda findings: _budget(findings, knob_figures.budget),
-        "Blue: the search as it went. Orange: the expected best of as many of its trials at random, with 95 %.",
+        "Blue: the search as it went. Orange: the expected best of as many of its trials at random, "
+        "with 95 % up to a fifth of them.",
     ),
     ReportItem("cost", "Budget and cost", lambda findings: trial_tables.cost(findings.run), terminal=False),
     ReportItem(

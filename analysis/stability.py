@@ -163,7 +163,9 @@ def _of_prompts(answers: pd.DataFrame, resamples: int) -> ByTrial:
     unseen = _unseen(1, resamples) - _unseen(2, resamples)
     parts_by_trial = {}
     for trial_id, sums in drawn.items():
-        broken, longer = (sums["broken"] + unseen) / sums["answers"], sums["longer"] / sums["answers"]
+        # Where another seed answered more prompts, a resample may hold none of this one's.
+        count = np.maximum(sums["answers"], 1.0)
+        broken, longer = (sums["broken"] + unseen) / count, sums["longer"] / count
         parts = {
             "broken_outputs": np.minimum(np.where(broken > 0, _shift(broken), 0.0), 1.0),
             "length_shift": _shift(longer),

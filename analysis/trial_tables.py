@@ -19,7 +19,7 @@ from . import stability, statistics
 from .front import knob_notes, outcomes_of
 from .knobs import Searched, short, short_names, unit_of
 from .printing import ABSENT, Column, Table, cells, empty, measure, number, numbers
-from .rows import FINISHED, Outcomes, is_judged, judge_of, name_of, outcomes_by_label
+from .rows import FINISHED, MEASURED, Outcomes, is_judged, judge_of, name_of, outcomes_by_label
 
 PHASES = {"arm": "arms", "search": "search", "confirm": "confirmation"}
 LIMITS = {"trials": "search trials", "hours": "hours", "gpu_hours": "GPU-hours", "judge_calls": "calls of the judge",
@@ -56,6 +56,7 @@ def search_trials(run: Run) -> Table:
         caption=f"{name_of(run)}: {len(frame)} search trials, measured on {where}.",
         notes=[
             *constraint_notes(searched),
+            *_partly_judged(frame, prompts),
             f"Front: no other finished trial is at least as good in all goals and better in one. Goals: {goals}.",
             "The best of many trials on the selection prompts looks better than it is: judge a winner by its confirmed "
             "row, which was measured on other prompts.",
@@ -72,6 +73,16 @@ def search_trials(run: Run) -> Table:
         ),
         remarks=cells(frame, lambda row: "" if pd.isna(row["reason"]) else str(row["reason"])),
     )
+
+
+def _partly_judged(frame: pd.DataFrame, most: int) -> list[str]:
+    """Say whose win rates are of fewer prompts than `most`."""
+    fewer = frame[frame["win_rate"].notna() & (frame["prompts"] < most)]
+    trials = ", ".join(
+        f"{trial} ({count:.0f})" for trial, count in zip(fewer["trial_id"], fewer["prompts"], strict=True)
+    )
+    words = "Judged on fewer prompts, as judge_first has it or verdicts are missing"
+    return [f"{words}: {trials}."] if trials else []
 
 
 def constraint_notes(searched: Searched) -> list[str]:
@@ -163,7 +174,8 @@ def _win_rates(first: np.ndarray, confirmed_outcomes: Outcomes | None, row: pd.S
 def _plain(run: Run, goal: str, trial: pd.DataFrame, group: pd.DataFrame, row: pd.Series) -> dict[str, float]:
     """Return both values of another goal; S with intervals, the confirmed one's as in the main table's row."""
     both: dict[str, statistics.Interval | None] = {f"{goal}_searched": None, f"{goal}_confirmed": None}
-    confirmed = group[goal].mean()
+    # A seed that was lost has no other result either, though it took seconds and tokens.
+    confirmed = group.loc[group["status"].isin(MEASURED), goal].mean()
     if goal == "stability":
         confirmed, low, high = (float(row[f"stability{end}"]) for end in ("", "_low", "_high"))
         both = {
@@ -257,7 +269,9 @@ def _cost_row(words: str, group: pd.DataFrame) -> dict[str, Any]:
 def _cost_notes(run: Run) -> list[str]:
     manifest = run.manifest
     spent, budget = manifest.get("spent") or {}, (manifest.get("experiment") or {}).get("budget") or {}
-    searched = int((run.trials["phase"] == "search").sum())
+    trial_ids = run.trials.loc[run.trials["phase"] == "search", "trial_id"]
+    clones = sum(map(results.is_clone, trial_ids))
+    searched, beside = len(trial_ids) - clones, f", and {clones} clone{'s' * (clones > 1)}" if clones else ""
     spent = {**spent, "trials": searched}
     amounts = []
     for name, words in LIMITS.items():
@@ -268,7 +282,7 @@ def _cost_notes(run: Run) -> list[str]:
     notes = []
     if amounts:
         notes.append(
-            f"Spent: {'; '.join(amounts)}. Hours are of the last start of the sweep, all else of the whole run."
+            f"Spent: {'; '.join(amounts)}{beside}. Hours are of the last start of the sweep, all else of the whole run."
         )
     if manifest.get("ended_by"):
         notes.append(f"The search ended by {manifest['ended_by']}.")
@@ -314,13 +328,15 @@ def alarms(run: Run) -> Table:
         first, last = row["first_step"], row["last_step"]
         return ABSENT if pd.isna(first) else str(first) if first == last else f"{first}–{last}"
 
-    collapsed, raised = trials["stability"] < COLLAPSED, trials["alarm"].notna()
+    scores, raised = trials["stability"], trials["alarm"].notna()
+    collapsed, others = scores < COLLAPSED, scores >= COLLAPSED
+    unscored = f"; {scores.isna().sum()} that were stopped early have no S" if scores.isna().any() else ""
     return Table(
         frame=frame,
         caption=f"{name_of(run)}: the sentinel's alarms, {raised.sum()} in {len(trials)} runs.",
         notes=[
             f"Of {collapsed.sum()} runs that ended with S below {COLLAPSED}, {(raised & collapsed).sum()} had raised "
-            f"an alarm; of {(~collapsed).sum()} others, {(raised & ~collapsed).sum()}. A run that was stopped by its "
+            f"an alarm; of {others.sum()} others, {(raised & others).sum()}{unscored}. A run that was stopped by its "
             "alarm counts as it was then.",
         ],
         columns=(
@@ -330,7 +346,10 @@ def alarms(run: Run) -> Table:
             Column("first at step", cells(frame, first_at), keep=9),
             Column(
                 "stability S",
-                cells(frame, lambda row: f"{row['stability_min']:.2f}–{row['stability_max']:.2f}"),
+                cells(
+                    frame,
+                    lambda row: "–".join(dict.fromkeys(number(row[f"stability_{end}"]) for end in ("min", "max"))),
+                ),
                 keep=8,
             ),
             Column("signs", tuple(sign or ABSENT for sign in frame["signs"]), numeric=False, keep=5),

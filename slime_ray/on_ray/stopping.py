@@ -120,7 +120,8 @@ class Halving:
     points_by_rung: list[dict[str, Point]] = field(init=False)
 
     def __post_init__(self) -> None:
-        shares = [self.first * self.reduction**k for k in range(64)]
+        # 0.2 * 3 is a little above 0.6, which a trial has reached after 6 of 10 updates.
+        shares = [round(self.first * self.reduction**k, 12) for k in range(64)]
         self.rungs = [share for share in shares if share < 1]
         self.points_by_rung = [{} for _ in self.rungs]
 
@@ -185,10 +186,9 @@ def progress(metrics: Mapping[str, Any]) -> float | None:
 
 
 def _mean_until(share: float, history: Mapping[float, float]) -> float | None:
-    if not history or max(history) < share:
-        return None
+    """Return the mean of the values up to a share; None where none is from so early, or it has not got as far."""
     values = [value for step_share, value in history.items() if step_share <= share]
-    return sum(values) / len(values)
+    return sum(values) / len(values) if values and max(history) >= share else None
 
 
 def _stop(metrics: Mapping[str, Any], summary: str, reason: str) -> Command:

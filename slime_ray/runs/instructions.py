@@ -29,13 +29,8 @@ FOLDER = "instructions"
 _TRIAL_ID = re.compile(r"\w[\w.=+,:-]*")
 LONGEST_ID = 230
 """Bytes; files of instructions have longer names."""
-_STOP, _CLONE = re.compile(r"stop-(.+)"), re.compile(r"(.+)-clone-(\d+)")
+_STOP = re.compile(r"stop-(.+)")
 _EXTEND = re.compile(r"extend-(\d+)")
-
-
-def is_clone(trial_id: str) -> bool:
-    """Whether a trial is one that a person added."""
-    return _CLONE.fullmatch(trial_id) is not None
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ class Instructions:
                     stops[match[1]] = str(content["reason"])
                 elif match := _EXTEND.fullmatch(file.stem):
                     extensions[int(match[1])] = int(content["trials"])
-                elif _CLONE.fullmatch(file.stem):
+                elif results.CLONE.fullmatch(file.stem):
                     clones.append(Clone(file.stem, str(content["of"]), dict(content["values"])))
             except (OSError, ValueError, KeyError, TypeError):
                 continue
@@ -129,9 +124,9 @@ def ask_for_clone(run: Path, experiment: Experiment, trial_id: str, changes: Map
         keys, sentence = explain(error, Settings)[0]
         raise InputError(f"--set: {sentence}{'' if keys else '.'}") from None
     folder = _folder(run)
-    clones = [match for file in folder.glob("*.json") if (match := _CLONE.fullmatch(file.stem))]
+    clones = [match for file in folder.glob("*.json") if (match := results.CLONE.fullmatch(file.stem))]
     number = 1 + max((int(match[2]) for match in clones), default=0)
-    origin = _CLONE.fullmatch(trial_id)
+    origin = results.CLONE.fullmatch(trial_id)
     while True:
         clone = Clone(f"{origin[1] if origin else trial_id}-clone-{number}", trial_id, values)
         if _write_new(folder / f"{clone.trial_id}.json", {"of": clone.of, "values": clone.values}):

@@ -10,6 +10,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,8 @@ RETENTION = "retention"
 """Prompt set of the answers that `evaluation.retention` asks for, which `load` keeps apart."""
 START_COLUMNS = ("status", "started", "total_seconds")
 """Columns that tell a trial from one of the same id that ran before."""
+CLONE = re.compile(r"(.+)-clone-(\d+)")
+"""Id of a trial that a person added, with the trial's that it was made from and its number."""
 KNOB = "knob."
 """Prefix of the columns that hold what trials set, by path."""
 
@@ -66,6 +69,11 @@ class Run:
     retention: pd.DataFrame = field(default_factory=ANSWER_SCHEMA.empty_table().to_pandas)
     verdicts: pd.DataFrame = field(default_factory=VERDICT_SCHEMA.empty_table().to_pandas)
     """One row a verdict of a panel's judge; empty where one judge gave them, which are in `answers`."""
+
+
+def is_clone(trial_id: str) -> bool:
+    """Whether a trial is one that a person added."""
+    return CLONE.fullmatch(trial_id) is not None
 
 
 def trial_row(**columns: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from slime_ray.config.design import COMPONENTS, Design
 from slime_ray.errors import InputError
 
 from .designs import cell, factorial, knobs, leave_one_out, outcomes, run_of
+from .ends import score_ends
 
 PROMPTS = 200
 
@@ -142,6 +143,19 @@ def test_a_design_about_stability_is_tested_on_the_seeds_alone(loo):
     assert heads(table).index("corrected p") == heads(table).index("S difference") + 1
     assert heads(by_rate).index("corrected p") == heads(by_rate).index("difference") + 1
     assert "sign flips" not in " ".join(table.notes)
+
+
+def test_accuracies_have_the_intervals_that_their_column_is_headed_by():
+    design = leave_one_out(metric="preference_accuracy")
+    wins = outcomes(np.random.default_rng(0), 0.7, seeds=3)
+    table, *_ = tables_of(run_of(design, {cell.label: wins for cell in design.cells}), design)
+    assert "held-out accuracy % [95 %]" in heads(table)
+    rate, means = wins.mean(), wins.mean(axis=0)
+    items = len(means)
+    effective = items * (rate * (1 - rate) * items + 0.25) / (means.var() * items + 0.25)
+    found = row(table, "full")
+    ends = found["preference_accuracy_low"], found["preference_accuracy_high"]
+    assert ends == pytest.approx(score_ends(rate, effective, items - 1))
 
 
 @pytest.mark.parametrize(("seeds", "words"), [(1, "1 seed per row cannot say"), (4, "4 seeds per row cannot say")])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 from slime_ray.analysis import comparing
 from slime_ray.analysis.comparing import compare, differences, verify, why_not_comparable
 
@@ -138,6 +139,35 @@ def test_stabilities_far_apart_do_not_agree():
     # Half-widths of 0.05 added in quadrature are 0.07.
     assert comparing._stabilities_agree(one, near, 0.95)
     assert not comparing._stabilities_agree(one, far, 0.95)
+
+
+@pytest.mark.parametrize("judge", ["exact", "none"])
+def test_what_has_no_interval_agrees_only_where_it_is_equal(tmp_path, judge):
+    # One prompt, or only accuracies; no pairs, so that S has no interval.
+    def run(name: str, won: float, stability: float) -> results.Run:
+        measured = {} if judge == "exact" else {"win_rate": None, "preference_accuracy": won}
+        about = {"label": "a", "judge": judge, "stability": stability, **measured}
+        add_trial(tmp_path / name, "arm-a-s0", won=[won], **about)
+        return results.load(finish(tmp_path / name, {"judge": judge}))
+
+    one = run("one", 1.0, 0.9)
+    assert verify(one, run("same", 1.0, 0.9)).agree
+    assert not verify(one, run("lost", 0.0, 0.9)).agree
+    assert not verify(one, run("collapsed", 1.0, 0.1)).agree
+
+
+def test_accuracies_of_runs_without_a_judge_are_compared_pair_by_pair(tmp_path):
+    def run(name: str, right: int) -> results.Run:
+        add_trial(tmp_path / name, "arm-a-s0", label="a", judge="none", won=[1.0] * 24, win_rate=None, pairs=40)
+        loaded = results.load(finish(tmp_path / name, {"judge": "none"}))
+        loaded.pairs.loc[loaded.pairs["pair"] >= right, "chosen_logp"] = -9.0
+        return loaded
+
+    (row,) = verify(run("one", 30), run("other", 20)).table.frame.to_dict("records")
+    d = np.repeat([0.0, 1.0, 0.0], [20, 10, 10])
+    half = stats.t.ppf(0.975, 39) * np.sqrt(d.var() / 40 + 1 / 40**2)
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx((0.25 - half, 0.25 + half))
+    assert row["remark"] == "the held-out accuracy differs"
 
 
 def test_a_row_that_one_run_lacks_does_not_agree(tmp_path):

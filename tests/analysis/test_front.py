@@ -205,6 +205,19 @@ def test_stopped_and_lost_trials_cost_their_tokens_and_find_nothing():
     assert spent.expected["win_rate"] == pytest.approx([0.3125, 0.375, 0.4375, 0.5])
 
 
+def test_what_breaks_a_constraint_was_not_found():
+    run = points_run([(0.5, 0.5), (0.9, 0.25), (0.25, 1.0)])
+    run.manifest["experiment"]["constraints"] = ["stability >= 0.4"]
+    spent = Spent.of(searched := Searched.of(run))
+    assert spent.hypervolume == pytest.approx([0.25, 0.25, 0.375])
+    assert spent.best["win_rate"].tolist() == [0.5] * 3
+    # Of 0.5, 0.25 in place of 0.9, and 0.25.
+    assert spent.expected["win_rate"] == pytest.approx([1 / 3, 5 / 12, 0.5])
+    notes = front.budget_curve(searched, spent).notes
+    assert "that completed and keep the constraints, above" in notes[0]
+    assert "those that break a constraint, count" in notes[-1]
+
+
 def test_the_expected_best_of_one_scatters_as_a_mean_does():
     searched = Searched.of(search_run(40))
     spread = searched.goals[:, 0].std() / np.sqrt(40)

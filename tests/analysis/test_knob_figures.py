@@ -130,6 +130,13 @@ def test_lines_that_several_panels_of_a_budget_have_are_named_in_the_first(kind,
     assert lines == {text.get_text() for axes in panels if axes.get_legend() for text in axes.get_legend().texts}
 
 
+def test_the_expected_best_has_a_band_only_as_far_as_its_table_has_an_interval():
+    _, figures = made(Findings(search_run(20)))
+    panel = figures["search_budget"].axes[2]
+    assert panel.collections[0].get_paths()[0].vertices[:, 0].max() == 4
+    assert panel.lines[0].get_xdata().max() == 20
+
+
 MARGIN, ANCHOR = "objective.hard_margin", "objective.anchor_weight"
 
 

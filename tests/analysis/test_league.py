@@ -362,3 +362,21 @@ def test_more_seeds_are_foretold_only_for_pairs_that_these_seeds_leave_open():
     assert settled[1].endswith("(5 seeds).")
     assert settled[2].endswith("by win rate (at least 5 seeds, 200 prompts, judge exact each).")
     assert settled[3].endswith("by stability (at least 5 seeds each).")
+
+
+def test_tuning_trials_that_break_a_constraint_are_not_the_best():
+    run = league_run(by_rate([0.5, 0.6]), searched={"a": (0.4, 0.6, 0.9), "b": (0.4, 0.6, 0.5)})
+    run.trials.loc[run.trials["trial_id"] == "search-a-0003", "stability"] = 0.1
+    run.manifest["experiment"]["constraints"] = ["stability >= 0.5"]
+    (found,) = league.Standings.by_checkpoint(run, tables.win_rate_stability(run))
+    assert found.searched("a").tolist() == [0.4, 0.6, 0.4]
+    assert row_of(league_tables.tuning(found), "a")["best_of_all"] == 0.6
+
+
+def test_missing_verdicts_do_not_turn_a_pair_around():
+    # By prompts a has 50 % and b 62.5; of the single verdicts a wins 10 of 12, as of what it loses most are missing.
+    a, b = np.tile([1.0, 1.0, 0.0, 0.0], (5, 1)), np.tile([1.0, 1.0, 0.5, 0.0], (5, 1))
+    a[1:, 2:] = np.nan
+    found = standings_of({"a": a, "b": b})
+    assert list(found.differences) == [("b", "a")]
+    assert league_tables.standings(found).frame["entry"].tolist() == ["b", "a"]

@@ -279,6 +279,12 @@ def test_five_answers_stand_beside_the_baselines(page):
     assert "baseline 0" in page
 
 
+def test_a_finished_row_without_the_leading_measure_is_not_called_unfinished(tmp_path):
+    add_trial(tmp_path, "arm-a-s0", label="a", judge="none", win_rate=None, preference_accuracy=None)
+    open_, _ = answer(results.load(finish(tmp_path, {"judge": "none"})))
+    assert "No arm and no confirmed winner has a preference accuracy, so nothing can be compared." in open_
+
+
 @pytest.mark.parametrize("kind", ["failed_run", "one_trial_run", "search_only_run", "unjudged_run"])
 @pytest.mark.usefixtures("sketched")
 def test_every_kind_of_run_gets_a_report(kind, request, tmp_path):

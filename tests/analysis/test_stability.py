@@ -159,6 +159,14 @@ def test_parts_and_s_have_no_interval_where_their_pairs_or_prompts_are_too_few(t
     assert "nan" not in table.text()
 
 
+def test_a_row_with_a_seed_of_few_answers_has_an_interval(tmp_path):
+    # Of 10,000 resamples of twenty prompts some thousand hold none of the second seed's two.
+    for seed, prompts in enumerate((20, 2)):
+        add_trial(tmp_path, f"a{seed}", label="a", seed=seed, won=[1.0] * prompts, pairs=30)
+    frame = tables.win_rate_stability(results.load(finish(tmp_path))).frame
+    assert frame["stability_low"][0] < frame["stability"][0] <= frame["stability_high"][0]
+
+
 def test_a_row_with_a_seed_that_recorded_no_pairs_has_no_interval_and_says_its_seeds(tmp_path):
     add_trial(tmp_path, "a0", label="a", seed=0, won=[1.0, 0.0], pairs=30, stability=0.2)
     add_trial(tmp_path, "a1", label="a", seed=1, won=[1.0, 0.0], stability=0.4)

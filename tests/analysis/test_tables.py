@@ -182,6 +182,22 @@ def test_the_front_follows_the_goals(judged_run):
     )
 
 
+def test_trials_that_were_judged_on_fewer_prompts_are_named(tmp_path):
+    for number, won in enumerate(([1.0] * 24, [0.0] * 8), 1):
+        add_trial(tmp_path, f"search-000{number}", phase="search", prompt_set="selection", won=won)
+    table = trial_tables.search_trials(results.load(finish(tmp_path)))
+    assert "measured on 24 selection prompts" in table.caption
+    assert "as judge_first has it or verdicts are missing: search-0002 (8)." in table.notes[0]
+
+
+def test_the_summary_names_the_highest_of_the_trials_that_may_win(judged_run):
+    run = results.load(judged_run)
+    run.manifest["experiment"] = {**run.manifest["experiment"], "constraints": ["stability >= 0.75"]}
+    _, settled = report.answer(run, tables.win_rate_stability(run))
+    # 0004 wins most, at a stability of 0.5.
+    assert any("2 of 8 trials on the front, highest 41.7" in text and "(search-0001)" in text for text in settled)
+
+
 def test_failures_are_listed_also_those_that_only_the_manifest_knows(judged_run):
     run = results.load(judged_run)
     run.manifest["failed_trials"] = [{"trial_id": "z", "status": "failed", "reason": "killed"}]
@@ -247,7 +263,7 @@ def test_one_row_with_few_finished_seeds_is_enough_to_speak_of_checkpoints_only(
         status = {} if seed else {"status": "failed", "reason": "no memory", "stability": 0.0}
         add_trial(tmp_path, f"b{seed}", label="b", seed=seed, won=[1.0, 0.0] if seed else None, **status)
     table = tables.win_rate_stability(results.load(finish(tmp_path, {"seeds": list(range(5))})))
-    assert any(note.startswith("These checkpoints only: 4 to 5 seeds per row") for note in table.notes)
+    assert any(note.startswith("These checkpoints only: 4 seeds per row") for note in table.notes)
 
 
 def test_answers_to_one_prompt_stay_together_and_do_not_narrow_the_interval(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from slime_ray.analysis.knobs import Searched
 from slime_ray.analysis.printing import Table
 from slime_ray.analysis.tables import win_rate_stability
-from slime_ray.analysis.trial_tables import alarms, winners
+from slime_ray.analysis.trial_tables import alarms, cost, winners
 
 from slime_ray.runs import results
 from slime_ray.runs.results import Run
@@ -55,6 +55,24 @@ def test_the_search_s_and_the_confirmed_values_stand_side_by_side(run):
     assert table.remarks == ("", "failed 1 of 3")
     assert "the best of 2 completed trials" in table.caption
     assert any(note.endswith("Over the 2 winners the win rate changed by +2.1.") for note in table.notes)
+
+
+def test_a_lost_seed_has_no_part_in_a_confirmed_goal_but_stability(run):
+    rows = {"search-0001": 10.0, "search-0002": 10.0, "confirm-search-0001-s2": 1.0}
+    loaded = results.load(run)
+    loaded.trials["total_seconds"] = loaded.trials["trial_id"].map(rows).fillna(100.0)
+    loaded.manifest["goals"] = {"win_rate": "maximize", "total_seconds": "minimize"}
+    frame = winners(loaded, Searched.of(loaded), win_rate_stability(loaded)).frame
+    assert frame["total_seconds_confirmed"].tolist() == [100.0, 100.0]
+
+
+def test_a_clone_comes_after_all_trials_that_the_search_drew_and_is_none_of_its_budget(run):
+    add_trial(run, "search-0001-clone-1", phase="search", prompt_set="selection", won=[1.0] * 24)
+    goals = {"win_rate": "maximize"}
+    loaded = results.load(finish(run, {"goals": goals, "experiment": {"budget": {"trials": 2}}}))
+    searched = Searched.of(loaded)
+    assert searched.trials["trial_id"].tolist() == ["search-0001", "search-0002", "search-0001-clone-1"]
+    assert cost(loaded).notes[0].startswith("Spent: 2 of 2 search trials, and 1 clone. ")
 
 
 def test_confirmations_of_another_point_are_left_out_and_named(run):
@@ -116,6 +134,19 @@ def test_detections_and_false_alarms_are_counted_by_how_runs_ended():
     assert table.columns[3].cells == ("9", "30–120", "–")
     assert table.columns[5].cells == ("length shift 1", "unlearning 1, broken outputs 1", "–")
     assert "Of 3 runs that ended with S below 0.05, 2 had raised an alarm; of 3 others, 1." in table.notes[0]
+
+
+def test_runs_without_a_stability_are_neither_collapsed_nor_others():
+    alarm = "unlearning, chosen drift -0.31 nat/token at step 12"
+    table = alarms(
+        watched(
+            ("search-0001", "search", "stopped", None, alarm),
+            ("search-0002", "search", "stopped", None, None),
+            ("good", "arm", "completed", 0.4, None),
+        )
+    )
+    assert table.columns[4].cells == ("–", "0.40")
+    assert "of 1 others, 0; 2 that were stopped early have no S." in table.notes[0]
 
 
 def test_a_run_without_alarms_has_no_table():

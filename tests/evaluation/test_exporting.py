@@ -125,6 +125,16 @@ def test_a_run_becomes_the_files_that_arena_hard_reads(tmp_path):
     ]
 
 
+def test_questions_of_arena_hard_keep_their_category(tmp_path):
+    for prompt, category in (("a", "creative_writing"), ("b", None)):
+        add_trial(tmp_path / "run", f"arm-{prompt}-s0", [("A>B", "B>A")], prompt_id=prompt, category=category)
+    export(tmp_path)
+    expected = {"a": "creative_writing", "b": HARD_PROMPT}
+    out = tmp_path / "out"
+    for rows in (lines(out / "question.jsonl"), *map(lines, sorted(out.glob("model_judgment/*/*.jsonl")))):
+        assert [row["category"] for row in rows] == [expected[row["uid"]] for row in rows]
+
+
 def test_a_run_of_two_turns_becomes_the_files_that_fastchat_reads(tmp_path):
     add_maths(tmp_path / "run", "arm-full-s0")
     out = tmp_path / "out"

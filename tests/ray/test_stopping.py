@@ -113,6 +113,22 @@ def test_the_median_rule_compares_the_best_so_far_with_the_others_means():
     assert at("f", 30, -9.0) is None
 
 
+def test_the_median_rule_does_not_ask_a_trial_that_first_reported_later():
+    rule = Median("mean_margin", first=0.2)
+    # Of other numbers of updates, evaluations are at other shares.
+    for trial in "abc":
+        assert decide(rule, trial, 5, updates=7, mean_margin=0.9) is None
+    assert decide(rule, "d", 3, updates=10, mean_margin=0.1) is None
+
+
+def test_a_rung_is_reached_at_just_its_share_of_the_updates():
+    rule = asha()
+    for trial in "abc":
+        accuracy(rule, trial, 0.9, 20)
+    assert [decide(rule, trial, 6, updates=10, preference_accuracy=0.9) for trial in "ab"] == [None, None]
+    assert decide(rule, "c", 6, updates=10, preference_accuracy=0.1) is not None
+
+
 def test_the_median_rule_takes_no_number_for_the_worst():
     rule = Median("mean_margin", first=0.2)
     for trial in "abc":

@@ -120,17 +120,23 @@ def _arena_hard(trials: Sequence[_Trial], baselines: Baselines) -> dict[str, lis
                 f"trial {trial.id} has {len(trial.rows)} answers to {len(prompts)} prompts. Arena-Hard's files hold "
                 "one answer to a prompt; those of MT-Bench have room for several turns: --form mt-bench."
             )
+        categories = {row["prompt_id"]: _category(row, HARD_PROMPT) for row in trial.rows}
         for uid, prompt in prompts.items():
-            questions[uid] = {"uid": uid, "category": HARD_PROMPT, "prompt": prompt}
+            questions[uid] = {"uid": uid, "category": categories[uid], "prompt": prompt}
         answers[trial.model] = [
             _conversation(trial.model, questions[row["prompt_id"]], row["answer"], row["answer_tokens"])
             for row in trial.rows
         ]
         for judge, verdicts in trial.judgments.items():
-            about = {"category": HARD_PROMPT, "judge": judge, "model": trial.model, "baseline": trial.baseline}
+            about = {"judge": judge, "model": trial.model, "baseline": trial.baseline}
             judgments[f"model_judgment/{_file_name(judge)}/{trial.model}.jsonl"] = [
                 # The first game shows the baseline's answer as A, the second the model's.
-                {"uid": row["prompt_id"], **about, "games": [_game(row["verdict_ba"]), _game(row["verdict_ab"])]}
+                {
+                    "uid": (uid := row["prompt_id"]),
+                    "category": categories[uid],
+                    **about,
+                    "games": [_game(row["verdict_ba"]), _game(row["verdict_ab"])],
+                }
                 for row in verdicts
             ]
     for name, rows in baselines.items():
@@ -156,6 +162,10 @@ def _conversation(model: str, question: Row, text: str, tokens: float | None) ->
     }
 
 
+def _category(row: Mapping[str, Any], without: str) -> str:
+    return row["category"] if isinstance(row["category"], str) else without
+
+
 def _game(verdict: Any) -> Row:
     return {"score": verdict if isinstance(verdict, str) else None}
 
@@ -172,7 +182,7 @@ def _mt_bench(trials: Sequence[_Trial], baselines: Baselines) -> dict[str, list[
             messages = json.loads(row["prompt"])
             # A later turn follows the policy's own answers; the question is what the user says then.
             questions[name, turn] = _prompt_text(messages) if turn == 1 else messages[-1]["content"]
-            categories[name] = row["category"] if isinstance(row["category"], str) else GENERAL
+            categories[name] = _category(row, GENERAL)
         answers[trial.model] = {_turn(row): row["answer"] for row in trial.rows}
         for judge, verdicts in trial.judgments.items():
             pairs.setdefault(judge, []).extend(_pair(judge, trial, row) for row in verdicts)
