@@ -223,7 +223,7 @@ def best_of(values: np.ndarray, k: int) -> Interval | None:
     if count < COVERED * k:
         return Interval(best, np.nan, np.nan)
     without = expected_best(np.stack([np.delete(values, place) for place in range(count)]))[:, k - 1]
-    return statistics.student_interval(best, without.std() * np.sqrt(count - 1), count - 1)
+    return statistics.student_interval(best, without.std() * np.sqrt(count - 1), count - 1).within(0.0, 1.0)
 
 
 def defaults(standings: Standings) -> Table:

@@ -331,6 +331,10 @@ def test_the_expected_best_is_that_of_all_subsets_with_its_jackknife(k):
     assert (found.low, found.high) == pytest.approx((expected(values) - half, expected(values) + half))
 
 
+def test_the_expected_best_of_rates_is_at_most_all():
+    assert league_tables.best_of(np.array([0.97] * 9 + [0.2]), 1).high == 1.0
+
+
 def test_few_trials_have_no_interval_and_fewer_no_value():
     values = np.arange(8) / 10
     assert np.isnan(league_tables.best_of(values, 2).low)
