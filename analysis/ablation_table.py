@@ -30,8 +30,8 @@ class Cells:
     """The cells of a design with their outcomes by label, of which those not measured are absent.
 
     rates: seeds and their (seeds, items) outcomes: prompts for the win rate, held-out pairs for accuracy; items in the
-    same order for all cells, NaN where there is none. stabilities: seeds and their (seeds,) S, 0 for seeds that failed or
-    diverged. rate: which of METRICS `rates` holds. planned: the seeds that were asked for.
+    same order for all cells, NaN where there is none. stabilities: seeds and their (seeds,) S, 0 for seeds that failed
+    or diverged. rate: which of METRICS `rates` holds. planned: the seeds that were asked for.
     """
 
     run: results.Run
