@@ -53,6 +53,14 @@ def test_every_shipped_file_is_fine_and_says_what_is_left_to_write(name):
     assert all("REPLACE_ME" in text[int(number) - 1] for number in re.findall(r"\d+", left))
 
 
+def test_a_number_of_nodes_that_is_fixed_is_said_once(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        (ROOT / AWS).read_text().replace("min_workers: 0\n    max_workers: 2", "min_workers: 2\n    max_workers: 2")
+    )
+    assert [line for line in check_cluster_file(path) if ": 2 nodes, on demand" in line]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is refused: an edit of a shipped file, as text, and what has to be in the sentence
 
