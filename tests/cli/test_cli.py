@@ -206,6 +206,18 @@ def test_an_early_end_names_the_command_that_goes_on(monkeypatch, capsys):
     assert "Give `slime-ray sweep demo --name first --resume` to run the rest." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "words"), [("", "is already there"), ("--name new --resume", "no such run to resume")]
+)
+def test_a_name_is_refused_before_ray_is_imported(monkeypatch, tmp_path, capsys, line, words):
+    (tmp_path / "methods").mkdir()
+    monkeypatch.setitem(sys.modules, "slime_ray.on_ray.sweep", None)
+    assert cli.main(["sweep", "methods", "--storage", str(tmp_path), *line.split()]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert printed.out == ""
+
+
 @pytest.mark.parametrize(("given", "taken"), [("", "demo-2"), ("--resume", "demo"), ("--go-on", "demo")])
 def test_a_demo_that_goes_on_is_the_latest_one(monkeypatch, tmp_path, given, taken):
     (tmp_path / "demo").mkdir()
