@@ -79,7 +79,7 @@ def test_no_option_is_taken_for_another_that_begins_like_it(capsys):
         ("report runs/first --ouput=runs/somewhere/else", "report", "--out"),
         ("bench step --stpes 3", "bench step", "--steps"),
         ("check demo --frobnicate", "check", None),
-        # Dashes alone make no two options alike, such as --json and --go-on.
+        # Dashes alone make no two options alike, such as --json and --auto-resume.
         ("train demo --json", "train", None),
     ],
 )
@@ -174,9 +174,12 @@ def interrupted(options: argparse.Namespace) -> None:
 @pytest.mark.parametrize(
     ("line", "again"),
     [
-        ("sweep 'my own.yaml' --name first --quiet", "slime-ray sweep 'my own.yaml' --name first --quiet --go-on"),
-        ("sweep mine.yaml --resume --name first", "slime-ray sweep mine.yaml --name first --go-on"),
-        ("demo", "slime-ray demo --go-on"),
+        (
+            "sweep 'my own.yaml' --name first --quiet",
+            "slime-ray sweep 'my own.yaml' --name first --quiet --auto-resume",
+        ),
+        ("sweep mine.yaml --resume --name first", "slime-ray sweep mine.yaml --name first --auto-resume"),
+        ("demo", "slime-ray demo --auto-resume"),
         ("extend runs/first --trials 8", "slime-ray extend runs/first"),
     ],
 )
@@ -218,7 +221,7 @@ def test_a_name_is_refused_before_ray_is_imported(monkeypatch, tmp_path, capsys,
     assert printed.out == ""
 
 
-@pytest.mark.parametrize(("given", "taken"), [("", "demo-2"), ("--resume", "demo"), ("--go-on", "demo")])
+@pytest.mark.parametrize(("given", "taken"), [("", "demo-2"), ("--resume", "demo"), ("--auto-resume", "demo")])
 def test_a_demo_that_goes_on_is_the_latest_one(monkeypatch, tmp_path, given, taken):
     (tmp_path / "demo").mkdir()
     names = []

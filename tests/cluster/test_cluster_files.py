@@ -114,7 +114,7 @@ MISTAKES = [
     (RAYJOB, '"2.60.0"', '"2.59.0"', "rayVersion is 2.59.0, but here is Ray 2.60.0"),
     (RAYJOB, "ray2.60.0-py311\n                env", "ray2.59.0-py311\n                env", "with Ray 2.59.0"),
     (RAYJOB, ":0.2.0-ray2.60.0-py311\n", "\n", "without a tag"),
-    (RAYJOB, "cpu_per_worker=6 --go-on", "cpu_per_worker=6", "spec.entrypoint never resumes"),
+    (RAYJOB, "cpu_per_worker=6 --auto-resume", "cpu_per_worker=6", "spec.entrypoint never resumes"),
     (RAYJOB, "shutdownAfterJobFinishes: true", "shutdownAfterJobFinishes: false", "nodes outlive the sweep"),
     (RAYJOB, "  ttlSecondsAfterFinished: 600\n", "", "ttlSecondsAfterFinished is missing"),
     (RAYJOB, "activeDeadlineSeconds: 259200", "activeDeadlineSeconds: 0", "has to be at least 1"),
