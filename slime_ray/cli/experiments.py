@@ -219,7 +219,7 @@ def _check(options: argparse.Namespace) -> None:
         print(f"warning: {warning}")
     describe_design(experiment)
     if experiment.search and experiment.search.earlier_runs:
-        from slime_ray.runs.warm_start import earlier_runs
+        from slime_ray.runs.earlier_runs import earlier_runs
 
         for run in earlier_runs(experiment):
             print(run)
