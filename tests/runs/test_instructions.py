@@ -208,6 +208,16 @@ def test_the_commands(run, capsys):
     assert cli.main(["status", os.devnull]) == 2
 
 
+def test_a_clone_is_refused_while_winners_are_confirmed(run, capsys):
+    clone = ["clone", str(run), "search-0001", "--set", "objective.hard_margin=2.5"]
+    write_status(run, finished=4, total=5, trials={"confirm-search-0001-s0": {"doing": "training"}})
+    assert cli.main(clone) == 2
+    assert f"`slime-ray extend {run}` then runs it" in capsys.readouterr().err
+    assert not (run / "instructions").exists()
+    write_status(run, finished=5, total=5, trials={}, ended=True)
+    assert cli.main(clone) == 0
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Nothing is lost, and nothing is written elsewhere
 
