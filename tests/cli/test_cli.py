@@ -381,6 +381,28 @@ def test_check_counts_what_a_data_set_of_this_machine_is_divided_into(tmp_path, 
     assert "There are 60 pairs, too few to hold out 70" in capsys.readouterr().err
 
 
+def test_check_says_which_data_it_did_not_read(tmp_path, capsys, monkeypatch):
+    rows = [{"prompt": f"p {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(60)]
+    for name in ("base", "own"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)).ljust(2**20))
+    file = tmp_path / "large.yaml"
+    file.write_text(
+        "name: large\nbase:\n  model: {source: some/model, chat_template: chatml}\n  objective: {name: slime}\n"
+        "  training: {pairs_per_update: 10, epochs: 2, learning_rate: 1e-4}\n  sft: {learning_rate: 1e-4}\n"
+        f"  data: {{train: {tmp_path / 'base.jsonl'}, held_out_pairs: 12, sft_fraction: 0.25}}\n"
+        "  evaluation: {judge: none, prompts: 4, selection_prompts: 2}\n"
+        f"arms: {{slime: {{}}, own: {{data.train: {tmp_path / 'own.jsonl'}}}}}\n"
+        "goals: {preference_accuracy: maximize, stability: maximize}\n"
+    )
+    sentence = "1.0 MiB of data are not read: `check` reads 1.0 MiB at most, and read {} MiB. `plan` reads all."
+    monkeypatch.setattr(experiments, "MOST_READ", 2**20)
+    assert cli.main(["check", str(file)]) == 0
+    assert f"warning: arm own: {sentence.format('1.0')}\n" in capsys.readouterr().out
+    monkeypatch.setattr(experiments, "MOST_READ", 2**20 - 1)
+    assert cli.main(["check", str(file), "--json"]) == 0
+    assert sentence.format("0.0") in json.loads(capsys.readouterr().out)["warnings"]
+
+
 def test_check_says_what_the_reference_is_where_no_sft_stage_makes_it(tmp_path, capsys):
     file = tmp_path / "cup.yaml"
     for sft, said in (("null", True), ("{updates: 3}", False)):
