@@ -30,15 +30,15 @@ class Cells:
     """The cells of a design with their outcomes by label, of which those not measured are absent.
 
     rates: seeds and their (seeds, items) outcomes: prompts for the win rate, held-out pairs for accuracy; items in the
-    same order for all cells, NaN where there is none. stability: seeds and their (seeds,) S, 0 for seeds that failed or
-    diverged. rate: which of METRICS `rates` holds. planned: the seeds that were asked for.
+    same order for all cells, NaN where there is none. stabilities: seeds and their (seeds,) S, 0 for seeds that failed
+    or diverged. rate: which of METRICS `rates` holds. planned: the seeds that were asked for.
     """
 
     run: results.Run
     design: Design
     rate: str
     rates: dict[str, Outcomes]
-    stability: dict[str, Outcomes]
+    stabilities: dict[str, Outcomes]
     planned: tuple[int, ...]
     ends: dict[tuple[str, int], str]
     """How trials ended that have no outcomes, by label and seed."""
@@ -70,7 +70,7 @@ class Cells:
 
     def outcomes(self, metric: str) -> dict[str, Outcomes]:
         """Return the outcomes by `stability`, or by the rate."""
-        return self.stability if metric == "stability" else self.rates
+        return self.stabilities if metric == "stability" else self.rates
 
     def difference(self, cell: Cell, metric: str) -> np.ndarray | None:
         """Return a cell's outcomes minus its reference's, (seeds, items) or (seeds,); None without any in common."""

@@ -47,7 +47,7 @@ def over(draws: Sequence[Draw], topics: np.ndarray | None = None, *, least: floa
         return None
     values = np.stack(finite)
     if values.ndim == 1:
-        return _within(effects.interval(values), least)
+        return effects.interval(values).within(least, 1.0)
     values, units = _units(values, topics)
     if not values.size:
         return None
@@ -56,11 +56,7 @@ def over(draws: Sequence[Draw], topics: np.ndarray | None = None, *, least: floa
         return Interval(mean, np.nan, np.nan)
     error = statistics.difference_error(TwoWay.of(units).error()[0] ** 2, values.shape[1])
     # Not Satterthwaite's degrees: where two or three checkpoints happen to look alike, these are too many.
-    return _within(statistics.student_interval(mean, error, len(values) - 1), least)
-
-
-def _within(interval: Interval, least: float) -> Interval:
-    return Interval(interval.value, *np.clip([interval.low, interval.high], least, 1.0).tolist())
+    return statistics.student_interval(mean, error, len(values) - 1).within(least, 1.0)
 
 
 def _units(values: np.ndarray, topics: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -154,17 +154,24 @@ def two_way_p(d: np.ndarray, topics: np.ndarray | None) -> float:
     return t_test_p(d.mean(), error, degrees_of_test(freedom, len(d)))
 
 
-def interval(d: np.ndarray, topics: np.ndarray | None = None, *, confidence: float = statistics.CONFIDENCE) -> Interval:
-    """Return the mean of paired values with its interval.
+def interval(
+    d: np.ndarray,
+    topics: np.ndarray | None = None,
+    *,
+    confidence: float = statistics.CONFIDENCE,
+    most: float = 1.0,
+) -> Interval:
+    """Return the mean of paired values with its interval, within -most and most.
 
     Over other seeds and prompts from FEWEST_SEEDS seeds on; with fewer over prompts alone, as of these checkpoints
     (`difference_interval`). Of a scalar per seed Student's, without ends for one seed. d: (seeds, prompts) or (seeds,),
-    none missing. topics: (prompts,) number of each prompt's topic, where prompts come in topics.
+    none missing. topics: (prompts,) number of each prompt's topic, where prompts come in topics. most: size of the
+    largest difference that there can be.
     """
     if d.ndim > 1:
-        return statistics.difference_interval(d, topics, confidence=confidence)
+        return statistics.difference_interval(d, topics, confidence=confidence).within(-most, most)
     error = _error(d) if len(d) > 1 else np.nan
-    return statistics.student_interval(float(d.mean()), error, len(d) - 1, confidence=confidence)
+    return statistics.student_interval(float(d.mean()), error, len(d) - 1, confidence=confidence).within(-most, most)
 
 
 def t_test_p(mean: float, error: float, freedom: float) -> float:

@@ -174,7 +174,7 @@ class _Grid:
         values = self._contrast(weights * times, metric)
         if values is None:
             return None
-        interval = effects.interval(values, self.topics if values.ndim > 1 else None)
+        interval = effects.interval(values, self.topics if values.ndim > 1 else None, most=times)
         return statistics.Interval(interval.value / times, interval.low / times, interval.high / times)
 
     def rows(self, center: str, design_cells: Cells, claims: dict[str, Claim]) -> list[dict[str, Any]]:

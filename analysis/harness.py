@@ -214,7 +214,9 @@ def _mean_of_tasks(changes: Sequence[np.ndarray], *, shares: bool) -> statistics
     if not variances.any():
         return statistics.Interval(value, math.nan, math.nan)
     freedom = variances.sum() ** 2 / (variances**2 / (sizes - 1)).sum()
-    return statistics.student_interval(value, math.sqrt(variances.sum()) / len(changes), freedom)
+    most = 1.0 if shares else math.inf
+    change = statistics.student_interval(value, math.sqrt(variances.sum()) / len(changes), freedom)
+    return change.within(-most, most)
 
 
 def _pooled(

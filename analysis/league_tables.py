@@ -223,7 +223,7 @@ def best_of(values: np.ndarray, k: int) -> Interval | None:
     if count < COVERED * k:
         return Interval(best, np.nan, np.nan)
     without = expected_best(np.stack([np.delete(values, place) for place in range(count)]))[:, k - 1]
-    return statistics.student_interval(best, without.std() * np.sqrt(count - 1), count - 1)
+    return statistics.student_interval(best, without.std() * np.sqrt(count - 1), count - 1).within(0.0, 1.0)
 
 
 def defaults(standings: Standings) -> Table:
@@ -273,10 +273,10 @@ def defaults(standings: Standings) -> Table:
         frame=frame,
         caption="Winners beside their objective's defaults, which are run at the winner's learning rate.",
         notes=[
-            "knobs: default, then the winner's value; in parentheses their ratio where the knob is searched by its "
-            "logarithm, else their difference. difference: winner minus defaults in points, paired by seed and "
-            "prompt, one comparison each. Without defaults: the winner has them, or they were not run "
-            "(league.defaults)."
+            "knobs: default, then the winner's value if that is another one; in parentheses their ratio where the "
+            "knob is searched by its logarithm, else their difference. difference: winner minus defaults in points, "
+            "paired by seed and prompt, one comparison each. Without defaults: the winner has them, or they were not "
+            "run (league.defaults)."
         ],
         columns=(
             Column("entry", tuple(frame["entry"]), numeric=False, keep=10),
@@ -291,7 +291,10 @@ def defaults(standings: Standings) -> Table:
 
 
 def _knob(path: str, default: Any, value: Any, *, on_log_scale: bool) -> str:
-    words = f"{path.rpartition('.')[2]} {short(default)} to {short(value)}"
+    name, before, after = path.rpartition(".")[2], short(default), short(value)
+    if before == after:
+        return f"{name} {after}"
+    words = f"{name} {before} to {after}"
     if not (is_number(default) and is_number(value)) or pd.isna(value):
         return words
     if on_log_scale and default > 0 and value > 0:

@@ -128,11 +128,11 @@ class ReportFiles:
     folder: Path
     files: tuple[Path, ...]
     text: str
-    tables: Mapping[str, Table]
+    tables_by_name: Mapping[str, Table]
 
     def json(self) -> str:
         """Write where the report is and the unrounded numbers of its tables, for a script."""
-        numbers = {name: json.loads(table.json()) for name, table in self.tables.items()}
+        numbers = {name: json.loads(table.json()) for name, table in self.tables_by_name.items()}
         return json.dumps({"report": str(self.html), "tables": numbers}, indent=1)
 
 

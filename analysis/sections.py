@@ -105,7 +105,7 @@ class Findings:
         return trial_tables.search_trials(self.run)
 
     @cached_property
-    def judging(self) -> Table:
+    def verdict_rates(self) -> Table:
         """What the verdicts say beyond the win rate."""
         return judging.judging(self.run, self.main, self.difficulties)
 
@@ -121,7 +121,7 @@ class Findings:
         return None if self.leagues else front.Spent.of(self.searched)
 
     @cached_property
-    def front(self) -> Table | None:
+    def pareto_front(self) -> Table | None:
         """The front of the search; None of a league."""
         return None if self.leagues else front.front(self.searched, self.run)
 
@@ -133,8 +133,8 @@ class Findings:
     def on_search(self) -> list[str]:
         """Say what is clear of constraints, the knee and the most important knobs."""
         sentences = trial_tables.constraint_notes(self.searched)
-        if self.front is not None and len(self.front.frame) and self.front.frame["knee"].any():
-            row = self.front.frame[self.front.frame["knee"]].iloc[0]
+        if self.pareto_front is not None and len(self.pareto_front.frame) and self.pareto_front.frame["knee"].any():
+            row = self.pareto_front.frame[self.pareto_front.frame["knee"]].iloc[0]
             sure = f" (in {100 * row['knee_share']:.0f} % of resamples)" if "knee_share" in row else ""
             sentences.append(f"The knee of the search's front is {row['trial_id']}{sure}.")
         ranks = self.importance.frame
@@ -224,7 +224,7 @@ SECTIONS: tuple[ReportItem, ...] = (
         "bands span the seeds. A chosen curve that falls is unlearning.",
     ),
     ReportItem("alarms", "The sentinel", lambda findings: trial_tables.alarms(findings.run)),
-    ReportItem("judging", "The judging", lambda findings: findings.judging),
+    ReportItem("judging", "The judging", lambda findings: findings.verdict_rates),
     ReportItem(
         "corrected",
         "The judging",
@@ -239,7 +239,7 @@ SECTIONS: tuple[ReportItem, ...] = (
     ReportItem(
         "search_winners", SEARCH, lambda findings: trial_tables.winners(findings.run, findings.searched, findings.main)
     ),
-    ReportItem("search_front", SEARCH, lambda findings: findings.front),
+    ReportItem("search_front", SEARCH, lambda findings: findings.pareto_front),
     ReportItem("search_importance", SEARCH, lambda findings: findings.importance),
     ReportItem(
         "search_importance",

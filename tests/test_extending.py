@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from slime_ray.cli import main
+from slime_ray.objectives import OBJECTIVES
 from slime_ray.runs import results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,15 +83,16 @@ def python(arguments: list[str], folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("name", "kept"), [("An objective", "hinge"), ("A judge", "polite")])
+@pytest.mark.parametrize(("name", "kept"), [("An objective", "squared"), ("A judge", "polite")])
 def test_the_steps_up_to_one_trial_do_what_they_say(folder, run, name, kept):
     first, check, train, _ = steps(name)
     assert " passed" in run(first)
     assert "fine." in run(check)
     run(train)
+    assert kept not in OBJECTIVES
     [row] = results.load(folder / "runs" / f"{kept}-{train[-1]}").trials.to_dict("records")
     assert row["status"] == "completed"
-    expected = {"hinge": ("objective", "hinge:Hinge"), "polite": ("judge", "exact:polite:score")}
+    expected = {"squared": ("objective", "squared:Squared"), "polite": ("judge", "exact:polite:score")}
     column, value = expected[kept]
     assert row[column] == value
 
@@ -102,20 +104,20 @@ def test_the_steps_to_the_end_with_an_objective_and_a_table(folder, run):
     run(sweep)
     [table] = steps("A table")
     said = run(table)
-    assert "hinge: win rate in %, by seed." in said
-    assert {line.split()[0] for line in said.splitlines() if line} >= {"sft", "slime", "hinge"}
-    assert "| hinge |" in (folder / "by_seed.md").read_text(encoding="utf-8")
-    assert "hinge" in (folder / "by_seed.tex").read_text(encoding="utf-8")
+    assert "squared: win rate in %, by seed." in said
+    assert {line.split()[0] for line in said.splitlines() if line} >= {"sft", "slime", "squared"}
+    assert "| squared |" in (folder / "by_seed.md").read_text(encoding="utf-8")
+    assert "squared" in (folder / "by_seed.tex").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
     ("objective", "said"),
     [
-        ("{name: 'hinge:Hinge', targett: 2.0}", "objective.targett: unknown key. Did you mean 'target'?"),
-        ("{name: 'hinge:Hinge', target: two}", "objective.target is 'two'"),
-        ("{name: 'hinge:Hinge', target: -1.0}", "objective.target is -1.0: must be a finite number >= 0"),
-        ("{name: 'hinge:Hing'}", "objective.name is 'hinge:Hing', which cannot be imported"),
-        ("{name: 'nowhere:Hinge'}", "objective.name is 'nowhere:Hinge', which cannot be imported: No module named"),
+        ("{name: 'squared:Squared', targett: 2.0}", "objective.targett: unknown key. Did you mean 'target'?"),
+        ("{name: 'squared:Squared', target: two}", "objective.target is 'two'"),
+        ("{name: 'squared:Squared', target: -1.0}", "objective.target is -1.0: must be a finite number >= 0"),
+        ("{name: 'squared:Square'}", "objective.name is 'squared:Square', which cannot be imported"),
+        ("{name: 'nowhere:Squared'}", "objective.name is 'nowhere:Squared', which cannot be imported: No module named"),
         ("{name: 'json:JSONDecoder'}", "which is no frozen dataclass, as an objective is"),
         ("{name: 'slime_ray.objectives.base:Term'}", "whose name has no value: give its class one"),
         ("{name: hing}", "objective.name is 'hing'"),
@@ -138,8 +140,8 @@ def test_settings_of_an_objective_of_ones_own_survive_the_way_to_a_worker(folder
     from slime_ray.config.experiment_file import load_experiment
 
     monkeypatch.syspath_prepend(folder)
-    trial = arm_trials(load_experiment(folder / "hinge.yaml"))[2]
-    assert trial.trial_id == "arm-hinge-s0"
+    trial = arm_trials(load_experiment(folder / "squared.yaml"))[2]
+    assert trial.trial_id == "arm-squared-s0"
     again = Trial.model_validate(trial.model_dump(mode="json"))
     assert again == trial
     assert again.settings.objective.build().target == 2.0

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -81,6 +82,14 @@ def breaches(root: Path) -> list[str]:
 
 def test_no_import_crosses_a_wall() -> None:
     assert breaches(ROOT) == []
+
+
+def test_no_attribute_of_a_finding_hides_a_module() -> None:
+    from slime_ray.analysis import ablation_table, report, sections
+
+    for file, kind in ((sections, "Findings"), (ablation_table, "Cells"), (report, "ReportFiles")):
+        attributes = {*dir(getattr(file, kind)), *getattr(file, kind).__dataclass_fields__}
+        assert [name for name in attributes if isinstance(getattr(file, name, None), ModuleType)] in ([], ["json"])
 
 
 def test_every_part_of_the_package_is_checked() -> None:

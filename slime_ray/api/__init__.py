@@ -86,9 +86,14 @@ def _sweep(
     **changes: Any,
 ) -> Run:
     """`sweep` of an experiment that has what is required."""
+    from slime_ray.runs.folder import check_start
+    from slime_ray.runs.store import RunStore
+
     opened, source = open_experiment(experiment, **changes)
     if require is not None:
         require(opened, source)
+    if (store := RunStore.of(str(storage), "driver")).url is None:
+        check_start(store.root / opened.name, start)
     read_inputs(opened)
     # Ray takes seconds to import, and an error above need not wait for it.
     from rich.console import Console

@@ -70,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        # --go-on, for the run's folder may not have been there yet.
-        resume_command = _resume_command(options, words, "--go-on")
+        # --auto-resume, for the run's folder may not have been there yet.
+        resume_command = _resume_command(options, words, "--auto-resume")
         kept = f" Finished trials and the last checkpoints are kept; go on with `{resume_command}`."
         print(f"slime-ray: interrupted.{kept if resume_command else ''}", file=sys.stderr)
         return Interrupted.exit_code
@@ -122,7 +122,8 @@ def _resume_command(options: argparse.Namespace, words: Sequence[str], flag: str
         return redact_sentence(str(make_command(options)))
     if not hasattr(options, "start"):
         return None
-    return shlex.join(["slime-ray", *redact([word for word in words if word not in ("--resume", "--go-on")]), flag])
+    plain = [word for word in words if word not in ("--resume", "--auto-resume")]
+    return shlex.join(["slime-ray", *redact(plain), flag])
 
 
 def make_parser() -> Parser:

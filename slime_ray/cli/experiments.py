@@ -219,14 +219,14 @@ def _check(options: argparse.Namespace) -> None:
         print(f"warning: {warning}")
     describe_design(experiment)
     if experiment.search and experiment.search.earlier_runs:
-        from slime_ray.runs.warm_start import earlier_runs
+        from slime_ray.runs.earlier_runs import earlier_runs
 
         for run in earlier_runs(experiment):
             print(run)
 
 
 def _data_of(experiment: "Experiment") -> tuple[dict[str, int], list[str]]:
-    """How the data of `base` is divided, and notes on it and on that of arms; nothing of large or distant data.
+    """How the data of `base` is divided, and notes on it and on that of arms, as on data that is too large to read.
 
     Raises InputError for data that cannot be used or is too little.
     """
@@ -239,7 +239,13 @@ def _data_of(experiment: "Experiment") -> tuple[dict[str, int], list[str]]:
         if settings.data in seen:
             continue
         seen.append(settings.data)
-        if (size := _local_bytes(settings)) is None or size > rest:
+        if (size := _local_bytes(settings)) is None:
+            continue
+        if size > rest:
+            large, most, read = (f"{amount / 2**20:.1f} MiB" for amount in (size, MOST_READ, MOST_READ - rest))
+            notes.append(
+                f"{name}{large} of data are not read: `check` reads {most} at most, and read {read}. `plan` reads all."
+            )
             continue
         rest -= size
         counts, data_warnings = _divide(settings)

@@ -144,8 +144,10 @@ EXPERIMENT = (SPACE, NAME, STORAGE, TRIALS, SEEDS, SET)
 SEED = option("--seed", type=seed_number, default=0, help="seed of the search and of its trials (default 0)")
 RESUME = {"dest": "start", "action": "store_const", "default": "fresh"}
 START = exclusive(
-    option("--resume", const="resume", help="go on with an interrupted run of this name", **RESUME),
-    option("--go-on", const="either", help="go on with the run of this name if there is one, else start it", **RESUME),
+    option("--resume", const="resume", help="resume an interrupted run of this name", **RESUME),
+    option(
+        "--auto-resume", const="either", help="resume the run of this name if there is one, else start it", **RESUME
+    ),
 )
 QUIET = option("--quiet", action="store_true", help="print nothing but where the report is, and errors")
 STUDY = option(

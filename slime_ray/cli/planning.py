@@ -139,7 +139,7 @@ def _find_cluster(
     if not options.probe and (planned_cluster or not remote):
         return planned_cluster or this_machine(experiment, storage=storage), None
     clock = time.perf_counter()
-    from slime_ray.on_ray.cluster_state import connected_cluster
+    from slime_ray.on_ray.cluster_state import present_cluster
     from slime_ray.on_ray.connection import connected
 
     with connected():
@@ -153,10 +153,7 @@ def _find_cluster(
             store, sample = RunStore.of(options.storage, "trials"), planner.probed_sample()
             rates = probe_on_cluster(experiment, sample, storage=store, around=connect_seconds)
             show(rates, Console(stderr=options.json))
-        present = (
-            connected_cluster(experiment, storage=storage) if remote else this_machine(experiment, storage=storage)
-        )
-        return planned_cluster or present, rates
+        return planned_cluster or present_cluster(experiment, storage=storage), rates
 
 
 def _reproduce(options: argparse.Namespace) -> None:

@@ -167,7 +167,10 @@ def _list_runs(options: argparse.Namespace) -> None:
         print(json.dumps(runs, indent=1))
         return
     for run in runs:
-        print(f"{run['name']}: {run['state']}, {run['done']} of {run['total']} trials, begun {run['begun']}")
+        trials = (
+            f"{run['done']} of {run['total']} trials" if run["total"] else run["stages"].get("doing", "no trials yet")
+        )
+        print(f"{run['name']}: {run['state']}, {trials}, begun {run['begun']}")
     if not runs:
         print(f"There are no runs in {options.storage}.")
 
@@ -176,8 +179,9 @@ def _sentences(description: dict[str, Any], run: str) -> str:
     ends = ", ".join(f"{count} {status}" for status, count in sorted(description["ends"].items())) or "none"
     age = "" if description["said"] is None else f", as it said {description['said']:.0f} s ago"
     done = f"{description['done']} of {description['total']} trials have ended{age}: {ends}."
-    if description["said"] is not None and not description["total"]:
-        done = f"No trial has begun{age}: Ray starts, or the stages that all trials share are made."
+    if not description["total"]:
+        doing = description["stages"].get("doing") or ("Ray starts" if age else "")
+        done = f"No trial has begun{age}{': ' * bool(doing)}{doing}."
     lines = [f"{description['name']}: {description['state']}. {done}"]
     stages = {"stages": description["stages"]} if description["stages"] else {}
     for name, trial in {**stages, **description["running"]}.items():

@@ -117,7 +117,8 @@ class ClusterChecks:
             if DRIVERS in node.resources:
                 raise self.error(node.at, f": {DRIVERS} is for the head alone, which is not taken away. Remove it here")
             market = "spot" if node.spot else "on demand"
-            yield f"{node.name}: {node.least} to {node.most} nodes, {market}, {amounts(node)}, priority {node.priority}"
+            count = f"{node.least} to {node.most}" if node.least != node.most else f"{node.most}"
+            yield f"{node.name}: {count} nodes, {market}, {amounts(node)}, priority {node.priority}"
 
     def image(self, at: KeyPath, image: str) -> str:
         """Refuse an image that can change, or with another Ray or Python than here."""

@@ -54,11 +54,11 @@ class RayJobFile(ClusterChecks):
         entrypoint = self.value("spec", "entrypoint", of=str, description="the command, `slime-ray sweep ...`")
         if not CALLED.search(entrypoint):
             raise self.error(("spec", "entrypoint"), " does not call slime-ray. Give `slime-ray sweep ...`")
-        if retries and "--go-on" not in entrypoint and "--resume" not in entrypoint:
+        if retries and "--auto-resume" not in entrypoint and "--resume" not in entrypoint:
             raise self.error(
                 ("spec", "entrypoint"),
                 " never resumes, but backoffLimit gives it to a new cluster when the run has already begun. "
-                "Add --go-on, which resumes a run that is there",
+                "Add --auto-resume, which resumes a run that is there",
             )
         return (
             f"{retries} retries, each of which resumes; at most {deadline / 3600:g} hours; "

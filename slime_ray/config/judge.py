@@ -302,8 +302,8 @@ class Llm(JudgeSettings):
     """What it may spend."""
     prices: Prices | None = None
     """Its prices, for its cost."""
-    on_failure: Literal["stop", "go_on"] = "stop"
-    """When retries or budget are spent: `stop` the trial, which can be resumed, or `go_on` without those verdicts."""
+    on_failure: Literal["stop", "continue"] = "stop"
+    """When retries or budget are spent: `stop` the trial, which can be resumed, or `continue` without the verdicts."""
 
     @model_validator(mode="after")
     def _cost_needs_prices(self) -> "Llm":

@@ -29,7 +29,7 @@ TRIES = 4096
 """Points of a space that are tried for one that meets its requirements."""
 
 
-class WarmStartRun(Strict):
+class EarlierRun(Strict):
     """A run whose finished search trials the sampler begins with."""
 
     run: str
@@ -48,7 +48,7 @@ class Search(Strict):
     dimensions: dict[str, Dimension]
     require: list[str] = []
     known_points: list[Point] = []
-    earlier_runs: list[WarmStartRun] = []
+    earlier_runs: list[EarlierRun] = []
     sampler: SamplerName = "tpe"
 
     @property

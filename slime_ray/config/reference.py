@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from slime_ray.config.experiment_keys import ExperimentKeys
-from slime_ray.config.points import WarmStartRun
+from slime_ray.config.points import EarlierRun
 from slime_ray.config.settings import OBJECTIVE_SETTINGS, Settings
 from slime_ray.config.space import Dimension
 from slime_ray.errors import InputError, near
@@ -32,7 +32,7 @@ Unknown keys are refused. `--set training.updates=50` changes any key. What is `
 NESTED: dict[str, tuple[str, type[BaseModel]]] = {
     "base": ("base", Settings),
     "search": ("search: {PATH: …}", Dimension),
-    "start_from": ("start_from: [{run: …}]", WarmStartRun),
+    "start_from": ("start_from: [{run: …}]", EarlierRun),
 }
 """Keys of the file whose values have a schema that its own does not name, with the title of their section."""
 KINDS = {

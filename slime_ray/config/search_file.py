@@ -8,11 +8,11 @@ from slime_ray.config.complaints import FilePart
 from slime_ray.config.points import (
     COUNT_LIMIT,
     LEARNING_SAMPLERS,
+    EarlierRun,
     Point,
     Rules,
     SamplerName,
     Search,
-    WarmStartRun,
     count_points,
     exists,
     has_feasible_point,
@@ -228,16 +228,16 @@ class SearchReader:
                 f"of which each is tried once. Give at most {points}",
             )
 
-    def _start(self, search: Search) -> tuple[list[Point], list[WarmStartRun]]:
+    def _start(self, search: Search) -> tuple[list[Point], list[EarlierRun]]:
         points: list[Point] = []
-        runs: list[WarmStartRun] = []
+        runs: list[EarlierRun] = []
         for index, entry in enumerate(self.keys.start_from):
             at: KeyPath = ("start_from", index)
             if isinstance(entry, dict) and "run" in entry:
                 if search.sampler not in LEARNING_SAMPLERS:
                     samplers = ", ".join(LEARNING_SAMPLERS)
                     raise self.error(at, f"the sampler {search.sampler} learns nothing from results. Use {samplers}")
-                runs.append(self.check(WarmStartRun, entry, at, where=f"start_from.{index}: "))
+                runs.append(self.check(EarlierRun, entry, at, where=f"start_from.{index}: "))
                 continue
             point = self._point(search, entry, at)
             if point not in points:

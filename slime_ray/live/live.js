@@ -46,7 +46,7 @@
 
   function showStanding(state) {
     put(part("name"), state.name);
-    document.title = `${state.name}: ${state.done} of ${state.total}`;
+    document.title = `${state.name}: ${state.total ? `${state.done} of ${state.total}` : state.stages.doing || state.state}`;
     const ends = Object.entries(state.ends).map(([how, count]) => `${count} ${how}`).join(", ");
     const total = state.total ? ` of ${state.total}` : "";
     const left = state.left === null ? "" : `; about ${time(state.left)} left`;

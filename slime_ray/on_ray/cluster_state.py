@@ -23,7 +23,7 @@ from slime_ray.config.judge import JudgeSettings, NoJudge
 from slime_ray.config.trackers import Tracker, lacks
 from slime_ray.errors import InputError
 from slime_ray.model.parts import fault_of
-from slime_ray.on_ray.resources import Node, cluster_for, free_bytes, nearest_folder
+from slime_ray.on_ray.resources import Node, cluster_for, free_bytes, nearest_folder, this_machine
 from slime_ray.planning.plan import Cluster
 from slime_ray.runs.store import RunStore
 
@@ -142,6 +142,12 @@ def connected_cluster(experiment: Experiment, *, storage: RunStore) -> Cluster:
         experiment, nodes, gpu=kinds[0] if kinds else None, where=where, memory=memory, disk=free_bytes(storage),
         notes=notes if len(kinds) > 1 else (),
     )  # fmt: skip
+
+
+def present_cluster(experiment: Experiment, *, storage: RunStore) -> Cluster:
+    """Describe where trials would run: the connected cluster that RAY_ADDRESS names, else this machine."""
+    remote = os.environ.get("RAY_ADDRESS") not in (None, "", "local")
+    return (connected_cluster if remote else this_machine)(experiment, storage=storage)
 
 
 def inspect_node(node: str, request: NodeRequest, *, gpus: bool = False) -> NodeReport:

@@ -1,6 +1,6 @@
 """Submitting a sweep to the job server of a cluster, and following it: `slime-ray launch`.
 
-The experiment travels as one file. Its driver then runs on the head like any `slime-ray sweep --go-on`, so that the
+The experiment travels as one file. Its driver then runs on the head like any `slime-ray sweep --auto-resume`. So the
 same launch, given again, follows a sweep that runs, resumes one that ended early, and leaves one that is done alone.
 """
 
@@ -68,8 +68,8 @@ class Submission:
     @property
     def entrypoint(self) -> str:
         """The command of its driver, run in a folder that holds the experiment."""
-        command = ["slime-ray", "sweep", "experiment.yaml", "--name", self.name, "--storage", self.storage, "--go-on"]
-        return shlex.join([*command, *self.options])
+        command = ["slime-ray", "sweep", "experiment.yaml", "--name", self.name, "--storage", self.storage]
+        return shlex.join([*command, "--auto-resume", *self.options])
 
 
 def launch(experiment: Experiment, submission: Submission, *, address: str, out: TextIO, follow: bool = True) -> None:

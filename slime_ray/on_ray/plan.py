@@ -143,14 +143,19 @@ class TrialPlan(Searcher):
         return self.parts.get(entry_of(trial_id) or "")
 
     def add(self, clone: Clone) -> bool:
-        """Run a clone before whatever else waits; False where it is known already."""
-        if clone.trial_id in self.clones or clone.trial_id in self.rows:
+        """Run a clone before whatever else waits; False where it is known already, or too late for this sweep."""
+        if clone.trial_id in self.clones or clone.trial_id in self.rows or self.is_late(clone):
             return False
         self.clones[clone.trial_id] = clone
         part = self.part_of(clone.trial_id)
         make_trial = part.trial if part else partial(search_trial, self.experiment, seed=SEARCH_SEED + self.seed)
         self.queue.insert(0, make_trial(clone.trial_id, clone.values))
         return True
+
+    def is_late(self, clone: Clone) -> bool:
+        """Whether a clone could win but not be confirmed any more: it runs when the run is resumed."""
+        part = self.part_of(clone.trial_id)
+        return bool(part and part.has_confirmations and clone.trial_id not in self.clones.keys() | self.rows.keys())
 
     def extend(self, trials: int) -> bool:
         """Extend each search by so many trials; False where there is no search, or its winners run again already."""

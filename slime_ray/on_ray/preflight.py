@@ -25,9 +25,17 @@ from slime_ray.config.settings import EMBEDDED, Settings
 from slime_ray.errors import InputError
 from slime_ray.model.files import FILE_REMEDY, FileFault
 from slime_ray.model.parts import fault_of, parts_of
-from slime_ray.on_ray.cluster_state import NodeReport, NodeRequest, alive_nodes, inspect_node, package_versions
+from slime_ray.on_ray.cluster_state import (
+    NodeReport,
+    NodeRequest,
+    alive_nodes,
+    inspect_node,
+    package_versions,
+    present_cluster,
+)
 from slime_ray.on_ray.connection import connected, last_line
 from slime_ray.on_ray.resources import concurrent_trials, why_never
+from slime_ray.planning.plan import Plan, size_text
 from slime_ray.runs.inputs import all_settings
 from slime_ray.runs.store import RunStore
 
@@ -44,8 +52,8 @@ class Finding:
     sentence: str
 
 
-def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding]:
-    """Examine the connected cluster, the storage, and what the experiment asks for."""
+def examine(experiment: Experiment | None, *, storage: RunStore, wanted: float | None = None) -> list[Finding]:
+    """Examine the connected cluster, the storage, and what the experiment asks for. wanted: bytes of a run's disk."""
     findings = list(_fit(experiment)) if experiment else []
     token, probe = uuid.uuid4().hex, storage.root / f".probe-{uuid.uuid4().hex[:8]}"
     try:
@@ -73,7 +81,8 @@ def examine(experiment: Experiment | None, *, storage: RunStore) -> list[Finding
     findings += [*_versions(reports), *_token(reports)]
     if experiment:
         findings += [*_model_and_data(settings, reports), *_lacks(reports)]
-        findings += [*_disk(reports, experiment, storage), *_quantized(experiment)]
+        findings += _disk(reports, wanted, storage) if wanted is not None else ()
+        findings += _quantized(experiment)
         findings += _gpus(reports, settings) if gpus else ()
     return findings
 
@@ -185,16 +194,16 @@ def local_paths(settings: Settings) -> list[str]:
     return local_models(settings) + [path for path in paths if path and Path(path).is_absolute()]
 
 
-def local_models(settings: Settings, *, judge: bool = True) -> list[str]:
+def local_models(settings: Settings) -> list[str]:
     """List files and folders of this machine that hold models, after each adapter what it was trained on."""
-    sources = [source for _, source in _models(settings, judge)]
+    sources = [source for _, source in _models(settings)]
     return [path for path in sources if Path(path).is_absolute()]
 
 
-def _models(settings: Settings, judge: bool = True) -> list[tuple[str, str]]:
+def _models(settings: Settings) -> list[tuple[str, str]]:
     """List what loads a model, in words, with its folder, file or Hub id."""
     sources = [("model.source", settings.model.source, settings.model.gguf_file)]
-    members = settings.evaluation.judge.members if judge else ()
+    members = settings.evaluation.judge.members
     sources += [("evaluation.judge.model", member.model, None) for member in members if isinstance(member, RewardModel)]
     models = []
     for key, source, file in sources:
@@ -285,44 +294,37 @@ def _on_hub(kind: str, name: str, source: str, reports: Sequence[NodeReport]) ->
         return Finding("warning", "model and data", f"{name} will be downloaded{suffix}.")
 
 
-def _disk(reports: Sequence[NodeReport], experiment: Experiment, storage: RunStore) -> Iterator[Finding]:
+def _disk(reports: Sequence[NodeReport], wanted: float, storage: RunStore) -> Iterator[Finding]:
+    """Compare what a run takes at most with the node that has the least. wanted: in bytes, as a plan counts it."""
     if not reports:
         return
     fullest = min(reports, key=lambda report: report.disk)
-    free, forecast = _gib(fullest.disk), forecast_bytes(experiment)
-    if forecast is None:
-        yield Finding("fine", "disk", f"{free} free; the size of the model is not known here.")
-    elif forecast > fullest.disk:
+    free = size_text(fullest.disk)
+    if wanted > fullest.disk:
         yield Finding(
             "error", "disk",
-            f"Node {fullest.name} has {free} free at {storage.root}, and the run may take {_gib(forecast)}. Free some, "
-            "give another --storage, or keep fewer models with budget.checkpoints.",
+            f"Node {fullest.name} has {free} free at {storage.root}, and the run may take {size_text(wanted)}. Free "
+            "some, give another --storage, or keep fewer models with budget.checkpoints.",
         )  # fmt: skip
     else:
-        yield Finding("fine", "disk", f"{free} free, at most {_gib(forecast)} wanted.")
+        yield Finding("fine", "disk", f"{free} free, at most {size_text(wanted)} wanted.")
 
 
-def forecast_bytes(experiment: Experiment) -> int | None:
-    """Estimate the most bytes that a run may write; None where the size of the model's weights is unknown here.
+def _plan(experiment: Experiment, storage: RunStore) -> Plan | Finding:
+    """Plan the experiment for where it would run; where too little is known for that, a finding that says why."""
+    # Here, since the checks of a sweep have no time for what it imports.
+    from slime_ray.planning.estimate import Planner
 
-    One SFT checkpoint and one merged copy while it is made, neither of a 4-bit base; for every model that is kept, and
-    for every trial that runs at a time (a checkpoint and its successor, with two moments of every trained parameter),
-    the weights, or for adapters a twentieth of them.
-    """
-    settings = experiment.settings
-    # An adapter is merged, so what counts is what it was trained on.
-    source = Path(next(reversed(local_models(settings, judge=False)), ""))
-    if settings.model.task or not source.is_absolute() or not source.exists():
-        return None
-    files = [source] if source.is_file() else [*source.glob("*.safetensors"), *source.glob("*.gguf")]
-    weights = sum(file.stat().st_size for file in files)
-    trained = weights // 20 if settings.model.lora else weights
-    models = len(experiment.arms) * len(experiment.seeds) + sum(part.rows * part.seeds for part in experiment.searches)
-    search = sum(part.trials for part in experiment.searches)
-    models += search if experiment.budget.checkpoints is None else min(search, experiment.budget.checkpoints)
-    concurrent = max(1, concurrent_trials(experiment.resources, alive_nodes()))
-    stage = 0 if settings.model.quantization else 2 * weights
-    return stage + models * trained + min(concurrent, models) * 6 * trained
+    try:
+        return Planner(experiment).plan(present_cluster(experiment, storage=storage))
+    except InputError as error:
+        return Finding("warning", "plan", f"What memory and disk it takes is not known here: {error}")
+
+
+def _memory(plan: Plan) -> list[Finding]:
+    """Find whether a worker has the memory that the plan counts, and whatever else the plan refuses."""
+    findings = [Finding("error", "plan", sentence) for sentence in plan.refusals]
+    return findings or [Finding("fine", "memory", f"{plan.memory_text}.")]
 
 
 def _gpus(reports: Sequence[NodeReport], settings: Settings) -> Iterator[Finding]:
@@ -360,10 +362,6 @@ def _quantized(experiment: Experiment) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
-
-
 def refuse(findings: Iterable[Finding]) -> None:
     """Raise InputError with everything that has to be mended, if anything has."""
     errors = [finding.sentence for finding in findings if finding.level == "error"]
@@ -385,9 +383,11 @@ def doctor(experiment: Experiment | None, *, storage: RunStore, console: Console
     started = time.perf_counter()
     storage.check()
     with connected():
-        findings = examine(experiment, storage=storage)
+        plan = _plan(experiment, storage) if experiment else None
+        findings = examine(experiment, storage=storage, wanted=plan.disk.total if isinstance(plan, Plan) else None)
     if experiment and all(finding.level != "error" for finding in findings):
         findings += _tokenizer(experiment.settings)
+        findings += [plan] if isinstance(plan, Finding) else _memory(plan) if plan else []
     if as_json:
         fine = all(finding.level != "error" for finding in findings)
         print(json.dumps({"fine": fine, "findings": [asdict(finding) for finding in findings]}, indent=1))

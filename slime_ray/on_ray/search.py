@@ -24,10 +24,10 @@ from slime_ray.config.metrics import Constraint
 from slime_ray.config.points import Point, Rules, Search, exists, path_of
 from slime_ray.errors import InputError, RunError
 from slime_ray.on_ray.samplers import RuledSampler, grid, key, suggest
+from slime_ray.runs.earlier_runs import Observation
 from slime_ray.runs.folder import STUDY
 from slime_ray.runs.redaction import redact, redact_sentence, remember
 from slime_ray.runs.results import is_clone
-from slime_ray.runs.warm_start import Observation
 from slime_ray.training.outcome import one_sentence
 
 PAUSED = "paused"

@@ -34,13 +34,13 @@ from slime_ray.on_ray.stopping import past_reports
 from slime_ray.on_ray.watch import PlacementTimeout, ShutdownTimeout, Watch
 from slime_ray.on_ray.workers import WorkerContext, tune_function
 from slime_ray.runs import results
+from slime_ray.runs.earlier_runs import EarlierTrials, Observation, earlier_runs, refuse_other_data
 from slime_ray.runs.folder import Start, failures, lock_run, log_file, now, refuse_other_stages
 from slime_ray.runs.inputs import digests
 from slime_ray.runs.instructions import FOLDER, Instructions, forget_stops
 from slime_ray.runs.pareto import best_rows
 from slime_ray.runs.status import announce, announce_sweep, write_status
 from slime_ray.runs.store import RunStore
-from slime_ray.runs.warm_start import EarlierRun, Observation, earlier_runs, refuse_other_data
 from slime_ray.training import attempts
 from slime_ray.training.outcome import CHECKPOINTS, MODEL, one_sentence, record_failure
 
@@ -155,7 +155,7 @@ def _run(sweep: Sweep, context: WorkerContext) -> None:
     stages = prepare_on_cluster(experiment, context, sweep.console, lambda metrics: announce(run, stages=metrics))
     refuse_other_stages(run, manifest, stages["hashes"])
     manifest |= stages
-    earlier_sweeps = [EarlierRun.from_json(earlier_run) for earlier_run in manifest["earlier"]]
+    earlier_sweeps = [EarlierTrials.from_json(earlier_run) for earlier_run in manifest["earlier"]]
     refuse_other_data(earlier_sweeps, manifest["hashes"])
     for earlier_run in earlier_sweeps:
         print_line(sweep.console, str(earlier_run))

@@ -93,6 +93,7 @@ class Watch(Callback):
         self.spent: str | None = None
         self.leave_time = self.last_look = self.last_status = self.last_sync = 0.0
         self.stop_ids: set[str] = set()
+        self.late_ids: set[str] = set()
         self.budget, self.on_extend = experiment.budget.trials, on_extend
         self.refused_budget: int | None = None
         self.placement = PlacementTimer(experiment.resources, experiment.faults, progress.say)
@@ -173,6 +174,9 @@ class Watch(Callback):
             if self.leave_reason is None and self.plan.add(clone):
                 self.progress.total = self.plan.total
                 self.progress.say(f"{clone.trial_id} runs next: {clone.of} with other knobs.")
+            elif self.plan.is_late(clone) and clone.trial_id not in self.late_ids:
+                self.late_ids.add(clone.trial_id)
+                self.progress.say(f"{clone.trial_id} is late: winners are being confirmed. `slime-ray extend` runs it.")
 
     def _extend(self, trials: int) -> None:
         if self.leave_reason is not None or not self.plan.extend(trials):

@@ -166,7 +166,7 @@ class Plan:
             ("speed", self.basis or ""),
             ("GPU-hours", _figure(self.gpu_hours, ".3g")),
             ("cost", self._cost()),
-            ("memory", self._memory()),
+            ("memory", self.memory_text),
             ("rows", f"{self.row_tokens:,} tokens, {self.row_reason}"),
             ("disk", self._disk()),
             ("judge", self._judge()),
@@ -187,7 +187,9 @@ class Plan:
             f"({self.gpu.place}, prices of {self.prices.date}, examples to edit){whole}"
         )
 
-    def _memory(self) -> str:
+    @property
+    def memory_text(self) -> str:
+        """What a worker takes of the memory it has, in words."""
         limit = f" of {self.memory_limit / GIB:.1f} GiB" if self.memory_limit else ""
         if self.measured:
             return f"{self.peak / GIB:.1f} GiB{limit} a worker, as measured"
@@ -195,10 +197,10 @@ class Plan:
         return f"{self.memory.peak / GIB:.1f} GiB{limit} a worker: {parts}"
 
     def _disk(self) -> str:
-        free = "" if self.disk.free is None else f" of {_size(self.disk.free)} free"
+        free = "" if self.disk.free is None else f" of {size_text(self.disk.free)} free"
         parts = sorted(self.disk.parts.items(), key=lambda part: -part[1])
-        largest = ", ".join(f"{name} {_size(size)}" for name, size in parts if size > 0.02 * self.disk.total)
-        return f"at most {_size(self.disk.total)}{free}: {largest}"
+        largest = ", ".join(f"{name} {size_text(size)}" for name, size in parts if size > 0.02 * self.disk.total)
+        return f"at most {size_text(self.disk.total)}{free}: {largest}"
 
     def _judge(self) -> str:
         judging = self.judging
@@ -220,8 +222,8 @@ def refusals(plan: Plan, experiment: Experiment) -> tuple[str, ...]:
         sentences.append(_too_little_memory(plan, plan.memory_limit))
     if plan.disk.free is not None and plan.disk.total > plan.disk.free:
         sentences.append(
-            f"The run may take {_size(plan.disk.total)} and {_size(plan.disk.free)} are free at the storage. Free "
-            "some, give another --storage, or keep fewer models with budget.checkpoints."
+            f"The run may take {size_text(plan.disk.total)} and {size_text(plan.disk.free)} are free at the storage. "
+            "Free some, give another --storage, or keep fewer models with budget.checkpoints."
         )
     if plan.gpu and not plan.measured and not plan.gpu.peak(dtype := experiment.settings.model.dtype):
         sentences.append(
@@ -295,7 +297,8 @@ def _money(value: Range) -> str:
     return _figure(value, ",.0f" if value.expected >= 100 else ",.2f")
 
 
-def _size(size: float) -> str:
+def size_text(size: float) -> str:
+    """Write bytes in the unit that suits them."""
     for unit, unit_size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
         if size >= unit_size:
             return f"{size / unit_size:.1f} {unit}"

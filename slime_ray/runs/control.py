@@ -58,7 +58,13 @@ def stop_trial(run: Path, run_store: RunStore, trial: str) -> str:
 
 def clone_trial(run: Path, run_store: RunStore, trial: str, changes: Mapping[str, Any]) -> Clone:
     """Have a trial run again with some knobs changed. Raises InputError where that cannot be done."""
-    experiment = read_experiment(run)
+    experiment, status = read_experiment(run), read_status(run)
+    # Of a league no clone wins.
+    if status.at_work and experiment.league is None and any(name.startswith("confirm-") for name in status.trials):
+        raise InputError(
+            f"{run} confirms its winners, and a clone may win. Clone {trial} when the sweep has ended: "
+            f"`slime-ray extend {run}` then runs it."
+        )
     refuse_other_inputs(run, read_manifest(run), hashes_of(experiment), experiment)
     clone = ask_for_clone(run, experiment, trial, changes)
     run_store.push(run / FOLDER)

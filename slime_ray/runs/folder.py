@@ -36,6 +36,15 @@ Start = Literal["fresh", "resume", "either"]
 """Whether a run of this name has to be new, has to be there, or may be either."""
 
 
+def check_start(run: Path, start: Start) -> None:
+    """Raise InputError where a run's name is too long or taken, or there is no run to resume."""
+    _check_length(run)
+    if start == "fresh" and run.exists():
+        raise _existing_run_error(run)
+    if start == "resume" and not run.is_dir():
+        raise InputError(f"{run}: there is no such run to resume. Leave --resume out to start it.")
+
+
 @contextmanager
 def lock_run(
     run: Path,
@@ -58,7 +67,7 @@ def lock_run(
     started, storage that cannot be written, and a run that another sweep is at work on. A new folder is removed again
     where an InputError ends the sweep before any trial.
     """
-    _check_length(run)
+    check_start(run, start)
     resume = start == "resume" or (start == "either" and run.exists())
     remember(study or "")
     inputs = {"inputs": hashes_of(experiment, extra_inputs), "code": code_of(experiment)}
@@ -109,8 +118,6 @@ def read_experiment(run: Path) -> Experiment:
 def _new_manifest(
     run: Path, experiment: Experiment, source: Path | str, seed: int, study: str | None, inputs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    if run.exists():
-        raise _existing_run_error(run)
     manifest = {
         "schema": schema.RUN_SCHEMA,
         "name": experiment.name,
@@ -168,8 +175,6 @@ def _existing_run_error(run: Path) -> InputError:
 
 
 def _resumed_manifest(run: Path, experiment: Experiment, seed: int, study: str | None) -> dict[str, Any]:
-    if not run.is_dir():
-        raise InputError(f"{run}: there is no such run to resume. Leave --resume out to start it.")
     manifest = results.read_manifest(run)
     seeds = manifest.get("seeds") or []
     league = _league_before(run, manifest, experiment)

@@ -108,14 +108,14 @@ def read_status(run: Path) -> RunStatus:
 
 
 def runs_in(storage: Path) -> list[dict[str, Any]]:
-    """Every run in a folder, the latest first: its name, when it was begun, its state, and its trials."""
+    """Every run in a folder, the latest first: its name, when it was begun, its state, its trials and stages."""
     runs = []
     for file in storage.glob("*/manifest.json"):
         try:
             description = describe(file.parent)
         except InputError:
             continue
-        runs.append({key: description[key] for key in ("name", "state", "done", "total", "begun")})
+        runs.append({key: description[key] for key in ("name", "state", "done", "total", "stages", "begun")})
     return sorted(runs, key=lambda run: run["begun"], reverse=True)
 
 

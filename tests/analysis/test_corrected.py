@@ -98,10 +98,10 @@ def test_a_report_with_labels_has_the_corrected_rate(run, capsys):
     # The same as CSV.
     judges.read_labels(labels).to_csv(labels.with_suffix(".csv"), index=False)
     files = write_report(path, labels=labels.with_suffix(".csv"))
-    assert files.tables["corrected"].frame.equals(table.frame)
+    assert files.tables_by_name["corrected"].frame.equals(table.frame)
     assert cli.main(["report", str(path), "--labels", str(labels)]) == 0
     assert "corrected by labels" in capsys.readouterr().out
-    assert "corrected" not in write_report(path).tables
+    assert "corrected" not in write_report(path).tables_by_name
 
 
 @pytest.mark.parametrize(

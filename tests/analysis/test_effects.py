@@ -111,8 +111,22 @@ def test_stabilities_that_differ_by_the_same_with_every_seed_leave_room(size):
     assert found.corrected == {"seeds": pytest.approx(expected)}
     half = stats.t.ppf(0.975, 4) * 0.2
     ends = (found.difference.low, found.difference.high)
-    assert ends == pytest.approx((size - half, size + half))
+    assert ends == pytest.approx((size - half, min(size + half, 1.0)))
     assert found.matters == (size == 1.0)
+
+
+def test_an_interval_ends_where_no_difference_can_be():
+    # Two seeds of S: Student's ends lie far beyond -1 and 1.
+    scores = np.array([0.9, 0.2])
+    low, high = stats.ttest_1samp(scores, 0).confidence_interval()
+    assert low < -1 < 1 < high
+    found = effects.interval(scores)
+    assert (found.low, found.high) == (-1.0, 1.0)
+    # An effect is tested on a scale of its own.
+    wide = effects.interval(4 * scores, most=4.0)
+    assert (wide.low, wide.high) == (-4.0, 4.0)
+    few = effects.interval(np.array([[1.0, 1.0, -1.0]]))
+    assert (few.low, few.high) == (-1.0, 1.0)
 
 
 def test_one_prompt_settles_nothing_whatever_the_seeds():

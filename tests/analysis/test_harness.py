@@ -66,6 +66,11 @@ def test_models_that_agree_on_all_documents_have_an_interval_or_are_said_to_have
     assert table.notes[-1].startswith("Without ends")
 
 
+def test_the_change_of_a_share_ends_at_one(write):
+    found = row(compare_samples([write("sft", a=values(0.0, 0.0, 1.0)), write("slime", a=values(1.0, 1.0, 0.0))]), "a")
+    assert (found["change_low"], found["change_high"]) == (-1.0, 1.0)
+
+
 def test_every_task_counts_the_same_in_the_mean_of_tasks(write):
     # Changes: 1 of 2 documents, and 0 of 8: the mean of tasks is 1/4, that of documents would be 1/10.
     first = write("sft", a=values(0.0, 0.0), b=values(*[1.0] * 8))

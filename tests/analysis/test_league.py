@@ -295,6 +295,13 @@ def test_the_defaults_are_paired_with_the_winner():
     assert np.isnan(frame.loc["b", "difference"])
 
 
+def test_a_winner_with_its_default_shows_one_value():
+    run = league_run(by_rate([0.7, 0.4]), defaults=by_rate([0.5], seed=9))
+    run.manifest["experiment"]["league"]["entries"][0]["defaults"][BETA] = 0.4
+    [standings] = league.Standings.by_checkpoint(run, tables.win_rate_stability(run))
+    assert league_tables.defaults(standings).frame["knobs"].tolist() == ["beta 0.4", "beta 0.4"]
+
+
 def test_pairs_and_defaults_take_topics_for_units_where_prompts_come_in_topics():
     # Each topic of ten prompts is won or lost as a whole: eight topics say as much as eight prompts.
     wins = {"a": [1, 1, 1, 1, 1, 1, 0, 1], "b": [0, 0, 1, 0, 1, 0, 0, 1]}
@@ -329,6 +336,10 @@ def test_the_expected_best_is_that_of_all_subsets_with_its_jackknife(k):
     half = stats.t.ppf(0.975, 9) * error
     assert found.value == pytest.approx(expected(values))
     assert (found.low, found.high) == pytest.approx((expected(values) - half, expected(values) + half))
+
+
+def test_the_expected_best_of_rates_is_at_most_all():
+    assert league_tables.best_of(np.array([0.97] * 9 + [0.2]), 1).high == 1.0
 
 
 def test_few_trials_have_no_interval_and_fewer_no_value():

@@ -79,7 +79,7 @@ def test_no_option_is_taken_for_another_that_begins_like_it(capsys):
         ("report runs/first --ouput=runs/somewhere/else", "report", "--out"),
         ("bench step --stpes 3", "bench step", "--steps"),
         ("check demo --frobnicate", "check", None),
-        # Dashes alone make no two options alike, such as --json and --go-on.
+        # Dashes alone make no two options alike, such as --json and --auto-resume.
         ("train demo --json", "train", None),
     ],
 )
@@ -174,9 +174,12 @@ def interrupted(options: argparse.Namespace) -> None:
 @pytest.mark.parametrize(
     ("line", "again"),
     [
-        ("sweep 'my own.yaml' --name first --quiet", "slime-ray sweep 'my own.yaml' --name first --quiet --go-on"),
-        ("sweep mine.yaml --resume --name first", "slime-ray sweep mine.yaml --name first --go-on"),
-        ("demo", "slime-ray demo --go-on"),
+        (
+            "sweep 'my own.yaml' --name first --quiet",
+            "slime-ray sweep 'my own.yaml' --name first --quiet --auto-resume",
+        ),
+        ("sweep mine.yaml --resume --name first", "slime-ray sweep mine.yaml --name first --auto-resume"),
+        ("demo", "slime-ray demo --auto-resume"),
         ("extend runs/first --trials 8", "slime-ray extend runs/first"),
     ],
 )
@@ -206,7 +209,19 @@ def test_an_early_end_names_the_command_that_goes_on(monkeypatch, capsys):
     assert "Give `slime-ray sweep demo --name first --resume` to run the rest." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("given", "taken"), [("", "demo-2"), ("--resume", "demo"), ("--go-on", "demo")])
+@pytest.mark.parametrize(
+    ("line", "words"), [("", "is already there"), ("--name new --resume", "no such run to resume")]
+)
+def test_a_name_is_refused_before_ray_is_imported(monkeypatch, tmp_path, capsys, line, words):
+    (tmp_path / "methods").mkdir()
+    monkeypatch.setitem(sys.modules, "slime_ray.on_ray.sweep", None)
+    assert cli.main(["sweep", "methods", "--storage", str(tmp_path), *line.split()]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize(("given", "taken"), [("", "demo-2"), ("--resume", "demo"), ("--auto-resume", "demo")])
 def test_a_demo_that_goes_on_is_the_latest_one(monkeypatch, tmp_path, given, taken):
     (tmp_path / "demo").mkdir()
     names = []
@@ -364,6 +379,28 @@ def test_check_counts_what_a_data_set_of_this_machine_is_divided_into(tmp_path, 
     file.write_text(text.replace("HELD", "70"))
     assert cli.main(["check", str(file)]) == 2
     assert "There are 60 pairs, too few to hold out 70" in capsys.readouterr().err
+
+
+def test_check_says_which_data_it_did_not_read(tmp_path, capsys, monkeypatch):
+    rows = [{"prompt": f"p {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(60)]
+    for name in ("base", "own"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)).ljust(2**20))
+    file = tmp_path / "large.yaml"
+    file.write_text(
+        "name: large\nbase:\n  model: {source: some/model, chat_template: chatml}\n  objective: {name: slime}\n"
+        "  training: {pairs_per_update: 10, epochs: 2, learning_rate: 1e-4}\n  sft: {learning_rate: 1e-4}\n"
+        f"  data: {{train: {tmp_path / 'base.jsonl'}, held_out_pairs: 12, sft_fraction: 0.25}}\n"
+        "  evaluation: {judge: none, prompts: 4, selection_prompts: 2}\n"
+        f"arms: {{slime: {{}}, own: {{data.train: {tmp_path / 'own.jsonl'}}}}}\n"
+        "goals: {preference_accuracy: maximize, stability: maximize}\n"
+    )
+    sentence = "1.0 MiB of data are not read: `check` reads 1.0 MiB at most, and read {} MiB. `plan` reads all."
+    monkeypatch.setattr(experiments, "MOST_READ", 2**20)
+    assert cli.main(["check", str(file)]) == 0
+    assert f"warning: arm own: {sentence.format('1.0')}\n" in capsys.readouterr().out
+    monkeypatch.setattr(experiments, "MOST_READ", 2**20 - 1)
+    assert cli.main(["check", str(file), "--json"]) == 0
+    assert sentence.format("0.0") in json.loads(capsys.readouterr().out)["warnings"]
 
 
 def test_check_says_what_the_reference_is_where_no_sft_stage_makes_it(tmp_path, capsys):

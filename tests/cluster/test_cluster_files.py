@@ -53,6 +53,14 @@ def test_every_shipped_file_is_fine_and_says_what_is_left_to_write(name):
     assert all("REPLACE_ME" in text[int(number) - 1] for number in re.findall(r"\d+", left))
 
 
+def test_a_number_of_nodes_that_is_fixed_is_said_once(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        (ROOT / AWS).read_text().replace("min_workers: 0\n    max_workers: 2", "min_workers: 2\n    max_workers: 2")
+    )
+    assert [line for line in check_cluster_file(path) if ": 2 nodes, on demand" in line]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is refused: an edit of a shipped file, as text, and what has to be in the sentence
 
@@ -106,7 +114,7 @@ MISTAKES = [
     (RAYJOB, '"2.60.0"', '"2.59.0"', "rayVersion is 2.59.0, but here is Ray 2.60.0"),
     (RAYJOB, "ray2.60.0-py311\n                env", "ray2.59.0-py311\n                env", "with Ray 2.59.0"),
     (RAYJOB, ":0.2.0-ray2.60.0-py311\n", "\n", "without a tag"),
-    (RAYJOB, "cpu_per_worker=6 --go-on", "cpu_per_worker=6", "spec.entrypoint never resumes"),
+    (RAYJOB, "cpu_per_worker=6 --auto-resume", "cpu_per_worker=6", "spec.entrypoint never resumes"),
     (RAYJOB, "shutdownAfterJobFinishes: true", "shutdownAfterJobFinishes: false", "nodes outlive the sweep"),
     (RAYJOB, "  ttlSecondsAfterFinished: 600\n", "", "ttlSecondsAfterFinished is missing"),
     (RAYJOB, "activeDeadlineSeconds: 259200", "activeDeadlineSeconds: 0", "has to be at least 1"),

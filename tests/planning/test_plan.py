@@ -265,7 +265,7 @@ def test_judging_first_prompts_only_is_a_range(load):
     ("budget", "on_failure", "said"),
     [
         ({"requests": 78}, "stop", "budget.requests 78 is spent after about 50% of the verdicts; then trials stop"),
-        ({"requests": 39, "tokens": 10**9}, "go_on", "25% of the verdicts; then trials go on without"),
+        ({"requests": 39, "tokens": 10**9}, "continue", "25% of the verdicts; then trials go on without"),
         ({"cost": 0.01}, "stop", "budget.cost 0.01 is spent"),
         ({"requests": 156}, "stop", None),
     ],

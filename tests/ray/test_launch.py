@@ -157,7 +157,7 @@ def test_a_sweep_that_failed_is_gone_on_with_by_the_same_command(head):
     until((trial / "attempts.json").exists, 300, "the trial")
     driver = [
         int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline")
-        if b"--name\0broken\0--storage" in path.read_bytes() and b"--go-on" in path.read_bytes()
+        if b"--name\0broken\0--storage" in path.read_bytes() and b"--auto-resume" in path.read_bytes()
         and b"/sh\0" not in path.read_bytes()[:16]
     ]  # fmt: skip
     for pid in driver:

@@ -314,6 +314,25 @@ def test_a_clone_runs_before_what_waits_and_the_study_learns_of_it(experiment, t
     assert [*names, *run(resumed)][:7] == EXPECTED[:7]
 
 
+def test_a_clone_after_confirmations_began_keeps_no_sweep_from_its_end_and_runs_when_it_is_resumed(
+    experiment, tmp_path
+):
+    plan = plan_for(experiment, tmp_path)
+    names = run(plan, stop_after=8)
+    clone = Clone("search-0009-clone-1", "search-0001", {"objective.hard_margin": 2.5})
+    assert not plan.add(clone)
+    assert plan.is_late(clone)
+    for number in (8, 9):
+        names.append(plan.suggest(f"tune-{number}")["trial"]["trial_id"])
+        plan.on_trial_complete(f"tune-{number}", result(0))
+    assert names == EXPECTED
+    assert plan.missing() == []
+    resumed = plan_for(experiment, tmp_path, rows=plan.rows)
+    assert resumed.add(clone)
+    assert run(resumed) == [clone.trial_id, *(f"confirm-{clone.trial_id}-s{seed}" for seed in range(3))]
+    assert resumed.missing() == []
+
+
 def test_a_deleted_clone_is_run_again_and_counts_once(experiment, tmp_path):
     plan = plan_for(experiment, tmp_path)
     clone = Clone("search-0001-clone-1", "search-0001", {"objective.hard_margin": 2.5})

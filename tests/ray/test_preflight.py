@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from slime_ray.cli import main
 from slime_ray.config import trackers as tracker_settings
 from slime_ray.config.experiment import Experiment, Resources
 from slime_ray.config.experiment_file import load_experiment
@@ -32,6 +33,7 @@ from slime_ray.on_ray.cluster_state import (
 )
 from slime_ray.on_ray.preflight import Finding
 from slime_ray.on_ray.resources import Node, concurrent_trials, why_never
+from slime_ray.planning.plan import Cluster, size_text
 from slime_ray.runs.store import RunStore
 from tests.model.tiny_files import change_json, copy, cut, point, save_llama
 
@@ -120,11 +122,10 @@ def experiment(tmp_path: Path) -> Experiment:
     return load_experiment(path)
 
 
-@pytest.mark.parametrize(("wanted", "refused"), [(3 << 30, 1), (2 << 30, 0), (None, 0)])
-def test_the_node_with_the_least_disk_has_to_hold_the_run(experiment, tmp_path, monkeypatch, wanted, refused):
-    monkeypatch.setattr(preflight, "forecast_bytes", lambda experiment: wanted)
+@pytest.mark.parametrize(("wanted", "refused"), [(3 << 30, 1), (2 << 30, 0)])
+def test_the_node_with_the_least_disk_has_to_hold_the_run(tmp_path, wanted, refused):
     reports = [report(disk=9 << 30), report(name="two", disk=2 << 30)]
-    found = errors(preflight._disk(reports, experiment, RunStore(tmp_path)))
+    found = errors(preflight._disk(reports, wanted, RunStore(tmp_path)))
     assert len(found) == refused
     for sentence in found:
         assert sentence.startswith(f"Node two has 2.0 GiB free at {tmp_path}, and the run may take 3.0 GiB.")
@@ -191,7 +192,7 @@ def test_a_node_without_a_trackers_package_is_named_before_anything_starts(tmp_p
 def test_a_script_is_told_everything_that_was_found(level, monkeypatch, tmp_path, capsys):
     found = [Finding("fine", "disk", "much is free."), Finding(level, "storage", "it is slow.")]
     monkeypatch.setattr(preflight, "connected", nullcontext)
-    monkeypatch.setattr(preflight, "examine", lambda experiment, storage: found)
+    monkeypatch.setattr(preflight, "examine", lambda experiment, storage, wanted: found)
     with pytest.raises(InputError, match="it is slow") if level == "error" else nullcontext():
         preflight.doctor(None, storage=RunStore(tmp_path), console=Console(), as_json=True)
     assert json.loads(capsys.readouterr().out) == {
@@ -201,6 +202,43 @@ def test_a_script_is_told_everything_that_was_found(level, monkeypatch, tmp_path
             {"level": level, "about": "storage", "sentence": "it is slow."},
         ],
     }
+
+
+def doctor(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Print what it finds, but for what Ray is asked, with the disk that it takes the run to want."""
+    monkeypatch.setattr(preflight, "connected", nullcontext)
+    monkeypatch.setattr(
+        preflight, "examine", lambda experiment, storage, wanted: [Finding("fine", "disk", f"wanted: {wanted}")]
+    )
+    preflight.doctor(experiment, storage=RunStore(tmp_path), console=Console(), as_json=True)
+
+
+def test_doctor_counts_memory_and_disk_as_plan_does(experiment, tmp_path, monkeypatch, capsys):
+    doctor(experiment, tmp_path, monkeypatch)
+    found = {finding["about"]: finding["sentence"] for finding in json.loads(capsys.readouterr().out)["findings"]}
+    assert main(["plan", str(tmp_path / "looked.yaml"), "--storage", str(tmp_path)]) == 0
+    planned = capsys.readouterr().out
+    assert f"\nmemory    {found['memory'].removesuffix('.')}\n" in planned
+    assert f"at most {size_text(float(found['disk'].removeprefix('wanted: ')))}" in planned
+
+
+def test_a_worker_that_needs_more_memory_than_there_is_stands_in_the_way(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "present_cluster", lambda *_, **__: Cluster(trials=1, where="here", memory=1.0))
+    with pytest.raises(InputError, match=r"A worker needs about .* GiB, more than the 0\.0 GiB that a process has"):
+        doctor(experiment, tmp_path, monkeypatch)
+
+
+def test_a_size_that_is_not_known_is_said_with_the_reason(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "far.yaml"
+    path.write_text(
+        "name: far\nbase:\n  model: {source: some/model}\n  data: {train: some/pairs}\n  objective: {name: slime}\n"
+        "  training: {learning_rate: 1e-4, updates: 1, pairs_per_update: 2}\n  sft: {learning_rate: 1e-4}\n"
+        "  evaluation: {judge: none}\narms: {slime: {}}\ngoals: {stability: maximize}\n"
+    )
+    doctor(load_experiment(path), tmp_path, monkeypatch)
+    *_, unknown = json.loads(capsys.readouterr().out)["findings"]
+    assert unknown["level"] == "warning"
+    assert unknown["sentence"].startswith("What memory and disk it takes is not known here: model.source some/model")
 
 
 def see(tmp_path: Path, **settings: Any) -> list[Finding]:

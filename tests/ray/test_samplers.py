@@ -18,8 +18,8 @@ from slime_ray.config.space import Dimension
 from slime_ray.errors import InputError
 from slime_ray.on_ray import samplers
 from slime_ray.on_ray.search import StudySearch
+from slime_ray.runs.earlier_runs import Observation
 from slime_ray.runs.pareto import winners
-from slime_ray.runs.warm_start import Observation
 
 BASE = preset_base("arithmetic")
 GOALS = {"win_rate": "maximize", "stability": "maximize"}

@@ -36,7 +36,7 @@ def test_a_launch_with_more_seeds_is_another_job_that_goes_on_with_the_run():
     more = Submission("first", "", "/runs", tuple(sweep_options(trials=None, seeds="8", seed=0, overrides=["a.b=1"])))
     assert first.run == more.run
     assert first.job(1) != more.job(1)
-    assert more.entrypoint.endswith("--go-on --seeds 8 --set a.b=1")
+    assert more.entrypoint.endswith("--auto-resume --seeds 8 --set a.b=1")
 
 
 @pytest.mark.parametrize("storage", ["s3://KEY:SECRET@bucket/runs", QUERY])

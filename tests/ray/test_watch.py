@@ -94,7 +94,7 @@ def said() -> list[str]:
 
 @pytest.fixture
 def watching(clock: Clock, experiment: Experiment, monitor: FakeMonitor, said: list[str], tmp_path: Path) -> Watch:
-    plan: Any = SimpleNamespace(is_ending=False, by_tune_id={}, added=[], total=2)
+    plan: Any = SimpleNamespace(is_ending=False, by_tune_id={}, added=[], total=2, is_late=lambda clone: False)
     plan.add = lambda clone: clone not in plan.added and not plan.added.append(clone)
     progress: Any = SimpleNamespace(
         say=said.append, update=lambda metrics: None, finished=0, total=1, seconds_left=lambda: None
@@ -177,6 +177,17 @@ def test_what_is_asked_from_another_terminal_is_done_once(watching, clock, monit
         "arm-slime-s0 is stopped by hand.",
         "arm-slime-s0-clone-1 runs next: arm-slime-s0 with other knobs.",
     ]
+
+
+def test_a_clone_that_comes_too_late_is_told_once_and_not_run(watching, clock, said, tmp_path, experiment):
+    watching.plan.add, watching.plan.is_late = lambda clone: False, lambda clone: True
+    step(watching, clock, 3)
+    watching.monitor.trials = AT_WORK
+    step(watching, clock, 3)
+    clone = ask_for_clone(tmp_path, experiment, "arm-slime-s0", {"objective.hard_margin": 2.0})
+    step(watching, clock, 1)
+    step(watching, clock, 1)
+    assert said == [f"{clone.trial_id} is late: winners are being confirmed. `slime-ray extend` runs it."]
 
 
 def test_a_search_is_extended_once_and_its_budget_is_kept(watching, clock, monitor, said, tmp_path):

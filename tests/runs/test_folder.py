@@ -67,7 +67,7 @@ def begin(
 
 @pytest.mark.parametrize("sent", [False, True])
 def test_a_run_that_was_cut_off_before_its_first_trial_is_started_or_gone_on_with(experiment, source, storage, sent):
-    """As the processes of one command after another do, on the same machine; `either` is what --go-on asks for."""
+    """As the processes of one command after another do, on the same machine; `either` is what --auto-resume asks for."""
     for start in ("fresh", "either", "either"):
         with pytest.raises(KeyboardInterrupt):
             begin(experiment, source, storage, start, sent=sent, ends=KeyboardInterrupt())

@@ -146,6 +146,28 @@ def test_status_says_how_far_the_stages_are_until_trials_run(run, capsys):
     assert describe(run)["stages"] == {}
 
 
+def test_before_any_trial_the_status_names_the_stage_instead_of_none_of_none(run, capsys):
+    (run / STATUS).unlink()
+    shutil.rmtree(run / "trials")
+
+    def printed():
+        assert cli.main(["status", "--storage", str(run.parent)]) == 0
+        assert cli.main(["status", str(run)]) == 0
+        text = capsys.readouterr().out
+        assert "0 of 0" not in text
+        return text
+
+    with announce_sweep(run):
+        assert "at work. No trial has begun, as it said 0 s ago: Ray starts.\n" in printed()
+        announce(run, stages={"doing": "making sft"})
+        text = printed()
+        assert "at work, making sft, begun" in text
+        assert "ago: making sft.\n" in text
+    text = printed()
+    assert "interrupted, no trials yet, begun" in text
+    assert "interrupted. No trial has begun.\n" in text
+
+
 def test_a_sweep_is_at_work_from_its_first_second_to_its_last(run):
     said = json.loads((run / STATUS).read_text())
     (run / STATUS).write_text(json.dumps(said | {"pid": 2**22 + 1, "seconds_left": 5.0}))
@@ -184,6 +206,16 @@ def test_the_commands(run, capsys):
     assert "No sweep is at work" in capsys.readouterr().err
     assert cli.main(["extend", str(run), "--trials", "-1"]) == 2
     assert cli.main(["status", os.devnull]) == 2
+
+
+def test_a_clone_is_refused_while_winners_are_confirmed(run, capsys):
+    clone = ["clone", str(run), "search-0001", "--set", "objective.hard_margin=2.5"]
+    write_status(run, finished=4, total=5, trials={"confirm-search-0001-s0": {"doing": "training"}})
+    assert cli.main(clone) == 2
+    assert f"`slime-ray extend {run}` then runs it" in capsys.readouterr().err
+    assert not (run / "instructions").exists()
+    write_status(run, finished=5, total=5, trials={}, ended=True)
+    assert cli.main(clone) == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def test_a_judge_that_runs_out_says_so_and_what_it_took(tmp_path, monkeypatch, c
     with serving() as server:
         llm = (
             f"name: llm, model: rule, template: arena-hard, base_url: '{server.url}', api_key_env: {VARIABLE}, "
-            "concurrency: 1, on_failure: go_on, budget: {requests: 3}, prices: {input: 100, output: 1000}"
+            "concurrency: 1, on_failure: continue, budget: {requests: 3}, prices: {input: 100, output: 1000}"
         )
         command = [*files(tmp_path)[:-1], f"evaluation.judge={{{llm}}}"]
         run = evaluated(*command, storage=tmp_path / "runs", name="poor")

@@ -69,7 +69,7 @@ def test_what_a_batch_did_not_answer_is_counted_and_alone_asked_for_again(batch,
 
 def test_an_expired_batch_may_leave_verdicts_missing(batch):
     with batching(lambda lines: Ended(lines[6:], failed(lines[:6], EXPIRED), "expired")) as server:
-        judged = batch(server, on_failure="go_on")
+        judged = batch(server, on_failure="continue")
     assert (judged.summary.new, list(judged.summary.missing.values())) == (ALL - 6, [6])
 
 
@@ -94,7 +94,7 @@ def test_garbled_repeated_and_unknown_lines_are_told_and_do_no_harm(batch, caplo
         return Ended([b"{", b"[1]", b'{"custom_id": 3}', b"\xff\xfe", b"", unknown, *lines[2:], *others[2:]])
 
     with batching(shape) as server:
-        judged = batch(server, on_failure="go_on")
+        judged = batch(server, on_failure="continue")
     assert judged.summary.missing == {"no result in a batch that completed": 2}
     # Lines of these two may have been the garbled ones, so they may have been paid for.
     assert (judged.summary.new, judged.summary.requests) == (ALL - 2, ALL)
@@ -127,7 +127,7 @@ def test_an_interrupt_while_waiting_leaves_the_batch_to_be_found_again(llm, batc
 
 def test_what_another_machine_found_without_a_verdict_is_asked_for_again(llm, verdicts):
     def asked(kept, **changes):
-        judge = llm(server, kept=kept, mode="batch", poll_seconds=1e-3, on_failure="go_on", retries=0, **changes)
+        judge = llm(server, kept=kept, mode="batch", poll_seconds=1e-3, on_failure="continue", retries=0, **changes)
         return judge.compare(PAIRS)
 
     other = Verdicts(verdicts.folder, run=verdicts.run)
@@ -239,7 +239,7 @@ def test_a_model_that_wants_max_completion_tokens_gets_them_in_another_batch(bat
 
 def test_a_batch_is_no_larger_than_what_is_left_of_the_budget(batch):
     with batching() as server:
-        judged = batch(server, budget={"requests": 10}, on_failure="go_on")
+        judged = batch(server, budget={"requests": 10}, on_failure="continue")
         assert [len(lines) for lines in server.asked] == [10]
         assert (judged.summary.new, judged.summary.missing) == (10, {"budget.requests 10 is spent": 6})
 

@@ -112,7 +112,7 @@ def speak_otherwise(connection, released):
 @pytest.mark.parametrize("send", [hang_up, say_nothing, speak_otherwise])
 def test_a_connection_that_breaks_is_a_sentence_and_may_have_been_paid_for(llm, send):
     with raw_server(send) as url:
-        judged = llm(url, retries=0, on_failure="go_on").compare(PAIRS)
+        judged = llm(url, retries=0, on_failure="continue").compare(PAIRS)
     ((reason, count),) = judged.summary.missing.items()
     assert (reason.startswith("no connection: "), count) == (True, 4)
     assert judged.summary.requests == 4
@@ -120,7 +120,7 @@ def test_a_connection_that_breaks_is_a_sentence_and_may_have_been_paid_for(llm, 
 
 def test_an_endpoint_that_does_not_speak_tls_is_a_sentence_and_costs_nothing(llm):
     with serving() as server:
-        judge = llm(server.url.replace("http:", "https:"), retries=0, on_failure="go_on")
+        judge = llm(server.url.replace("http:", "https:"), retries=0, on_failure="continue")
         judged = judge.compare(PAIRS)
     ((reason, _),) = judged.summary.missing.items()
     assert "SSL" in reason
@@ -162,7 +162,7 @@ FLOOD = b" " * (endpoint.LARGEST + 1) + BODY
 )  # fmt: skip
 def test_no_answer_takes_more_room_than_a_judgment_may(llm, response, reason):
     with serving(lambda *_: response) as server:
-        judged = llm(server, retries=0, on_failure="go_on", concurrency=1).compare(PAIRS[:1])
+        judged = llm(server, retries=0, on_failure="continue", concurrency=1).compare(PAIRS[:1])
     ((said, count),) = judged.summary.missing.items()
     assert (said.startswith(reason), count) == (True, 2)
 
@@ -194,7 +194,7 @@ def test_a_redirect_is_refused_and_nothing_is_sent_there(llm, caplog, status):
         place = f"{other.url.replace('http://', 'http://bob:secret@')}/chat/completions?token=abc"
         server.behave = lambda *_: Response(status, {}, {"location": place})
         with pytest.raises(RunError, match=rf"redirects to {other.url}/chat.*\({status}\).*base_url") as stopped:
-            llm(server, on_failure="go_on", concurrency=1).compare(PAIRS)
+            llm(server, on_failure="continue", concurrency=1).compare(PAIRS)
         assert (len(server.requests), other.requests) == (1, [])
     for secret in (KEY, "secret", "abc"):
         assert secret not in str(stopped.value) + caplog.text
@@ -327,7 +327,7 @@ def test_a_proxy_that_refuses_is_a_sentence_without_its_password(llm, monkeypatc
     with raw_server(refuse) as url:
         monkeypatch.setenv("HTTPS_PROXY", url.replace("http://", "http://bob:secret@").removesuffix("/v1"))
         monkeypatch.delenv("NO_PROXY", raising=False)
-        judge = llm("https://judge.invalid/v1", retries=0, on_failure="go_on")
+        judge = llm("https://judge.invalid/v1", retries=0, on_failure="continue")
         judged = judge.compare(PAIRS)
     ((reason, count),) = judged.summary.missing.items()
     assert (str(status) in reason, "secret" in reason, count) == (True, False, 4)

@@ -116,14 +116,14 @@ def test_a_slow_endpoint_is_a_time_out_that_may_have_been_paid_for(llm):
 def test_where_nobody_listens_the_trial_stops_or_goes_on_as_it_was_told(llm):
     with pytest.raises(RunError, match="no connection"):
         llm("http://127.0.0.1:9/v1", retries=1).compare(PAIRS)
-    judged = llm("http://127.0.0.1:9/v1", retries=1, on_failure="go_on").compare(PAIRS)
+    judged = llm("http://127.0.0.1:9/v1", retries=1, on_failure="continue").compare(PAIRS)
     assert labels(judged) == ([None] * COUNT, [None] * COUNT)
     ((reason, count),) = judged.summary.missing.items()
     assert (reason.startswith("no connection"), count) == (True, 2 * COUNT)
     assert judged.summary.requests == 0
 
 
-@pytest.mark.parametrize("policy", ["stop", "go_on"])
+@pytest.mark.parametrize("policy", ["stop", "continue"])
 def test_a_refused_key_stops_at_once_names_its_variable_and_is_not_shown(server, llm, monkeypatch, caplog, policy):
     monkeypatch.setenv(VARIABLE, "sk-wrong-9999")
     with pytest.raises(RunError, match=VARIABLE) as stopped:
@@ -135,7 +135,7 @@ def test_a_refused_key_stops_at_once_names_its_variable_and_is_not_shown(server,
 def test_an_unknown_model_stops_at_once_with_what_the_endpoint_says(llm):
     with serving(lambda *_: Response(404, {"error": {"message": "The model `rule` does not exist"}})) as server:
         with pytest.raises(RunError, match=r"does not know the model rule.*does not exist.*base_url"):
-            llm(server, on_failure="go_on", concurrency=1).compare(PAIRS)
+            llm(server, on_failure="continue", concurrency=1).compare(PAIRS)
         assert len(server.requests) <= 2
 
 
@@ -219,7 +219,7 @@ from tests.evaluation.judges.test_llm import PAIRS, labels
 url, folder, concurrency, budget, twice = sys.argv[1:]
 # What takes long is imported once; from here on there are two.
 other = os.fork() if twice == "True" else None
-chosen = settings(url, concurrency=int(concurrency), budget={"requests": int(budget)}, on_failure="go_on", retries=0)
+chosen = settings(url, concurrency=int(concurrency), budget={"requests": int(budget)}, on_failure="continue", retries=0)
 asker = Asker(chosen, verdicts=Verdicts(Path(folder), run="first"), endpoint=Endpoint(chosen))
 # In one write, so that the lines of two processes stay apart.
 print(f"{labels(PairwiseLlmJudge(chosen, asker).compare(PAIRS))}\\n", end="", flush=True)
@@ -287,7 +287,9 @@ def test_a_budget_holds_over_all_evaluations_of_a_run_and_not_over_another(serve
 @pytest.mark.parametrize("budget", [{"tokens": 550}, {"cost": 0.00055}])
 def test_tokens_and_cost_end_a_budget_too(server, llm, budget):
     """110 tokens a judgment, at a price of 1 for each million: five judgments take all of both budgets."""
-    judge = llm(server, budget=budget, prices={"input": 1, "output": 1}, concurrency=1, on_failure="go_on", retries=0)
+    judge = llm(
+        server, budget=budget, prices={"input": 1, "output": 1}, concurrency=1, on_failure="continue", retries=0
+    )
     judged = judge.compare(PAIRS)
     assert len(server.requests) == 5
     (name,) = budget

@@ -93,7 +93,7 @@ def test_a_judgment_that_was_paid_for_before_one_that_cannot_be_read_is_kept(llm
 def test_an_error_that_asking_again_cannot_help_is_not_asked_again(llm):
     error = {"error": {"message": "context length exceeded", "code": 400}}
     with serving(lambda *_: Response(body=error)) as server:
-        judged = llm(server, retries=3, on_failure="go_on").compare(PAIRS)
+        judged = llm(server, retries=3, on_failure="continue").compare(PAIRS)
         assert len(server.requests) == 2
     assert judged.summary.missing == {"an error in place of a judgment: context length exceeded": 2}
 

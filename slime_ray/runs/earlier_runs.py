@@ -36,7 +36,7 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class EarlierRun:
+class EarlierTrials:
     """What is taken over from one run. hashes: of its data, by which it is compared once this run's are known."""
 
     run: str
@@ -45,7 +45,7 @@ class EarlierRun:
     outside: int
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "EarlierRun":
+    def from_json(cls, fields: Mapping[str, Any]) -> "EarlierTrials":
         """Read what the manifest of a run keeps: the fields as a mapping."""
         return TypeAdapter(cls).validate_python(fields)
 
@@ -54,14 +54,14 @@ class EarlierRun:
         return f"{len(self.trials)} trials of {self.run} are known to the search{note}."
 
 
-def earlier_runs(experiment: Experiment) -> list[EarlierRun]:
+def earlier_runs(experiment: Experiment) -> list[EarlierTrials]:
     """What the runs that `start_from` names have. Raises InputError where one cannot be used, with the reason."""
     if experiment.search is None:
         return []
     return [_read_run(experiment, experiment.search, start.run, start.best) for start in experiment.search.earlier_runs]
 
 
-def refuse_other_data(earlier: list[EarlierRun], hashes: Mapping[str, str]) -> None:
+def refuse_other_data(earlier: list[EarlierTrials], hashes: Mapping[str, str]) -> None:
     """Raise InputError where an earlier run had other data, or another SFT checkpoint, than this one."""
     for run in earlier:
         for name in DATA_HASHES:
@@ -72,7 +72,7 @@ def refuse_other_data(earlier: list[EarlierRun], hashes: Mapping[str, str]) -> N
                 )
 
 
-def _read_run(experiment: Experiment, search: Search, address: str, best: int | None) -> EarlierRun:
+def _read_run(experiment: Experiment, search: Search, address: str, best: int | None) -> EarlierTrials:
     source = strip_credentials(address) if is_url(address) else address
     try:
         run = local_folder(address if is_url(address) else located(address))
@@ -101,7 +101,7 @@ def _read_run(experiment: Experiment, search: Search, address: str, best: int | 
         )
         for row in best_trials
     ]
-    return EarlierRun(source, dict(manifest.get("hashes") or {}), trials, outside)
+    return EarlierTrials(source, dict(manifest.get("hashes") or {}), trials, outside)
 
 
 def _check_measures(experiment: Experiment, source: str, row: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from slime_ray.config.experiment_file import load_experiment
 from slime_ray.errors import InputError
 from slime_ray.on_ray.plan import search_trial
 from slime_ray.runs import results, schema
-from slime_ray.runs.warm_start import EarlierRun, earlier_runs, refuse_other_data
+from slime_ray.runs.earlier_runs import EarlierTrials, earlier_runs, refuse_other_data
 from slime_ray.training.outcome import blank_row
 
 SPACE = "objective.hard_margin: {uniform: [0.5, 3.0]}, objective.soft_margin: {uniform: [0.1, 2.0]}"
@@ -66,7 +66,7 @@ def test_completed_trials_of_an_earlier_search_are_known_with_their_goals_the_be
     assert found.trials[0].point == {"objective.hard_margin": 2.0, "objective.soft_margin": 0.5}
     assert str(found) == f"3 trials of {run} are known to the search."
     # As the manifest keeps it.
-    assert EarlierRun.from_json(json.loads(json.dumps(asdict(found)))) == found
+    assert EarlierTrials.from_json(json.loads(json.dumps(asdict(found)))) == found
 
 
 def test_the_best_of_them_are_taken_and_those_outside_a_narrower_space_are_not(tmp_path, run):
