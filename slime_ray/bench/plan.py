@@ -138,7 +138,7 @@ def _run_case(case: str, folder: Path, say: Say) -> PlannedRun:
             "trial seconds": plan["trial_seconds"]["expected"],
             "tokens": plan["tokens"]["expected"],
             "peak MiB": plan["peak_bytes"] / mib,
-            "disk MiB": sum(plan["disk"]["parts"].values()) / mib,
+            "disk MiB": sum(plan["disk"].values()) / mib,
         },
         ran={
             "time": took,
