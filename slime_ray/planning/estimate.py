@@ -132,7 +132,7 @@ class Planner:
     def _trials(self, group: Group, rates: Rates) -> list[Ends]:
         """Return the seconds of each trial."""
         short = self._short(group)
-        before = seconds_of({"load": 1, "start": 1, "process": int(self.resources.workers > 1)}, rates)
+        before = seconds_of({"load": 1, "setup": 1, "process": int(self.resources.workers > 1)}, rates)
         return [
             before + short.updates * seconds_of(work.course, rates) + short.finished * seconds_of(work.end, rates)
             for work in self.works[group.name]
@@ -144,7 +144,7 @@ class Planner:
         stages = {"tokens": seconds_of({"example": amounts.material.examples}, rates)}
         for name, work in amounts.stages().items():
             if name != "reference" or self.references:
-                stages[name] = (seconds_of({"load": 1, "start": 1}, rates) + seconds_of(work, rates)) * checkpoints
+                stages[name] = seconds_of(work, rates) * checkpoints
         jobs = [(group.phase, self._trials(group, rates)) for group in self.groups]
         # Arms go seed by seed.
         first = [

@@ -72,13 +72,13 @@ def probe(
         TokenPair(*(_random_tokens(length, vocabulary) for length in part.pair), **reference)
         for _ in range(min(PAIRS, part.count))
     ]
-    timed["update"], timed["token"], timed["start"] = _updates(policy, pairs, settings, scratch)
+    timed["update"], timed["token"], timed["setup"] = _updates(policy, pairs, settings, scratch)
     read = pairs[: max(1, 4 * row_tokens // sum(part.pair))]
     timed["read_token"] = _took(lambda: measure_held_out(policy, read, row_tokens=row_tokens))
     timed["read_token"] /= len(read) * sum(part.pair)
     prompt = round(material.prompts["report"].tokens)
     timed["decode_step"], timed["decode_row"] = _decoding(policy, tokenizer, settings, prompt)
-    timed["start"] += _took(lambda: _save(policy, scratch / "model"))
+    timed["save"] = _took(lambda: _save(policy, scratch / "model"))
     World.current().broadcast(None)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     return MeasuredRates(timed, _peak_bytes(), device)

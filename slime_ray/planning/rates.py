@@ -18,11 +18,10 @@ Work = Mapping[str, float | Ends]
 Rates = Mapping[str, float | Ends]
 """Seconds of each unit of work, on all workers of a trial together; of a unit that is not there, none.
 
-Measured or assumed: process: until a worker has imported everything. load: of the model. start: of a trial or a stage,
-which sets up and saves. decode_step: of a decoding step. Measured: update, token: of training, beside its tokens and
-for each of them. read_token: of a forward pass. decode_row: of each answer in a decoding step. Assumed: flop; verdict:
-an answer scored; request: to a language model. And example: one of the data, tokenized; around: Ray's start and end;
-report: that of a run.
+Measured or assumed: process: until a worker has imported everything. load, setup, save: once each. decode_step: of a
+decoding step. Measured: update, token: of training, beside its tokens and for each of them. read_token: of a forward
+pass. decode_row: of each answer in a decoding step. Assumed: flop; saved_byte; verdict: an answer scored; request: to a
+language model. And example: one of the data, tokenized; around: Ray's start and end; report: that of a run.
 """
 NONE = np.zeros(3)
 
@@ -109,7 +108,8 @@ def rates_of(
         "process": PROCESS,
         "report": REPORT,
         "load": model.plain / DISK_BYTES,
-        "start": SETUP + model.saved / DISK_BYTES,
+        "setup": SETUP,
+        "saved_byte": 1 / DISK_BYTES,
         "flop": 1 / (peak * workers * share * PEAK_SHARE),
         "decode_step": np.maximum(moved, LAUNCH_SECONDS * model.layers),
     }

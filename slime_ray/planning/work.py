@@ -73,7 +73,7 @@ class Amounts:
             *(self.answering(material.prompts[name]) for name in (RETENTION,) if name in material.prompts),
             self._verdicts(prompt_set.turns),
             # The divergence of a model without adapters is from a second one.
-            {"load": 1 if settings.model.lora else 2},
+            {"load": 1 if settings.model.lora else 2, "save": 1, "saved_byte": self.model.saved},
         ]
         course = joined([training, *evaluation * len(marks), self._verdicts(judged)])
         return TrialWork(training, course, joined(end), (judged, prompt_set.turns))
@@ -138,11 +138,11 @@ class Amounts:
         """Return the work of the shared stages but the first, in the order of their run."""
         held_out, train, prompts = self.material.held_out, self.material.train, self.material.prompts.values()
         return {
-            "sft": self.demonstrations(),
-            "step0": self.reading(held_out, held_out.count),
-            "baseline": joined(map(self.answering, prompts)),
+            "sft": joined([{"load": 1, "save": 1, "saved_byte": self.model.merged}, self.demonstrations()]),
+            "step0": joined([{"load": 1}, self.reading(held_out, held_out.count)]),
+            "baseline": joined([{"load": 1}, *map(self.answering, prompts)]),
             # The training pairs' log-probabilities, for objectives with a reference.
-            "reference": self.reading(train, train.count),
+            "reference": joined([{"load": 1}, self.reading(train, train.count)]),
         }
 
 

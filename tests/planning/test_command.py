@@ -125,7 +125,7 @@ def test_a_probe_measures_a_trial_where_trials_run(instance, tmp_path, capsys, w
     printed = capsys.readouterr()
     plan = json.loads(printed.out)
     rates = plan["measured"]["rates"]
-    assert all(rates[name] > 0 for name in ("read_token", "load", "start", "process"))
+    assert all(rates[name] > 0 for name in ("read_token", "load", "save", "process"))
     # Lines through two measurements each: of the one or the other number nothing may be left on a busy machine.
     lines = [("update", "token"), ("decode_step", "decode_row")]
     assert all(rates[beside] + rates[each] > 0 for beside, each in lines)

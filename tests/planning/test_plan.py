@@ -155,7 +155,7 @@ def test_a_budget_that_ends_it_early_is_said(load):
 
 RATES = {
     "update": 0.5, "token": 0.001, "read_token": 0.0005, "decode_step": 0.01, "decode_row": 0.001, "load": 1.0,
-    "start": 5.0, "process": 10.0,
+    "save": 2.0, "setup": 3.0, "process": 10.0,
 }  # fmt: skip
 MEASURED = MeasuredRates(
     rates=RATES, around=20.0, peak_bytes=GIB, side_by_side=2, took=60.0, device="2 CPU threads"
@@ -181,12 +181,12 @@ def test_a_measured_plan_by_hand(load):
     # A verdict takes a tenth of a millisecond, which is assumed.
     trial += 20 * 0.0001 + 5.0 + 3 * 1.0
     assert row.seconds.expected == pytest.approx(trial)
-    assert plan.stages["sft"].expected == pytest.approx(4 * 0.5 + plan.sft_tokens * 0.001 + 1.0 + 5.0)
-    assert plan.stages["step0"].expected == pytest.approx(6.0 + held_out * 0.0005)
+    assert plan.stages["sft"].expected == pytest.approx(4 * 0.5 + plan.sft_tokens * 0.001 + 1.0 + 2.0)
+    assert plan.stages["step0"].expected == pytest.approx(1.0 + held_out * 0.0005)
     chosen = answers + (0.01 + 4 * 0.001 + 4 * selection.tokens * 0.0005) + (
         0.01 + 2 * 0.001 + 2 * selection.tokens * 0.0005
     )  # fmt: skip
-    assert plan.stages["baseline"].expected == pytest.approx(6.0 + chosen)
+    assert plan.stages["baseline"].expected == pytest.approx(1.0 + chosen)
     # Ray's start, the report as long as a process, the stages' process and the trial's.
     stages = sum(taken.expected for taken in plan.stages.values())
     assert plan.time.expected == pytest.approx(20 + 10 + 10 + 10 + stages + trial)
