@@ -81,13 +81,13 @@ def rates_of(
     measured: by a probe of the same settings on the same machine. Without one rates follow from the GPU's peak and
     bandwidth. share: of a GPU that each worker has, at most 1.
     """
-    judge, read = settings.evaluation.judge, material.seconds
+    judge = settings.evaluation.judge
     scoring = [member for member in judge.members if not isinstance(member, NoJudge | Llm)]
     verdicts = [EXACT_VERDICT if isinstance(member, Exact) else VERDICT for member in scoring]
     # Judges follow one another.
     waiting = sum(endpoint.requests_an_answer / endpoint.concurrency for endpoint in judge.endpoints)
     rates: dict[str, float | Ends] = {
-        "example": EXAMPLE if read is None else SPREAD * read / max(1, material.examples),
+        "example": EXAMPLE,
         "verdict": sum(verdicts, NONE) / max(1, len(verdicts)),
         "request": REQUEST * waiting / max(1.0, sum(endpoint.requests_an_answer for endpoint in judge.endpoints)),
     }
@@ -95,6 +95,8 @@ def rates_of(
         rates |= {name: SPREAD * seconds for name, seconds in measured.rates.items()}
         # What a worker takes to import everything says how fast this machine is at such work, which no GPU does.
         rates |= {"around": SPREAD * measured.around, "report": rates["process"]}
+        if material.seconds is not None:
+            rates["example"] = SPREAD * material.seconds / max(1, material.examples)
         return rates, (
             f"measured in {measured.took:.0f} s on {measured.device}, {measured.side_by_side} trials at a time"
         )
