@@ -207,8 +207,13 @@ class Planner:
             if judge.prices:
                 cost = cost + (tokens[0] * judge.prices.input + tokens[1] * judge.prices.output) * 1e-6
         priced = endpoints and all(judge.prices for judge in endpoints)
-        amounts = map(Range.of, (requests, read, written))
-        return Judging(self.base.judge_identity, *amounts, Range.of(cost) if priced else None)
+        return Judging(
+            self.base.judge_identity,
+            Range.of(requests),
+            Range.of(read),
+            Range.of(written),
+            Range.of(cost) if priced else None,
+        )
 
     def _row_budget(self, settings: Settings, limit: float | None) -> int:
         """Return the tokens of a row as a trial chooses them; one pair's where the GPU is too small for any."""

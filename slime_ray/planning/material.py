@@ -218,7 +218,8 @@ def read_material(settings: Settings) -> Material:
             longest_prompt = max(longest_prompt, *lengths[0])
         # Some are dropped, such as those without room for a completion.
         count = round(len(part) * len(lengths[0]) / len(some))
-        return DataPart(count, *map(fmean, lengths), longest=max(map(sum, zip(*lengths, strict=True))))
+        prompt, chosen, rejected_mean = map(fmean, lengths)
+        return DataPart(count, prompt, chosen, rejected_mean, max(map(sum, zip(*lengths, strict=True))))
 
     sft = tokenized(corpus.sft, rejected=False) if settings.sft else DataPart(0)
     train, held_out = tokenized(corpus.train), tokenized(corpus.held_out)

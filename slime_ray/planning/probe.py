@@ -4,6 +4,7 @@ It trains a few updates, reads and answers a few prompts and saves, in the proce
 on, over random tokens of the data's mean lengths. Nothing of it is kept.
 """
 
+import math
 import resource
 import time
 from collections.abc import Callable
@@ -67,11 +68,13 @@ def probe(
     row_tokens, vocabulary = row_budget(settings, policy), footprint(model).sizes.vocabulary
 
     part, needs_reference = material.train, settings.objective.build().needs_reference
-    reference = {"reference_chosen": -10.0, "reference_rejected": -10.0} if needs_reference else {}
-    pairs = [
-        TokenPair(*(_random_tokens(length, vocabulary) for length in part.pair), **reference)
-        for _ in range(min(PAIRS, part.count))
-    ]
+    reference = -10.0 if needs_reference else math.nan
+
+    def random_pair() -> TokenPair:
+        prompt, chosen, rejected = (_random_tokens(length, vocabulary) for length in part.pair)
+        return TokenPair(prompt, chosen, rejected, reference, reference)
+
+    pairs = [random_pair() for _ in range(min(PAIRS, part.count))]
     timed["update"], timed["token"], timed["setup"] = _updates(policy, pairs, settings, scratch)
     read = pairs[: max(1, 4 * row_tokens // sum(part.pair))]
     timed["read_token"] = _took(lambda: measure_held_out(policy, read, row_tokens=row_tokens))

@@ -28,7 +28,7 @@ NONE = np.zeros(3)
 
 def seconds_of(work: Work, rates: Rates) -> Ends:
     """Return the seconds of some work."""
-    return sum((rates[unit] * amount for unit, amount in work.items() if unit in rates), NONE)
+    return sum((np.multiply(rates[unit], amount) for unit, amount in work.items() if unit in rates), NONE)
 
 
 @dataclass(frozen=True)
