@@ -1,29 +1,25 @@
 """Arguments and output that the benchmark scripts share."""
 
 import argparse
+import json
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 
-from slime_ray.bench.tables import show
+from slime_ray.bench.report import Report
 from slime_ray.errors import InputError, SlimeRayError
 
 
 def run(
-    name: str,
-    description: str,
-    numbers: dict[str, tuple[int, int, str]],
-    measure: Callable[..., Any],
-    table: Callable[[Any], str],
+    name: str, description: str, numbers: dict[str, tuple[int, int, str]], measure: Callable[..., Iterable[Report]]
 ) -> None:
-    """Parse the command line, measure, and print the table, or with `--json` every measurement.
+    """Parse the command line, measure, and print the tables, or with `--json` every measurement.
 
     Args:
-        name: The benchmark, as its JSON names it.
+        name: The script.
         description: One line for `--help`.
         numbers: Whole-number options by name: default, least value, help.
         measure: Called with the options and `say`, which takes lines about progress.
-        table: Renders the report.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     for option, (default, least, text) in numbers.items():
@@ -35,7 +31,7 @@ def run(
         for option, (_, least, _) in numbers.items():
             if options[option] < least:
                 raise InputError(f"--{option} {options[option]}: must be at least {least}.")
-        report = measure(**options, say=lambda line: print(line, file=sys.stderr, flush=True))
-        show(name, report, table(report), as_json=as_json)
+        reports = list(measure(**options, say=lambda line: print(line, file=sys.stderr, flush=True)))
     except SlimeRayError as error:
         sys.exit(f"{parser.prog}: {error}")
+    print(json.dumps(list(map(asdict, reports))) if as_json else "\n\n".join(report.text() for report in reports))

@@ -1,22 +1,20 @@
-"""The recorded trials of the embedded task: a grid with a truth of its own, and points that cover the same box.
+"""The recorded trials of the embedded task: a grid with a truth of its own, and points of the same box.
 
-`record` trains what is missing, one trial after another in this process, and leaves an ordinary run; `condense` makes
-the small table of it that ships, and that the simulated back end plays again.
+`record` trains what is missing, one trial after another in this process, and writes the small table that the simulated
+back end plays again.
 """
 
+import gzip
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from slime_ray.bench.machine import Say, describe_machine, now
-from slime_ray.config.experiment import Experiment, Search, Trial
+from slime_ray.bench.machine import Say
+from slime_ray.config.experiment import Experiment, Trial
 from slime_ray.config.experiment_file import load_experiment
 from slime_ray.config.space import Scalar
 from slime_ray.errors import RunError
@@ -26,9 +24,9 @@ from slime_ray.training.orders import evaluations
 from slime_ray.training.outcome import say_nothing
 from slime_ray.training.worker import run_trial
 
-from .simulate import Recorded
+from .simulate import Recorded, random_points
 
-TABLE = Path(__file__).parent / "data" / "arithmetic.parquet"
+TABLE = Path(__file__).parent / "data" / "arithmetic.jsonl.gz"
 SPACE = """\
 name: recorded
 preset: arithmetic
@@ -52,8 +50,6 @@ TRUTH_SEEDS = (0, 1, 2)
 SEARCH_SEEDS = (1000, 1001, 1002)
 """Of the trials that a search is given, on the selection prompts."""
 POINTS = 128
-TOKENS_A_SECOND = 10_000
-"""Of the simulated clock. It goes by tokens, since seconds were taken on a machine that had other work."""
 
 
 def experiment_in(folder: Path, name: str = "recorded", text: str = SPACE) -> Experiment:
@@ -76,20 +72,6 @@ def cells() -> list[dict[str, Scalar]]:
     return [dict(zip(GRID, values, strict=True)) for values in product(*GRID.values())]
 
 
-def cover(search: Search, count: int) -> list[dict[str, Scalar]]:
-    """Return points that cover the space: a Kronecker sequence on powers of the generalised golden ratio."""
-    root = 2.0
-    for _ in range(64):
-        root = (1 + root) ** (1 / (len(search.dimensions) + 1))
-    return [
-        {
-            path: dimension.at(index * root ** -(k + 1) % 1.0)
-            for k, (path, dimension) in enumerate(search.dimensions.items())
-        }
-        for index in range(1, count + 1)
-    ]
-
-
 def recorded_trial(experiment: Experiment, name: str, phase: Any, seed: int, values: Mapping[str, Scalar]) -> Trial:
     """Build a trial to record. phase: `arm` is measured on the report prompts, `search` on the selection ones."""
     return Trial(
@@ -104,90 +86,46 @@ def recorded_trial(experiment: Experiment, name: str, phase: Any, seed: int, val
 
 
 def trials_to_record(experiment: Experiment) -> Iterator[Trial]:
-    """Yield all trials to record, the most needed first, so that a recording that is cut short is of use."""
+    """Yield all trials to record."""
     assert experiment.search is not None
-    points = cover(experiment.search, POINTS)
-    share = -(-POINTS // len(SEARCH_SEEDS))
-    for turn, (truth, seed) in enumerate(zip(TRUTH_SEEDS, SEARCH_SEEDS, strict=True)):
-        for number, values in enumerate(cells()):
-            yield recorded_trial(experiment, f"cell-{number:02d}", "arm", truth, values)
-            yield recorded_trial(experiment, f"cell-{number:02d}", "search", seed, values)
-        for number in range(turn * share, min((turn + 1) * share, POINTS)):
-            yield recorded_trial(experiment, f"point-{number:03d}", "search", SEARCH_SEEDS[0], points[number])
+    for number, values in enumerate(cells()):
+        for phase, seeds in (("arm", TRUTH_SEEDS), ("search", SEARCH_SEEDS)):
+            for seed in seeds:
+                yield recorded_trial(experiment, f"cell-{number:02d}", phase, seed, values)
+    for number, point in enumerate(random_points(experiment.search, POINTS, seed=0)):
+        yield recorded_trial(experiment, f"point-{number:03d}", "search", SEARCH_SEEDS[0], point)
 
 
-def train(trial: Trial, folder: Path, say: Say) -> None:
+def record(trial: Trial, folder: Path, say: Say) -> Recorded:
     """Train a trial that `folder` lacks; one that diverges is a result. Raises RunError where it fails."""
     trial_folder = folder / "run" / "trials" / trial.trial_id
-    if results.finished_trial(trial_folder) is not None:
-        return
-    row = run_trial(trial, run=folder / "run", storage=RunStore(folder), report=say_nothing)
-    if row["status"] == "failed":
-        raise RunError(f"{trial.trial_id} failed: {row['reason']}. Delete {trial_folder} and record again.")
-    say(f"{trial.trial_id} {row['status']}: win rate {row['win_rate']}, stability {row['stability']}")
+    row = results.finished_trial(trial_folder)
+    if row is None:
+        row = run_trial(trial, run=folder / "run", storage=RunStore(folder), report=say_nothing)
+        if row["status"] == "failed":
+            raise RunError(f"{trial.trial_id} failed: {row['reason']}. Delete {trial_folder} and record again.")
+        say(f"{trial.trial_id} {row['status']}: win rate {row['win_rate']}, stability {row['stability']}")
+    names = ("label", "phase", "seed", "status", "win_rate", "stability")
+    return Recorded(
+        name=trial.trial_id,
+        values=trial.values,
+        evaluations=evaluations(pq.read_table(trial_folder / "curves.parquet").to_pylist()),
+        updates=row["updates"],
+        tokens=row["tokens"],
+        row={name: row[name] for name in names},
+    )
 
 
-def record(folder: Path, say: Say) -> None:
-    """Train what `folder` does not hold yet of all that is wanted."""
-    for trial in trials_to_record(experiment_in(folder)):
-        train(trial, folder, say)
-
-
-def condense(folder: Path, table: Path) -> None:
-    """Write the table of the trials that `folder` holds."""
-    rows = results.finished_trials(folder / "run")
-    entries = [_entry(folder / "run" / "trials" / name, rows[name]) for name in sorted(rows)]
-    about = {"machine": asdict(describe_machine(torch.device("cpu"))), "condensed": now(), "space": SPACE}
-    columns = pa.Table.from_pylist(entries, schema=SCHEMA).replace_schema_metadata({"recorded": json.dumps(about)})
-    table.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(columns, table, compression="zstd")
-
-
-METRICS = ("win_rate", "stability", "preference_accuracy", "mean_margin", "chosen_drift")
-SCHEMA = pa.schema(
-    {
-        "trial_id": pa.string(),
-        "label": pa.string(),
-        "phase": pa.string(),
-        "seed": pa.int32(),
-        "status": pa.string(),
-        "settings": pa.string(),
-        "updates": pa.int32(),
-        "tokens": pa.int32(),
-        "win_rate": pa.float32(),
-        "stability": pa.float32(),
-        "steps": pa.list_(pa.int16()),
-        **{f"told.{name}": pa.list_(pa.float32()) for name in METRICS},
-    }
-)
-
-
-def _entry(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
-    steps = evaluations(pq.read_table(folder / "curves.parquet").to_pylist())
-    lists = {f"told.{name}": [values.get(name) for values in steps.values()] for name in METRICS}
-    columns = {name: row[name] for name in SCHEMA.names if name in row}
-    return columns | {"settings": row["overrides"], "steps": list(steps)} | lists
+def save_table(recorded: list[Recorded], table: Path) -> None:
+    """Write the recorded trials, a line each."""
+    with gzip.open(table, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(vars(trial)) + "\n" for trial in recorded)
 
 
 def load_table(table: Path = TABLE) -> list[Recorded]:
     """Load the recorded trials."""
-    entries = pq.read_table(table, schema=SCHEMA).to_pylist()
-    return [_recorded(entry) for entry in entries]
-
-
-def _recorded(entry: Mapping[str, Any]) -> Recorded:
-    by_metric = {name: entry[f"told.{name}"] for name in METRICS}
-    evaluations = {
-        step: {name: values[place] for name, values in by_metric.items() if values[place] is not None}
-        for place, step in enumerate(entry["steps"])
-    }
-    names = ("label", "phase", "seed", "status", "win_rate", "stability")
-    return Recorded(
-        name=entry["trial_id"],
-        values=json.loads(entry["settings"]),
-        evaluations=evaluations,
-        updates=entry["updates"],
-        tokens=entry["tokens"],
-        seconds=entry["tokens"] / TOKENS_A_SECOND,
-        row={name: entry[name] for name in names},
-    )
+    with gzip.open(table, "rt", encoding="utf-8") as file:
+        entries = [json.loads(line) for line in file]
+    for entry in entries:
+        entry["evaluations"] = {int(step): values for step, values in entry["evaluations"].items()}
+    return [Recorded(**entry) for entry in entries]

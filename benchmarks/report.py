@@ -1,23 +1,21 @@
 """What the report of a large run takes: seconds to make, bytes of its page. The run is made up."""
 
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 from slime_ray.analysis.report import write_report
 from slime_ray.analysis.statistics import draws
 
-from slime_ray.bench.machine import Machine, Say, describe_machine, now
-from slime_ray.errors import InputError
-from slime_ray.planning.tables import table
+from slime_ray.bench.machine import Say
+from slime_ray.bench.report import Report, machine
 from slime_ray.runs import results, schema
 
 from .common import run
@@ -33,30 +31,9 @@ SPACE: dict[str, tuple[float, float]] = {
 }
 HELD_OUT = ("chosen_logp", "rejected_logp", "chosen_drift", "mean_margin", "preference_accuracy", "entropy")
 TRAIN = ("loss", "grad_norm", "learning_rate", "chosen_logp", "rejected_logp", "anchor", "stabilizer", "margin")
-BOUNDS = {100: (10, 3), 1000: (60, 8)}
-"""By trials, at most so many seconds and megabytes of the page are promised."""
 
 
-@dataclass(frozen=True)
-class PageReport:
-    """seconds: of each round's report. page, all_files: bytes.
-
-    command: seconds of `slime-ray report` in a process of its own, Python's start and all imports with it. answer:
-    characters of an answer.
-    """
-
-    trials: int
-    answer: int
-    seconds: tuple[float, ...]
-    command: tuple[float, ...]
-    page: int
-    all_files: int
-    machine: Machine
-    matplotlib: str
-    date: str
-
-
-def measure_report(*, trials: int, answer: int, rounds: int, say: Say) -> PageReport:
+def measure_report(*, trials: int, answer: int, rounds: int, say: Say) -> Iterator[Report]:
     """Make up a run of so many trials, at least 24, with answers of so many characters, and report it."""
     seconds, command = [], []
     with tempfile.TemporaryDirectory(prefix="slime-ray-bench-") as folder:
@@ -65,59 +42,26 @@ def measure_report(*, trials: int, answer: int, rounds: int, say: Say) -> PageRe
         make_run(run, trials=trials, answer=answer)
         # What is imported when the first figure is drawn is no part of a report.
         write_report(run, Path(folder) / "first")
-        for number in range(rounds):
+        for _ in range(rounds):
             # A round draws its resamples anew, as a report in a new process does.
             draws.cache_clear()
             clock = time.perf_counter()
             written = write_report(run, Path(folder) / "report")
             seconds.append(time.perf_counter() - clock)
-            command.append(_time_command(run, Path(folder) / "report"))
-            say(f"round {number + 1}: {seconds[-1]:.1f} s, the whole command {command[-1]:.1f} s")
+            clock = time.perf_counter()
+            line = [sys.executable, "-m", "slime_ray", "report", str(run), "--out", str(Path(folder) / "report")]
+            subprocess.run(line, stdout=subprocess.DEVNULL, check=True)
+            command.append(time.perf_counter() - clock)
         page, all_files = written.html.stat().st_size, sum(path.stat().st_size for path in written.files)
-    return PageReport(
-        trials=trials,
-        answer=answer,
-        seconds=tuple(seconds),
-        command=tuple(command),
-        page=page,
-        all_files=all_files,
-        machine=describe_machine(torch.device("cpu")),
-        matplotlib=version("matplotlib"),
-        date=now(),
-    )
-
-
-def _time_command(run: Path, out: Path) -> float:
-    """Time `slime-ray report`. Raises InputError where it fails."""
-    clock = time.perf_counter()
-    line = [sys.executable, "-m", "slime_ray", "report", str(run), "--out", str(out)]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InputError(f"slime-ray report ended with {done.returncode}: {done.stderr.strip()}")
-    return time.perf_counter() - clock
-
-
-def page_table(report: PageReport) -> str:
-    """Render the report."""
-    machine = report.machine
-    row = (
-        f"{report.trials}",
-        f"{report.answer}",
-        f"{statistics.median(report.seconds):.1f}",
-        f"{statistics.median(report.command):.1f}",
-        f"{report.page / 1e6:.2f}",
-        f"{report.all_files / 1e6:.1f}",
-    )
-    return "\n\n".join(
-        [
-            f"The report of a made-up run on {machine.processor}, {machine.cores} cores; "
-            f"matplotlib {report.matplotlib}, {report.date}; {len(report.seconds)} rounds",
-            table(("trials", "characters", "seconds", "command s", "page MB", "all files MB"), [row]),
-            "Characters of an answer. Seconds: medians over rounds; command: of "
-            "`slime-ray report` in a process of its own, with Python's start and all imports. Promised are at most "
-            + ", ".join(f"{time} s and {size} MB of {trials:,} trials" for trials, (time, size) in BOUNDS.items())
-            + ".",
-        ]
+    row = {
+        "trials": trials, "seconds": median(seconds), "command s": median(command), "page MB": page / 1e6,
+        "all files MB": all_files / 1e6, "of each round": [seconds, command],
+    }  # fmt: skip
+    yield Report(
+        "report of a made-up run",
+        {**machine(), "matplotlib": version("matplotlib"), "characters": answer, "rounds": rounds},
+        [row],
+        "Medians. command: `slime-ray report` in a process of its own, with Python's start and all imports.",
     )
 
 
@@ -214,5 +158,4 @@ if __name__ == "__main__":
             "rounds": (3, 1, "repetitions"),
         },
         measure_report,
-        page_table,
     )

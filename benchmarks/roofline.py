@@ -2,14 +2,16 @@
 
 import sys
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
 from slime_ray.bench.machine import Say
+from slime_ray.bench.report import Report, machine
 from slime_ray.config.model import Lora, Model
 from slime_ray.model.flops import Layout, Lengths, attention_flops, step_flops
 from slime_ray.model.footprint import SHALLOW_LAYERS, Footprint, footprint
-from slime_ray.planning.tables import table
 
 from .common import run
 
@@ -55,14 +57,33 @@ class StepCost:
         return sum(value for part, value in self.milliseconds.items() if part != "optimizer, per update") / 1e3
 
 
-def measure_roofline(pairs: int, prompt: int, chosen: int, rejected: int, say: Say) -> list[StepCost]:
+def measure_roofline(pairs: int, prompt: int, chosen: int, rejected: int, say: Say) -> Iterator[Report]:
     """Count the step with a frozen and a trained head, and with transformers' modules."""
+    lengths = [Lengths(prompt, chosen, rejected)] * pairs
+    steps = count_steps(lengths, say)
+    parts = sorted(steps[0].milliseconds, key=lambda part: -steps[0].milliseconds[part])
+    rows: list[dict[str, Any]] = [
+        {"part": part, **{step.name: step.milliseconds[part] for step in steps}} for part in parts
+    ]
+    figures: dict[str, Callable[[StepCost], Any]] = {
+        "step, ms": lambda step: 1e3 * step.seconds,
+        "kernels": lambda step: round(step.kernels),
+        "pairs/s": lambda step: step.pairs / step.seconds,
+        f"{ANSWERS} answers, min": lambda step: step.answers,
+        "% of peak": lambda step: 100 * step.flops / step.seconds / PEAK,
+    }
+    rows += [{"part": name} | {step.name: figure(step) for step in steps} for name, figure in figures.items()]
+    yield Report("estimate for an H100, ms", machine() | {"pairs": pairs, "tokens": sum(map(sum, lengths))}, rows)
+
+
+def count_steps(pairs: list[Lengths], say: Say) -> list[StepCost]:
+    """Count each way to compute the step."""
     steps = []
     for name, head, fused in (("frozen head", False, True), ("trained head", True, True), ("plain", False, False)):
         say(f"counting: {name}")
         lora = Lora(rank=64, alpha=128.0, train_head=head)
         model = footprint(Model(source="google/gemma-3-4b-pt", dtype="bfloat16", lora=lora, fused=fused))
-        steps.append(_step(name, model, [Lengths(prompt, chosen, rejected)] * pairs))
+        steps.append(_step(name, model, pairs))
     return steps
 
 
@@ -129,22 +150,6 @@ def _part(name: str, *, product: bool) -> str | None:
     return "products of layers" if product else "all else"
 
 
-def roofline_table(steps: list[StepCost]) -> str:
-    """Render Markdown: a line per part, a column of milliseconds per way, and the sums."""
-    parts = sorted(
-        {part for step in steps for part in step.milliseconds}, key=lambda part: -steps[0].milliseconds[part]
-    )
-    rows = [[part, *(f"{step.milliseconds[part]:.1f}" for step in steps)] for part in parts]
-    rows += [
-        ["**step, ms**", *(f"{1e3 * step.seconds:.0f}" for step in steps)],
-        ["kernels", *(f"{step.kernels:,.0f}" for step in steps)],
-        ["pairs/s", *(f"{step.pairs / step.seconds:.1f}" for step in steps)],
-        [f"{ANSWERS} answers, min", *(step.answers for step in steps)],
-        ["of peak", *(f"{step.flops / step.seconds / PEAK:.1%}" for step in steps)],
-    ]
-    return table(("part", *(step.name for step in steps)), rows)
-
-
 if __name__ == "__main__":
     lengths = {
         "pairs": (12, 1, "pairs in the row"),
@@ -152,4 +157,4 @@ if __name__ == "__main__":
         "chosen": (250, 1, "tokens of a chosen completion"),
         "rejected": (250, 1, "tokens of a rejected completion"),
     }
-    run("roofline", __doc__ or "", lengths, measure_roofline, roofline_table)
+    run("roofline", __doc__ or "", lengths, measure_roofline)

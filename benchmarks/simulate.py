@@ -23,8 +23,8 @@ from slime_ray.on_ray.stopping import Rule
 class Recorded:
     """One trial as it was trained to its end.
 
-    evaluations: what it reported, by update. updates, tokens, seconds: of all of its training. row: how it ended, with
-    `status` and the goals, as in trials.parquet.
+    evaluations: what it reported, by update. updates, tokens: of all of its training. row: how it ended, with `status`
+    and the goals, as in trials.parquet. Its clock goes by tokens, since seconds are taken beside other work.
     """
 
     name: str
@@ -32,13 +32,12 @@ class Recorded:
     evaluations: Mapping[int, Mapping[str, float]]
     updates: int
     tokens: int
-    seconds: float
     row: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Played:
-    """One trial of a simulated sweep. row: as it would stand in trials.parquet. ended: by the simulated clock."""
+    """One trial of a simulated sweep. row: as in trials.parquet. started, ended: by the clock, in tokens."""
 
     recorded: Recorded
     row: Mapping[str, Any]
@@ -131,9 +130,8 @@ def simulate(
 
     Trials are in the order in which they ended.
 
-    replay: the recorded trial that a point becomes. Tokens and seconds of a trial that is stopped are its share of the
-    updates. Everything follows from what is given: nothing is drawn, and of two events at one time the earlier trial's
-    comes first.
+    replay: the recorded trial that a point becomes. Tokens of a trial that is stopped are its share of the updates.
+    Nothing is drawn, and of two events at one time the earlier trial's comes first.
     """
     done: list[Played] = []
     events: list[tuple[float, int, int]] = []
@@ -149,7 +147,7 @@ def simulate(
         recorded = replay(point)
         running[begun] = (recorded, now)
         for step in sorted({*recorded.evaluations, recorded.updates}):
-            heapq.heappush(events, (now + recorded.seconds * step / recorded.updates, begun, step))
+            heapq.heappush(events, (now + recorded.tokens * step / recorded.updates, begun, step))
 
     for _ in range(workers):
         begin(0.0)

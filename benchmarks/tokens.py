@@ -7,16 +7,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from slime_ray.bench.machine import Machine, Say, describe_machine
+from slime_ray.bench.machine import Say
+from slime_ray.bench.report import Report, machine
 from slime_ray.errors import RunError
-from slime_ray.planning.tables import table
 
 from .common import run
 
@@ -39,40 +38,18 @@ goals: {{stability: maximize}}
 """
 
 
-@dataclass(frozen=True)
-class TrialCost:
-    """One process. seconds: of the processor; wall: by the clock. peak: MiB, with everything that was imported."""
-
-    trial: str
-    seconds: float
-    wall: float
-    peak: float
-
-
-@dataclass(frozen=True)
-class PairsReport:
-    """A plan, the first trial of a storage, which makes the stages, the next one, and one that needs a reference."""
-
-    machine: Machine
-    pairs: int
-    file: int
-    trials: list[TrialCost]
-
-
-def measure_pairs(pairs: int, say: Say) -> PairsReport:
-    """Make up pairs and a tiny model, and train on them in two processes, one after the other."""
+def measure_pairs(pairs: int, say: Say) -> Iterator[Report]:
+    """Make up pairs and a tiny model, plan and train on them in processes, one after the other."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+        folder, rows = Path(scratch), []
         say(f"writing {pairs:,} pairs")
         write_pairs(folder / "pairs.jsonl", pairs)
         write_model(folder / "model", folder / "pairs.jsonl")
-        trials = []
+        # The first trial makes the stages that the later ones find.
         for name, objective in (("plan", "slime"), ("first", "slime"), ("next", "slime"), ("dpo", "dpo")):
             say(f"running: {name}")
-            trials.append(_run(folder, name, objective))
-        return PairsReport(
-            describe_machine(torch.device("cpu")), pairs, (folder / "pairs.jsonl").stat().st_size, trials
-        )
+            rows.append({"process": name, "pairs": pairs, **_run(folder, name, objective)})
+    yield Report("processes on many pairs", machine(), rows)
 
 
 def write_pairs(path: Path, pairs: int) -> None:
@@ -113,7 +90,7 @@ def write_model(folder: Path, text: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def _run(folder: Path, name: str, objective: str) -> TrialCost:
+def _run(folder: Path, name: str, objective: str) -> dict[str, float]:
     """Run one trial, or plan it, in a process of its own, with the stages of those before it."""
     file = folder / f"{name}.yaml"
     file.write_text(EXPERIMENT.format(name=name, folder=folder, objective=objective), encoding="utf-8")
@@ -124,18 +101,9 @@ def _run(folder: Path, name: str, objective: str) -> TrialCost:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RunError(f"The trial {name} ended with status {process.returncode}.")
-    wall = time.perf_counter() - clock
-    return TrialCost(name, usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss / 1024)
-
-
-def pairs_table(report: PairsReport) -> str:
-    """Render a Markdown table with a line per trial."""
-    rows = [
-        [trial.trial, f"{report.pairs:,}", f"{trial.seconds:.1f}", f"{trial.wall:.1f}", f"{trial.peak:,.0f}"]
-        for trial in report.trials
-    ]
-    return table(("process", "pairs", "CPU seconds", "wall seconds", "peak MiB"), rows)
+    cpu, wall = usage.ru_utime + usage.ru_stime, time.perf_counter() - clock
+    return {"CPU seconds": cpu, "wall seconds": wall, "peak MiB": usage.ru_maxrss / 1024}
 
 
 if __name__ == "__main__":
-    run("tokens", __doc__ or "", {"pairs": (61_135, 512, "pairs of the file")}, measure_pairs, pairs_table)
+    run("tokens", __doc__ or "", {"pairs": (61_135, 512, "pairs of the file")}, measure_pairs)

@@ -1,7 +1,6 @@
 """The models that are run: random weights, with adapters as the recipes train them."""
 
 import copy
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +62,6 @@ def build_case(
     shrink: int,
     dtype: torch.dtype,
     device: torch.device,
-    checkpointing: bool,
     seed: int,
 ) -> Case:
     """Build a model of this shape with random weights that follow from `seed`."""
@@ -77,13 +75,9 @@ def build_case(
         bias="none",
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings(), device:
-        # transformers is renaming gradient checkpointing, which peft still asks for by its old name.
-        warnings.simplefilter("ignore", FutureWarning)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
         lm: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-        if checkpointing:
-            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         lm = get_peft_model(lm, adapters)
         # What is trained is held in float32, as trials hold it.
         lm.get_base_model().get_output_embeddings().modules_to_save.float()

@@ -5,26 +5,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from slime_ray.data.packing import Segment
+from slime_ray.data.packing import Segment, Spans
 from slime_ray.model.flops import Lengths
 
 from .cases import Case, build_case
-from .child import reason
-from .gpu import GpuRow, GpuSizes
-from .gpu_checks import attend, engine
 from .lengths import BenchPair
-from .machine import find_device, timed
+from .machine import find_device, reason, timed
 from .memory import weigh
 from .options import SHAPES, Options
 from .step import measure_speed
 from .stepper import Stepper
 
+if TYPE_CHECKING:
+    from .gpu import GpuSizes
+
+Row = dict[str, Any]
+"""case: what was measured. figures: numbers by what they are, with units; or failure: why there are none."""
 PAIR = Lengths(180, 250, 250)
 """Mean lengths of UltraFeedback in the tokens of a 3-4B model, about."""
 TRIAL = """\
@@ -40,12 +41,12 @@ base:
 """
 
 
-def rows_of(part: str, case: str, sizes: dict[str, Any]) -> list[dict[str, Any]]:
+def rows_of(part: str, case: str, sizes: "GpuSizes") -> list[Row]:
     """Return one part's rows."""
-    return [asdict(row) for row in PARTS[part](case, GpuSizes(**sizes))]
+    return PARTS[part](case, sizes)
 
 
-def attention(case: str, sizes: GpuSizes) -> list[GpuRow]:
+def attention(case: str, sizes: "GpuSizes") -> list[Row]:
     """Compare outputs and gradients of each kernel in bfloat16, over one row, with float32 by segments."""
     from slime_ray.model.attention import Kernel
 
@@ -60,55 +61,74 @@ def attention(case: str, sizes: GpuSizes) -> list[GpuRow]:
     for window in (None, shape.window):
         exact, _ = attend("segments", window, inputs, weights, segments)
         for kernel in get_args(Kernel):
-            name = f"{kernel}, {'full' if window is None else f'window {window}'}"
+            row: Row = {"case": f"{kernel}, {'full' if window is None else f'window {window}'}"}
             if kernel == "auto":
                 continue
             try:
                 outputs, seconds = attend(kernel, window, [x.bfloat16() for x in inputs], weights.bfloat16(), segments)
             except (RuntimeError, TypeError) as error:
-                rows.append(GpuRow("attention", name, failure=reason(error)))
+                rows.append(row | {"failure": reason(error)})
                 continue
             off = [float((a - b).norm() / b.norm()) for a, b in zip(outputs, exact, strict=True)]
             figures = {"ms": 1e3 * seconds, "output off by": off[0], "gradients off by": max(off[1:])}
-            rows.append(GpuRow("attention", name, figures))
+            rows.append(row | {"figures": figures})
     return rows
 
 
-def step(case: str, sizes: GpuSizes) -> list[GpuRow]:
+def attend(
+    kernel: Any, window: int | None, inputs: list[Any], weights: Any, segments: list[Segment]
+) -> tuple[list[Any], float]:
+    """Run a kernel forward and backward; return outputs, gradients and the last time of three."""
+    from slime_ray.model.attention import RowLayout, row_attention
+
+    layout = RowLayout(segments, Spans.of(segments).to(weights.device), kernel)
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    tensors: list[Any] = []
+    options: Any = {"scaling": leaves[0].shape[-1] ** -0.5, "sliding_window": window, "row_layout": layout}
+
+    def run() -> None:
+        query, key, value = leaves
+        out, _ = row_attention(None, query, key, value, None, **options)
+        tensors[:] = [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
+
+    return tensors, [timed(run, weights.device) for _ in range(3)][-1]
+
+
+def step(case: str, sizes: "GpuSizes") -> list[Row]:
     """Time a recipe's training step at its best micro-batch."""
     options = Options(
         shape=sizes.shape, device=sizes.device, pairs=sizes.pairs, steps=2, rounds=2, recipes=(case,), best_batch=True
     )
-    (speed,) = measure_speed(options, lambda line: None).vocabularies[0].recipes
-    if speed.failure or speed.pairs_per_second is None:
-        return [GpuRow("step", case, failure=speed.failure or "not measured")]
-    figures = {"pairs/s": speed.pairs_per_second, "pairs a pass": float(speed.micro), "padding %": 100 * speed.padding}
-    if speed.share_of_peak is not None:
-        figures["% of peak"] = 100 * speed.share_of_peak
-    if sizes.device == "cuda":
-        figures["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
-    return [GpuRow("step", case, figures)]
+    (speed,) = measure_speed(options, lambda line: None).rows
+    if speed["failure"]:
+        return [{"case": case, "failure": speed["failure"]}]
+    names = ("pairs/s", "pairs a pass", "% padding", "% of peak")
+    figures = {name: speed[name] for name in names} | _gpu_peak("allocated")
+    return [{"case": case, "figures": figures}]
 
 
-def _case(sizes: GpuSizes, dtype: str | None = None) -> Case:
-    shape = SHAPES[sizes.shape]
-    return build_case(
-        shape, vocabulary=shape.vocabulary, shrink=1, dtype=getattr(torch, dtype or shape.dtype),
-        device=find_device(sizes.device), checkpointing=False, seed=0,
-    )  # fmt: skip
+def _gpu_peak(kind: str) -> dict[str, float]:
+    if not torch.cuda.is_available():
+        return {}
+    return {f"{kind} GiB": getattr(torch.cuda, f"max_memory_{kind}")() / 2**30}
 
 
-def memory(case: str, sizes: GpuSizes) -> list[GpuRow]:
+def _case(sizes: "GpuSizes") -> Case:
+    shape, device = SHAPES[sizes.shape], find_device(sizes.device)
+    dtype = getattr(torch, shape.dtype)
+    return build_case(shape, vocabulary=shape.vocabulary, shrink=1, dtype=dtype, device=device, seed=0)
+
+
+def memory(case: str, sizes: "GpuSizes") -> list[Row]:
     """Measure the highest memory of a row's step next to the plan's figure."""
     from slime_ray.config.model import Lora, Model
     from slime_ray.model.footprint import Footprint, fill_row
 
     shape, rows = SHAPES[sizes.shape], []
     for head in ("frozen", "trained"):
-        name = "packed" if head == "trained" else "packed-frozen-head"
-        stepper = Stepper(name, _case(sizes))
+        stepper = Stepper("packed" if head == "trained" else "packed-frozen-head", _case(sizes))
         pairs = [BenchPair(*((1,) * length for length in lengths)) for lengths in fill_row(sizes.row, PAIR)]
-        tensors = stepper.collate(pairs, None)
+        tensors = stepper.collate(pairs, len(pairs))
         stepper.run(tensors)
         measured = weigh(stepper, tensors, stepper.case.device)
         with tempfile.TemporaryDirectory() as folder:
@@ -117,13 +137,11 @@ def memory(case: str, sizes: GpuSizes) -> list[GpuRow]:
             model = Footprint(Model(source=folder, dtype=shape.dtype, lora=lora))  # type: ignore[arg-type]
         planned = model.trained + model.step(sizes.row, PAIR, gpu=sizes.device == "cuda", checkpointing=False)
         figures = {"GiB": measured / 2**30, "planned GiB": planned / 2**30, "planned/measured": planned / measured}
-        if sizes.device == "cuda":
-            figures["reserved GiB"] = torch.cuda.max_memory_reserved() / 2**30
-        rows.append(GpuRow("memory", f"{head} head, {sizes.row}", figures))
+        rows.append({"case": f"{head} head, {sizes.row}", "figures": figures | _gpu_peak("reserved")})
     return rows
 
 
-def answers(case: str, sizes: GpuSizes) -> list[GpuRow]:
+def answers(case: str, sizes: "GpuSizes") -> list[Row]:
     """Time a batch of answers of one length."""
     from slime_ray.model.logprobs import Policy
 
@@ -142,12 +160,10 @@ def answers(case: str, sizes: GpuSizes) -> list[GpuRow]:
     draw(2)
     seconds = draw(sizes.answer)
     figures = {"tokens/s": batch * sizes.answer / seconds, "ms a token": 1e3 * seconds / sizes.answer}
-    if device.type == "cuda":
-        figures["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
-    return [GpuRow("answers", case, figures)]
+    return [{"case": case, "figures": figures | _gpu_peak("allocated")}]
 
 
-def trial(case: str, sizes: GpuSizes) -> list[GpuRow]:
+def trial(case: str, sizes: "GpuSizes") -> list[Row]:
     """Time `slime-ray train` of a tiny model: stages, updates, answers, verdicts, files."""
     with tempfile.TemporaryDirectory() as folder:
         space = Path(folder, "tiny.yaml")
@@ -158,10 +174,10 @@ def trial(case: str, sizes: GpuSizes) -> list[GpuRow]:
         seconds = time.perf_counter() - clock
     if run.returncode:
         last = (run.stderr.strip().splitlines() or ["no message"])[-1]
-        return [GpuRow("trial", case, failure=f"exit code {run.returncode}: {last[:160]}")]
-    return [GpuRow("trial", case, {"s": seconds})]
+        return [{"case": case, "failure": f"exit code {run.returncode}: {last[:160]}"}]
+    return [{"case": case, "figures": {"s": seconds}}]
 
 
-PARTS: dict[str, Callable[[str, GpuSizes], list[GpuRow]]] = {
-    function.__name__: function for function in (engine, attention, step, memory, answers, trial)
+PARTS: dict[str, Callable[[str, "GpuSizes"], list[Row]]] = {
+    function.__name__: function for function in (attention, step, memory, answers, trial)
 }

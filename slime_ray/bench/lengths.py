@@ -15,10 +15,11 @@ from slime_ray.model.flops import Lengths
 
 PIECE = re.compile(r"\w+|[^\w\s]")
 """What counts as one token of a file's texts: a word, or one mark. No tokenizer is needed, and none is downloaded."""
-
 DRAWN_STEPS = 50
-"""Steps' worth of pairs that are drawn, and sorted by length unless told otherwise: as many as `group_by_length` of
-transformers' Trainer sorts at a time."""
+"""Steps' worth of pairs that are drawn, and sorted by length: as many as `group_by_length` of transformers' Trainer
+sorts at a time."""
+MAX_TOKENS = 2048
+"""Of a sequence, before lengths are divided."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class BenchPair:
         return Lengths(len(self.prompt_ids), len(self.chosen_ids), len(self.rejected_ids))
 
 
-Source = Callable[[int, int, random.Random], list[Lengths]]
-"""Gives that many pairs' lengths, before any cut, for a longest sequence and a random state."""
+Source = Callable[[int, random.Random], list[Lengths]]
+"""Gives that many pairs' lengths, before any cut, for a random state."""
 
 
-def ultrafeedback(count: int, max_tokens: int, state: random.Random) -> list[Lengths]:
+def ultrafeedback(count: int, state: random.Random) -> list[Lengths]:
     """Draw lengths about as UltraFeedback's in tokens of a 3-4B model: long-tailed, means 180 and 250."""
 
     def draw(mean: float, sigma: float) -> int:
@@ -48,12 +49,12 @@ def ultrafeedback(count: int, max_tokens: int, state: random.Random) -> list[Len
     return [Lengths(draw(180, 1.0), draw(250, 0.7), draw(250, 0.7)) for _ in range(count)]
 
 
-def longest(count: int, max_tokens: int, state: random.Random) -> list[Lengths]:
+def longest(count: int, state: random.Random) -> list[Lengths]:
     """Give every sequence as long as allowed, half of it prompt."""
-    return [Lengths(max_tokens // 2, max_tokens - max_tokens // 2, max_tokens - max_tokens // 2)] * count
+    return [Lengths(*[MAX_TOKENS // 2] * 3)] * count
 
 
-def from_file(lengths: Sequence[Lengths], count: int, max_tokens: int, state: random.Random) -> list[Lengths]:
+def from_file(lengths: Sequence[Lengths], count: int, state: random.Random) -> list[Lengths]:
     """Draw from a file's lengths, each once as long as there are enough."""
     return state.sample(lengths, count) if count <= len(lengths) else state.choices(lengths, k=count)
 
@@ -83,14 +84,6 @@ class Workload:
         """Tokens of all pairs, each prompt once: what a throughput here counts, whatever a recipe computes."""
         return sum(sum(pair.lengths) for pair in self.pairs)
 
-    @property
-    def mean_lengths(self) -> tuple[float, float, float]:
-        """Mean tokens of prompts, chosen and rejected completions."""
-        prompt, chosen, rejected = (
-            sum(parts) / len(parts) for parts in zip(*(pair.lengths for pair in self.pairs), strict=True)
-        )
-        return prompt, chosen, rejected
-
 
 def find_source(lengths: str) -> Source:
     """Find the distribution of this name, or read that file's lengths. Raises InputError when it is neither."""
@@ -108,78 +101,57 @@ def read_lengths(path: Path) -> list[Lengths]:
     Each of the three is a text or a list of chat messages. Raises InputError with file and line for anything else.
     """
     lengths = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--lengths {path}: cannot be read as text ({error}). Give a JSONL file.") from None
-    for number, line in enumerate(lines, 1):
+    # Bytes that are not UTF-8 are marks as others.
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if not line.strip():
             continue
-        place = f"{path}:{number}"
         try:
             record = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{place}: not JSON ({error}). Give one JSON object a line.") from None
-        if not isinstance(record, dict):
-            raise InputError(f"{place}: not a JSON object. Give one with prompt, chosen and rejected.")
-        lengths.append(Lengths(*(_pieces(record, key, place) for key in Lengths._fields)))
+            lengths.append(Lengths(*(_pieces(record[key]) for key in Lengths._fields)))
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{path}:{number}: not a JSON object with prompt, chosen and rejected, each a text with words or a "
+                "list of messages with a `content` text. Correct or drop the line."
+            ) from None
     if not lengths:
         raise InputError(f"--lengths {path}: holds no pairs. Give one JSON object a line.")
     return lengths
 
 
-def _pieces(record: dict[str, Any], key: str, place: str) -> int:
-    if key not in record:
-        raise InputError(f"{place}: has no {key!r}. A line needs prompt, chosen and rejected.")
-    value = record[key]
-    texts = [value] if isinstance(value, str) else value
-    if isinstance(value, list):
-        texts = [message.get("content") if isinstance(message, dict) else None for message in value]
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{place}: {key!r} is neither a text nor a list of messages with a `content` text.")
+def _pieces(value: Any) -> int:
+    texts = [value] if isinstance(value, str) else [message["content"] for message in value]
     pieces = sum(len(PIECE.findall(text)) for text in texts)
     if not pieces:
-        raise InputError(f"{place}: {key!r} holds no words. Drop the line, or give it a text.")
+        raise ValueError("no words")
     return pieces
 
 
-def cut(lengths: Lengths, max_tokens: int, shrink: int) -> Lengths:
-    """Cut prompts to half of `max_tokens` and sequences to all, then shrink both."""
-    prompt = min(lengths.prompt, max_tokens // 2)
-    parts = (prompt, min(lengths.chosen, max_tokens - prompt), min(lengths.rejected, max_tokens - prompt))
+def cut(lengths: Lengths, shrink: int) -> Lengths:
+    """Cut prompts to half of MAX_TOKENS and sequences to all, then shrink both."""
+    prompt = min(lengths.prompt, MAX_TOKENS // 2)
+    parts = (prompt, min(lengths.chosen, MAX_TOKENS - prompt), min(lengths.rejected, MAX_TOKENS - prompt))
     return Lengths(*(max(1, round(part / shrink)) for part in parts))
 
 
-def draw_workload(
-    source: Source,
-    *,
-    pairs: int,
-    steps: int,
-    vocabulary: int,
-    max_tokens: int,
-    shrink: int,
-    seed: int,
-    sort_over: int = DRAWN_STEPS,
-) -> Workload:
+def draw_workload(source: Source, *, pairs: int, steps: int, vocabulary: int, shrink: int, seed: int) -> Workload:
     """Draw `steps` steps of `pairs` pairs, the same for the same arguments.
 
-    `sort_over` steps' worth is drawn and sorted by length, and of every equal share of the sorted steps one is taken:
-    so the bucketed order is as good as sorting so many gives, and the pairs are as long as the source's. With
-    `sort_over` 1 the pairs are those of `DRAWN_STEPS` and the bucketed steps are the drawn ones.
+    DRAWN_STEPS steps' worth is drawn and sorted by length, and of every equal share of the sorted steps one is taken:
+    so the bucketed order is as good as sorting so many gives, and the pairs are as long as the source's.
     """
     state = random.Random(seed)
-    shares = max(1, (DRAWN_STEPS if sort_over == 1 else sort_over) // steps)
-    lengths = [cut(each, max_tokens, shrink) for each in source(shares * steps * pairs, max_tokens, state)]
+    shares = max(1, DRAWN_STEPS // steps)
+    lengths = [cut(each, shrink) for each in source(shares * steps * pairs, state)]
     lengths.sort(key=sequence_length)
     buckets = []
     for step in range(steps):
         first = (step * shares + state.randrange(shares)) * pairs
-        buckets.append([_with_tokens(each, vocabulary, state) for each in lengths[first : first + pairs]])
+        buckets.append(tuple(_with_tokens(each, vocabulary, state) for each in lengths[first : first + pairs]))
     all_pairs = [pair for bucket in buckets for pair in bucket]
     state.shuffle(all_pairs)
     state.shuffle(buckets)
     drawn = tuple(tuple(all_pairs[start : start + pairs]) for start in range(0, len(all_pairs), pairs))
-    return Workload(drawn=drawn, bucketed=drawn if sort_over == 1 else tuple(map(tuple, buckets)))
+    return Workload(drawn=drawn, bucketed=tuple(buckets))
 
 
 def sequence_length(lengths: Lengths) -> int:

@@ -1,55 +1,23 @@
-"""The machine and the versions that a measurement belongs to, and what measurements ask of it."""
+"""What measurements ask of a machine: a device, a clock, a process of its own, a process's memory."""
 
-import json
+import multiprocessing
 import os
-import platform
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
-import slime_ray
-from slime_ray.errors import InputError
+from slime_ray.errors import InputError, is_memory_error
 
 Say = Callable[[str], None]
 """Takes a line that tells how far a measurement is."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where a benchmark ran. memory_gib: of the machine. gpu: its name, None on a CPU."""
-
-    processor: str
-    cores: int
-    memory_gib: float
-    gpu: str | None
-    python: str
-    torch: str
-    transformers: str
-    peft: str
-
-
-def describe_machine(device: torch.device) -> Machine:
-    """Describe this machine."""
-    return Machine(
-        processor=_processor(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
-        gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        python=platform.python_version(),
-        torch=torch.__version__,
-        transformers=version("transformers"),
-        peft=version("peft"),
-    )
 
 
 def find_device(name: str) -> torch.device:
@@ -59,11 +27,6 @@ def find_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no GPU here. Use --device cpu, or a torch built for your GPU.")
     return torch.device(name, 0) if name == "cuda" else torch.device(name)
-
-
-def now() -> str:
-    """Return the date and time, UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
@@ -80,59 +43,75 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - clock
 
 
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Let torch use this many threads for a while."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def reason(error: BaseException) -> str:
+    """Write an error in one line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return "out of memory" if is_memory_error(error) else lines[0][:160]
 
 
 @dataclass(frozen=True)
 class ProcessResult:
-    """What a process of its own gave. values: None where it did not come to its end, and `failure` says why."""
+    """What a process of its own gave. values: None where it did not come to its end, and `failure` says why. log: its
+    standard error."""
 
     values: Any
-    failure: str | None
+    failure: str | None = None
     log: str = ""
 
 
 def in_a_process(
-    work: str, *arguments: Any, seconds: float | None = None, environment: Mapping[str, str] = {}
+    work: Callable[..., Any], *arguments: Any, seconds: float | None = None, environment: Mapping[str, str] = {}
 ) -> ProcessResult:
-    """Call `module:function` in a process of its own. What it takes and gives travels as JSON."""
-    root = str(Path(slime_ray.__file__).resolve().parents[1])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    """Call a function of a module in a process of its own, which starts with these variables."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        process = context.Process(target=_call, args=(sender, log, work, arguments))
+        with _variables(environment):
+            process.start()
+        sender.close()
+        try:
+            if not receiver.poll(seconds):
+                return ProcessResult(None, f"not done after {seconds:.0f} s")
+            result: ProcessResult = receiver.recv()
+            return replace(result, log=log.read_text(errors="replace"))
+        except EOFError:
+            process.join()
+            last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
+            failure = ": ".join([f"failed with exit code {process.exitcode}", *last])[:160]
+            return ProcessResult(None, "killed, out of memory" if process.exitcode == -9 else failure)
+        finally:
+            process.kill()
+            process.join()
+
+
+def _call(sender: Connection, log: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Make one call. Should the machine run out of memory, this process is the one to end."""
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), sys.stderr.fileno())
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     try:
-        child = subprocess.run(
-            [sys.executable, "-m", "slime_ray.bench.child"],
-            input=json.dumps([work, arguments]), capture_output=True, text=True, check=False,
-            env={**os.environ, **environment, "PYTHONPATH": path}, timeout=seconds,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return ProcessResult(None, f"not done after {seconds:.0f} s")
-    if child.returncode == 0:
-        return ProcessResult(**json.loads(child.stdout.splitlines()[-1]), log=child.stderr)
-    if child.returncode == -9:
-        return ProcessResult(None, "killed, out of memory", child.stderr)
-    last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-    return ProcessResult(None, f"failed with exit code {child.returncode}: {last[:120]}", child.stderr)
+        sender.send(ProcessResult(work(*arguments)))
+    except (RuntimeError, MemoryError, ImportError) as error:
+        sender.send(ProcessResult(None, reason(error)))
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def process_bytes(key: str, pid: int | str = "self") -> int:
     """Read a process's memory on Linux, in bytes: VmRSS is what it holds, VmHWM the most that it held."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

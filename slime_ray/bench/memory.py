@@ -9,7 +9,6 @@ import ctypes
 import gc
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,88 +17,46 @@ import torch
 
 from slime_ray.errors import InputError
 
-from .machine import ProcessResult, Say, find_device, in_a_process, process_bytes, threads
+from .machine import Say, find_device, in_a_process, process_bytes
 from .options import Options
-from .stepper import Report, Step, Stepper, build, head_of, ratio, report_on, workload_of
+from .report import Report
+from .stepper import Step, Stepper, about, baselines, build, vocabularies_of, workload_of
+
+NOTES = (
+    "The highest point of a step less what was held before it: medians over as many steps as there are rounds, least "
+    "to most in brackets; each recipe in its own process, after a warm-up. The same pairs for every recipe."
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecipeMemory:
-    """One recipe at one vocabulary, in bytes.
-
-    steps: each measured step's; empty where it did not run, and `failure` says why. step_bytes: their median.
-    to_authors, to_padded: how many times less than the authors' recipe, and than the padded one with the same head:
-    (median, least, most) over the same pairs; None without that recipe.
-    """
-
-    name: str
-    head: str
-    steps: tuple[int, ...]
-    step_bytes: float | None
-    to_authors: tuple[float, float, float] | None = None
-    to_padded: tuple[float, float, float] | None = None
-    failure: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryAtVocabulary:
-    """All recipes at one vocabulary. mean_lengths: of prompts, chosen and rejected completions as they were run."""
-
-    vocabulary: int
-    mean_lengths: tuple[float, float, float]
-    recipes: tuple[RecipeMemory, ...]
-
-
-MemoryReport = Report[MemoryAtVocabulary]
-
-
-def measure_memory(options: Options, say: Say) -> MemoryReport:
+def measure_memory(options: Options, say: Say) -> Report:
     """Weigh the options' recipes. Raises InputError for lengths or a device that cannot be had."""
-    if find_device(options.device).type == "cpu" and not os.access("/proc/self/clear_refs", os.W_OK):
+    device = find_device(options.device)
+    if device.type == "cpu" and not os.access("/proc/self/clear_refs", os.W_OK):
         raise InputError("--device cpu: /proc/self/clear_refs cannot be written here. Measure on Linux, or a GPU.")
-    return report_on(options, lambda size, device: _at_vocabulary(options, size, device, say))
+    rows: list[dict[str, Any]] = []
+    for vocabulary in vocabularies_of(options):
+        workload_of(options, vocabulary, steps=options.rounds)
+        weighed: dict[str, list[int]] = {}
+        for name in options.recipes:
+            say(f"vocabulary {vocabulary:,}: {name}")
+            # One arena, so that what was freed goes back to the system.
+            alone = {"MALLOC_ARENA_MAX": "1"}
+            result = in_a_process(weigh_steps, name, options, vocabulary, device.type, environment=alone)
+            weighed[name] = [max(1, size) for size in result.values or ()]
+            typical = median(result.values) / 2**20 if result.values else None
+            row = {"vocabulary": vocabulary, "recipe": name, "MiB": typical, "failure": result.failure}
+            rows.append(row | {"bytes of each step": list(result.values or ())})
+        for row in rows[-len(weighed) :]:
+            row |= baselines(row["recipe"], weighed)
+    return Report("step memory", about(options, device), rows, NOTES)
 
 
-def _at_vocabulary(options: Options, vocabulary: int, device: torch.device, say: Say) -> MemoryAtVocabulary:
-    workload = workload_of(options, vocabulary, steps=options.rounds)
-    recipes = {}
-    for name in options.recipes:
-        say(f"vocabulary {vocabulary:,}: {name}")
-        result = _weigh(name, options, vocabulary, device)
-        recipes[name] = RecipeMemory(
-            name=name,
-            head=head_of(name),
-            steps=tuple(result.values or ()),
-            step_bytes=median(result.values) if result.values else None,
-            failure=result.failure,
-        )
-    weighed = {name: [max(1, size) for size in recipe.steps] for name, recipe in recipes.items()}
-    padded = {"trained": "padded", "frozen": "padded-frozen-head"}
-    compared = tuple(
-        replace(
-            recipe,
-            to_authors=ratio(weighed.get("authors", []), weighed[name]),
-            to_padded=ratio(weighed.get(padded[recipe.head], []), weighed[name]),
-        )
-        for name, recipe in recipes.items()
-    )
-    return MemoryAtVocabulary(vocabulary=vocabulary, mean_lengths=workload.mean_lengths, recipes=compared)
-
-
-def _weigh(name: str, options: Options, vocabulary: int, device: torch.device) -> ProcessResult:
-    # One arena, so that what was freed goes back to the system.
-    work, environment = "slime_ray.bench.memory:weigh_steps", {"MALLOC_ARENA_MAX": "1"}
-    return in_a_process(work, name, asdict(options), vocabulary, device.type, environment=environment)
-
-
-def weigh_steps(recipe: str, values: dict[str, Any], vocabulary: int, device_type: str) -> list[int]:
+def weigh_steps(recipe: str, options: Options, vocabulary: int, device_type: str) -> list[int]:
     """Return the bytes of each of the options' rounds, of other pairs each, the same for every recipe."""
-    options, device = Options(**values), find_device(device_type)
-    workload = workload_of(options, vocabulary, steps=options.rounds)
-    with threads(options.threads):
-        stepper = Stepper(recipe, build(options, vocabulary, device))
-        stepper.run(stepper.collate(workload.drawn[0], options.micro))  # to warm up
-        return [weigh(stepper, stepper.collate(pairs, options.micro), device) for pairs in workload.drawn]
+    device, workload = find_device(device_type), workload_of(options, vocabulary, steps=options.rounds)
+    stepper = Stepper(recipe, build(options, vocabulary, device))
+    stepper.run(stepper.collate(workload.drawn[0], options.pairs))  # to warm up
+    return [weigh(stepper, stepper.collate(pairs, options.pairs), device) for pairs in workload.drawn]
 
 
 def weigh(stepper: Stepper, step: Step, device: torch.device) -> int:

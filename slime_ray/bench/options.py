@@ -1,8 +1,8 @@
-"""What a benchmark is asked to do, checked before anything heavy is imported."""
+"""What a benchmark of the training step is asked to do, checked before anything heavy is imported."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from slime_ray.errors import InputError
 
@@ -73,50 +73,33 @@ class Options:
     """One benchmark run.
 
     vocabularies: sizes of the output head, one measurement each; empty for the shape's own. lengths: a JSONL file or
-    the name of a distribution. shrink: what all lengths are divided by; None for the shape's own. max_tokens: longest
-    sequence before shrinking, prompt and completion together. pairs: pairs of an optimizer step. micro: pairs of a
-    forward pass; None for all of the step's. steps: steps of a round, different pairs each. sort_over: steps' worth of
-    pairs that padded recipes sort by length, 1 for none. rounds: how often the same steps are repeated.
+    the name of a distribution. shrink: what all lengths are divided by; None for the shape's own. pairs: of an
+    optimizer step. steps: of a round, different pairs each. rounds: how often the same steps are repeated. best_batch:
+    whether each recipe finds the pairs of a forward pass with which it is fastest.
     Raises InputError with the option's name for a number out of range.
     """
 
     vocabularies: Sequence[int] = ()
     lengths: str = "ultrafeedback"
     shrink: int | None = None
-    max_tokens: int = 2048
     pairs: int = 8
-    micro: int | None = None
     steps: int = 4
-    sort_over: int = 50
     rounds: int = 3
-    dtype: Literal["float32", "bfloat16"] | None = None
-    threads: int | None = None
     device: str = "auto"
     shape: str = "small"
     recipes: Sequence[str] = RECIPES
-    gradient_checkpointing: bool = False
     best_batch: bool = False
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        ones = dict.fromkeys(("shrink", "pairs", "micro", "steps", "sort_over", "rounds", "threads"), 1)
-        numbers = [(name, getattr(self, name), bound) for name, bound in {**ones, "max_tokens": 4, "seed": 0}.items()]
+        numbers = [(name, getattr(self, name), 1) for name in ("shrink", "pairs", "steps", "rounds")]
         for name, value, bound in [*numbers, *(("vocab", vocabulary, 8) for vocabulary in self.vocabularies)]:
             if value is not None and value < bound:
-                raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {bound}.")
-        if self.micro is not None and self.micro > self.pairs:
-            raise InputError(
-                f"--micro {self.micro}: a step has {self.pairs} pairs. Give at most that, or more --pairs."
-            )
-        if 1 < self.sort_over < self.steps:
-            raise InputError(f"--sort-over {self.sort_over}: must be 1, or at least the {self.steps} --steps.")
+                raise InputError(f"--{name} {value}: must be at least {bound}.")
+        for recipe in self.recipes:
+            if recipe not in RECIPES:
+                raise InputError(f"--recipes {recipe}: must be among {', '.join(RECIPES)}.")
 
     @property
     def divisor(self) -> int:
         """What lengths and windows are divided by."""
         return SHAPES[self.shape].shrink if self.shrink is None else self.shrink
-
-    @property
-    def precision(self) -> str:
-        """Name of the dtype that runs."""
-        return self.dtype or SHAPES[self.shape].dtype

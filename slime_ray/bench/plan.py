@@ -8,17 +8,17 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
-import torch
 
 from slime_ray.errors import RunError
 from slime_ray.runs import results
 
-from .machine import Machine, Say, describe_machine, now, process_bytes
+from .machine import Say, process_bytes
+from .report import Report, machine
 
 EVERY = 0.25
 """Seconds between two looks at the processes of a sweep."""
@@ -79,76 +79,52 @@ budget: {trials: 4}
 """Experiments by name, but for their `name`."""
 
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """One sweep. planned, ran: by what was planned, see `tables.FIGURES`. probe: what the plan says was measured."""
-
-    case: str
-    planned: dict[str, float]
-    ran: dict[str, float]
-    probe: dict[str, Any]
+FIGURES = ("s", "trial seconds", "tokens", "peak MiB", "disk MiB")
+"""What is planned and then measured."""
 
 
-@dataclass(frozen=True)
-class PlanReport:
-    """All sweeps, round by round. failed: of those that did not come to their end, why."""
-
-    machine: Machine
-    date: str
-    runs: list[PlannedRun]
-    failed: list[str]
-
-
-def measure_plans(*, cases: Sequence[str], rounds: int, say: Say) -> PlanReport:
+def measure_plans(*, cases: Sequence[str], rounds: int, say: Say) -> Report:
     """Plan and run each case in turn, `rounds` times. Raises RunError where none came to its end."""
-    runs, failed = [], []
-    for number, case in enumerate([*cases] * rounds, 1):
+    rows: list[dict[str, Any]] = []
+    for case in [*cases] * rounds:
         # Each in a storage of its own, so that stages are made again.
         with tempfile.TemporaryDirectory() as folder:
             try:
-                run = _run_case(case, Path(folder), say)
+                planned, ran = _run_case(case, Path(folder), say)
             except RunError as error:
-                failed.append(f"{case}: {error}")
-                say(failed[-1])
-                continue
-        runs.append(run)
-        say(f"{number} of {rounds * len(cases)}: {case}, {json.dumps({'planned': run.planned, 'ran': run.ran})}")
+                rows.append({"sweep": case, "failure": str(error)})
+            else:
+                texts = (f"{a:,.0f} / {b:,.0f} ({a / b - 1:+.0%})" for a, b in zip(planned, ran, strict=True))
+                row = {"sweep": case, **dict(zip(FIGURES, texts, strict=True)), "planned": planned, "ran": ran}
+                rows.append(row)
+        say(json.dumps(rows[-1]))
+    runs = [row for row in rows if "ran" in row]
     if not runs:
-        raise RunError(f"No sweep came to its end. {failed[0]}")
-    return PlanReport(machine=describe_machine(torch.device("cpu")), date=now(), runs=runs, failed=failed)
+        raise RunError(f"No sweep came to its end. {rows[0]['failure']}")
+    notes = ["Planned / ran. s: the whole command; trial seconds: of all trials together."]
+    for place, name in enumerate(FIGURES):
+        errors = [row["planned"][place] / row["ran"][place] - 1 for row in runs]
+        within = sum(abs(error) <= 0.25 for error in errors)
+        notes.append(f"{name}: median error {median(errors):+.0%}, {within} of {len(errors)} within 25 %.")
+    return Report("plans after a probe", machine(), rows, "\n".join(notes))
 
 
-def _run_case(case: str, folder: Path, say: Say) -> PlannedRun:
+def _run_case(case: str, folder: Path, say: Say) -> tuple[list[float], list[float]]:
+    """Return the FIGURES of a case as planned and as they came."""
     space, storage = folder / "space.yaml", folder / "runs"
     space.write_text(f"name: planned\n{CASES[case]}", encoding="utf-8")
     say(f"{case}, a plan with a probe")
     text, _ = _command(["plan", str(space), "--probe", "--json", "--storage", str(storage)])
     plan = json.loads(text)
+    expected = [plan[name]["expected"] for name in ("time", "trial_seconds", "tokens")]
     say(f"{case}, the sweep")
     clock = time.perf_counter()
     _, peak = _command(["sweep", str(space), "--storage", str(storage)])
     took = time.perf_counter() - clock
     trials = results.load(storage / "planned").trials
     written = sum(file.stat().st_size for file in storage.rglob("*") if file.is_file())
-    mib = 2**20
-    return PlannedRun(
-        case=case,
-        planned={
-            "time": plan["time"]["expected"],
-            "trial seconds": plan["trial_seconds"]["expected"],
-            "tokens": plan["tokens"]["expected"],
-            "peak MiB": plan["peak_bytes"] / mib,
-            "disk MiB": sum(plan["disk"]["parts"].values()) / mib,
-        },
-        ran={
-            "time": took,
-            "trial seconds": float(trials["total_seconds"].sum()),
-            "tokens": float(trials["tokens"].sum()),
-            "peak MiB": peak / mib,
-            "disk MiB": written / mib,
-        },
-        probe=plan["measured"],
-    )
+    ran = [took, float(trials["total_seconds"].sum()), float(trials["tokens"].sum()), peak / 2**20, written / 2**20]
+    return [*expected, plan["peak_bytes"] / 2**20, sum(plan["disk"].values()) / 2**20], ran
 
 
 def _command(arguments: list[str]) -> tuple[str, int]:

@@ -1,76 +1,39 @@
 """How long a training step takes: all recipes in turn on the same pairs, again and again, and medians of that."""
 
 import gc
-from dataclasses import dataclass
+from contextlib import suppress
 from statistics import median
+from typing import Any
 
 import torch
 
 from slime_ray.errors import is_memory_error
 from slime_ray.model.flops import Layout
-from slime_ray.planning.prices import peak_flops
 
-from .lengths import Workload, sequence_length
-from .machine import Say, timed
-from .options import Options
-from .stepper import Report, Step, Stepper, build, ratio, report_on, workload_of
+from .lengths import Workload
+from .machine import Say, find_device, timed
+from .options import SHAPES, Options
+from .report import Report
+from .stepper import Step, Stepper, about, baselines, build, vocabularies_of, workload_of
 
-
-@dataclass(frozen=True, kw_only=True)
-class RecipeSpeed:
-    """One recipe at one vocabulary.
-
-    seconds: of every step, round by round; empty where it did not run, and `failure` says why. micro: pairs of a
-    forward pass. flops: of a round's steps, by formula. padding: share of its positions. tokens_per_second: of real
-    tokens, median over rounds. to_authors, to_padded: how many times the throughput of the authors' recipe, and of the
-    padded one with the same head: (median, least, most) over rounds; None without that recipe. tried: seconds of a step
-    by `micro` where the best was searched, None where memory ran out.
-    """
-
-    name: str
-    head: str
-    micro: int
-    seconds: tuple[tuple[float, ...], ...]
-    seconds_per_step: float | None
-    tokens_per_second: float | None
-    pairs_per_second: float | None
-    to_authors: tuple[float, float, float] | None
-    to_padded: tuple[float, float, float] | None
-    flops: int
-    flops_to_authors: float | None
-    share_of_peak: float | None
-    padding: float
-    tried: dict[int, float | None]
-    failure: str | None = None
+NOTES = (
+    "Medians over rounds, least to most in brackets; tokens are real ones, each prompt counted once. FLOPs by formula, "
+    "nothing counted that is computed twice to save memory. Padded steps are sorted by length over 50 steps' pairs."
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpeedAtVocabulary:
-    """All recipes at one vocabulary. mean_lengths: of prompts, chosen and rejected completions as they were run."""
-
-    vocabulary: int
-    body_parameters: int
-    pairs: int
-    real_tokens: int
-    mean_lengths: tuple[float, float, float]
-    longest_sequence: int
-    recipes: tuple[RecipeSpeed, ...]
-
-
-SpeedReport = Report[SpeedAtVocabulary]
-
-
-def measure_speed(options: Options, say: Say) -> SpeedReport:
+def measure_speed(options: Options, say: Say) -> Report:
     """Time the options' recipes. Raises InputError for lengths or a device that cannot be had."""
-    return report_on(options, lambda size, device: _at_vocabulary(options, size, device, say))
+    device = find_device(options.device)
+    rows = [row for size in vocabularies_of(options) for row in _at_vocabulary(options, size, device, say)]
+    return Report("training step", about(options, device), rows, NOTES)
 
 
-def _at_vocabulary(options: Options, vocabulary: int, device: torch.device, say: Say) -> SpeedAtVocabulary:
+def _at_vocabulary(options: Options, vocabulary: int, device: torch.device, say: Say) -> list[dict[str, Any]]:
     workload = workload_of(options, vocabulary)
     say(f"vocabulary {vocabulary:,}: building the model")
     case = build(options, vocabulary, device)
-    steppers = [Stepper(name, case) for name in options.recipes]
-    runs = [_Run(stepper, workload, options, device) for stepper in steppers]
+    runs = [_Run(Stepper(name, case), workload, options, device) for name in options.recipes]
     for run in runs:
         say(f"vocabulary {vocabulary:,}: warming up {run.stepper.name}")
         run.prepare()
@@ -83,31 +46,20 @@ def _at_vocabulary(options: Options, vocabulary: int, device: torch.device, say:
             first = (number * options.steps + step) % len(runs)
             for run in [*runs[first:], *runs[:first]]:
                 run.time(step)
-    return SpeedAtVocabulary(
-        vocabulary=vocabulary,
-        body_parameters=sum(
-            module.base_layer.weight.numel() for module in case.lm.modules() if hasattr(module, "lora_A")
-        ),
-        pairs=len(workload.pairs),
-        real_tokens=workload.real_tokens,
-        mean_lengths=workload.mean_lengths,
-        longest_sequence=max(sequence_length(pair.lengths) for pair in workload.pairs),
-        recipes=tuple(_speed(run, runs, workload, options) for run in runs),
-    )
+    return [{"vocabulary": vocabulary} | _row(run, runs, workload, options) for run in runs]
 
 
 class _Run:
-    """One recipe on its way through the rounds."""
+    """One recipe on its way through the rounds. micro: pairs of a forward pass."""
 
     def __init__(self, stepper: Stepper, workload: Workload, options: Options, device: torch.device):
         self.stepper = stepper
         self.options = options
         self.device = device
         self.pairs = workload.bucketed if stepper.recipe.bucketed else workload.drawn
-        self.micro = options.micro or options.pairs
+        self.micro = options.pairs
         self.steps: list[Step] = []
         self.seconds: list[list[float]] = []
-        self.tried: dict[int, float | None] = {}
         self.failure: str | None = None
 
     @property
@@ -136,19 +88,17 @@ class _Run:
             self.seconds[-1].append(seconds)
 
     def _find_best(self) -> None:
-        sizes = {2**power for power in range(self.options.pairs.bit_length())} | {self.options.pairs}
-        for size in sorted(sizes):
+        """Double the pairs of a forward pass until memory runs out."""
+        tried: dict[float, int] = {}
+        for size in sorted({2**power for power in range(self.options.pairs.bit_length())} | {self.options.pairs}):
             steps = [self.stepper.collate(pairs, size) for pairs in self.pairs]
             # Once to warm up, once for the clock.
-            _, step_seconds = ([self._timed(step) for step in steps] for _ in range(2))
-            seconds = [each for each in step_seconds if each is not None]
-            self.tried[size] = None if self.failure else sum(seconds) / len(seconds)
+            _, seconds = ([self._timed(step) for step in steps] for _ in range(2))
             if self.failure:
                 break
-        timings = {size: seconds for size, seconds in self.tried.items() if seconds is not None}
-        if timings:
-            self.failure = None
-            self.micro = min(timings, key=lambda size: timings[size])
+            tried[sum(each or 0.0 for each in seconds)] = size
+        if tried:
+            self.failure, self.micro = None, tried[min(tried)]
 
     def _timed(self, step: Step) -> float | None:
         if self.failure:
@@ -168,29 +118,33 @@ class _Run:
         return None
 
 
-def _speed(run: _Run, runs: list[_Run], workload: Workload, options: Options) -> RecipeSpeed:
-    stepper, totals, layouts = run.stepper, run.totals, run.layouts()
-    flops = stepper.flops(layouts)
-    by_name = {peer.stepper.name: peer for peer in runs}
-    authors = by_name.get("authors")
-    padded = by_name.get("padded" if stepper.trains_head else "padded-frozen-head")
-    typical = median(totals) if totals else None
-    gpu = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else None
-    peak = peak_flops(gpu, options.precision)
-    return RecipeSpeed(
-        name=stepper.name,
-        head=stepper.head,
-        micro=run.micro,
-        seconds=tuple(tuple(round_seconds) for round_seconds in run.seconds),
-        seconds_per_step=typical and typical / options.steps,
-        tokens_per_second=typical and workload.real_tokens / typical,
-        pairs_per_second=typical and len(workload.pairs) / typical,
-        to_authors=ratio(authors.totals if authors else [], totals),
-        to_padded=ratio(padded.totals if padded else [], totals),
-        flops=flops,
-        flops_to_authors=authors.stepper.flops(authors.layouts()) / flops if authors else None,
-        share_of_peak=flops / typical / peak if typical and peak else None,
-        padding=1 - sum(layout.real for layout in layouts) / sum(layout.positions for layout in layouts),
-        tried=run.tried,
-        failure=run.failure,
-    )
+def _row(run: _Run, runs: list[_Run], workload: Workload, options: Options) -> dict[str, Any]:
+    layouts, typical = run.layouts(), median(run.totals) if run.totals else None
+    flops = run.stepper.flops(layouts)
+    authors = [peer.stepper.flops(peer.layouts()) for peer in runs if peer.stepper.name == "authors"]
+    real, positions = (sum(getattr(layout, name) for layout in layouts) for name in ("real", "positions"))
+    peak = _peak_flops(run.device, SHAPES[options.shape].dtype)
+    return {
+        "recipe": run.stepper.name,
+        "pairs a pass": run.micro,
+        "s a step": typical and typical / options.steps,
+        "tokens/s": typical and workload.real_tokens / typical,
+        "pairs/s": typical and len(workload.pairs) / typical,
+        **baselines(run.stepper.name, {peer.stepper.name: peer.totals for peer in runs}),
+        "GFLOP a step": flops / options.steps / 1e9,
+        "authors' FLOPs / these": authors[0] / flops if authors else None,
+        "% of peak": 100 * flops / typical / peak if typical and peak else "not measured",
+        "% padding": 100 * (1 - real / positions),
+        "failure": run.failure,
+        "seconds": run.seconds,
+    }
+
+
+def _peak_flops(device: torch.device, dtype: str) -> float | None:
+    """Return a GPU's peak by the shipped table; None for a CPU, an unknown GPU, or where pydantic is not installed."""
+    if device.type == "cuda":
+        with suppress(ImportError):
+            from slime_ray.planning.prices import peak_flops
+
+            return peak_flops(torch.cuda.get_device_name(device), dtype)
+    return None

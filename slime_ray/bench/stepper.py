@@ -1,10 +1,10 @@
 """One recipe's training step on one model: what `bench step` times and `bench memory` weighs."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 
@@ -13,55 +13,42 @@ from slime_ray.errors import InputError
 from slime_ray.model.flops import Layout, sizes_of, step_flops
 
 from .cases import Case, build_case
-from .lengths import BenchPair, Workload, draw_workload, find_source, sequence_length
-from .machine import Machine, describe_machine, find_device, now, threads
+from .lengths import MAX_TOKENS, BenchPair, Workload, draw_workload, find_source, sequence_length
 from .options import SHAPES, Options
 from .recipes import RECIPES, Packed
+from .report import machine
 
 LEARNING_RATE = 1e-6
 ROW_TOKENS = 8192
 """Tokens of a packed row at most, as the product's default has it; a longer pair is a row by itself."""
-
-AtVocabulary = TypeVar("AtVocabulary")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report(Generic[AtVocabulary]):
-    """A whole run of `bench step` or `bench memory`."""
-
-    date: str
-    machine: Machine
-    device: str
-    dtype: str
-    threads: int
-    shrink: int
-    options: Options
-    vocabularies: tuple[AtVocabulary, ...]
+SEED = 0
+"""Of weights, lengths and tokens."""
 
 
-def report_on(options: Options, measure: Callable[[int, torch.device], AtVocabulary]) -> Report[AtVocabulary]:
-    """Measure at each vocabulary. Raises InputError for lengths or a device that cannot be had."""
-    device = find_device(options.device)
-    vocabularies = options.vocabularies or (SHAPES[options.shape].vocabulary,)
-    with threads(options.threads):
-        return Report(
-            date=now(),
-            machine=describe_machine(device),
-            device=device.type,
-            dtype=options.precision,
-            threads=torch.get_num_threads(),
-            shrink=options.divisor,
-            options=options,
-            vocabularies=tuple(measure(size, device) for size in vocabularies),
-        )
+def vocabularies_of(options: Options) -> Sequence[int]:
+    """Return the sizes of the head at which to measure."""
+    return options.vocabularies or (SHAPES[options.shape].vocabulary,)
 
 
-def ratio(baseline: Sequence[float], candidate: Sequence[float]) -> tuple[float, float, float] | None:
-    """Return median, least and most of baseline / candidate; None where one is missing."""
-    if not baseline or not candidate:
-        return None
-    ratios = [baseline_seconds / seconds for baseline_seconds, seconds in zip(baseline, candidate, strict=True)]
-    return median(ratios), min(ratios), max(ratios)
+def about(options: Options, device: torch.device) -> dict[str, Any]:
+    """Describe what is measured where."""
+    shape = {"shape": options.shape, "dtype": SHAPES[options.shape].dtype, "divided by": options.divisor}
+    asked = {name: getattr(options, name) for name in ("lengths", "pairs", "steps", "rounds")}
+    return {**machine(device), "threads": torch.get_num_threads(), **shape, **asked}
+
+
+def baselines(name: str, totals: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float, float] | None]:
+    """Return the authors' recipe over this one and the padded one, with the same head, over this one.
+
+    Each is median, least and most over rounds; None without that recipe. totals: of each round, by recipe.
+    """
+    padded = "padded-frozen-head" if name.endswith("-frozen-head") else "padded"
+    ratios = {}
+    for column, baseline in (("authors' / this", "authors"), ("padded's / this, same head", padded)):
+        pairs = zip(totals.get(baseline, ()), totals[name], strict=False)
+        shares = [other / own for other, own in pairs]
+        ratios[column] = (median(shares), min(shares), max(shares)) if shares else None
+    return ratios
 
 
 @dataclass(frozen=True)
@@ -72,22 +59,16 @@ class Step:
     counts: Mapping[str, int]
 
 
-def head_of(name: str) -> str:
-    """Name what becomes of the output head in a recipe: trained or frozen."""
-    return "frozen" if name.endswith("-frozen-head") else "trained"
-
-
 class Stepper:
     """A recipe with its twin of the model and its own optimizer."""
 
     def __init__(self, name: str, case: Case):
-        self.name, self.head, self.case = name, head_of(name), case
-        self.trains_head = self.head == "trained"
+        self.name, self.case, self.trains_head = name, case, not name.endswith("-frozen-head")
         case.train_head(self.trains_head)
         self.recipe = RECIPES[name.removesuffix("-frozen-head")](case.twin())
         self.optimizer: torch.optim.Optimizer | None = None
 
-    def collate(self, pairs: Sequence[BenchPair], micro: int | None) -> Step:
+    def collate(self, pairs: Sequence[BenchPair], micro: int) -> Step:
         """Lay a step's tensors out on the device."""
         counts: Counter[str] = Counter(pairs=len(pairs))
         for pair in pairs:
@@ -95,15 +76,14 @@ class Stepper:
         micros = (self.recipe.collate(part, self.case.device) for part in self._micros(pairs, micro))
         return Step(tuple(micros), dict(counts))
 
-    def layouts(self, pairs: Sequence[BenchPair], micro: int | None) -> list[Layout]:
+    def layouts(self, pairs: Sequence[BenchPair], micro: int) -> list[Layout]:
         """Return what the step's forward passes compute."""
         return [self.recipe.layout([pair.lengths for pair in part]) for part in self._micros(pairs, micro)]
 
-    def _micros(self, pairs: Sequence[BenchPair], micro: int | None) -> list[list[BenchPair]]:
+    def _micros(self, pairs: Sequence[BenchPair], micro: int) -> list[list[BenchPair]]:
         """Cut a step into forward passes: `micro` pairs at most, and where packed a row's tokens."""
         ordered = sorted(pairs, key=lambda pair: -sequence_length(pair.lengths))
-        size = micro or len(ordered)
-        micros = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+        micros = [ordered[start : start + micro] for start in range(0, len(ordered), micro)]
         if not isinstance(self.recipe, Packed):
             return micros
         return [[part[index] for index in row] for part in micros for row in fill_rows(part, row_tokens=ROW_TOKENS)]
@@ -146,31 +126,20 @@ class Stepper:
 
 def build(options: Options, vocabulary: int, device: torch.device) -> Case:
     """Build the model that the options name."""
-    return build_case(
-        SHAPES[options.shape],
-        vocabulary=vocabulary,
-        shrink=options.divisor,
-        dtype=getattr(torch, options.precision),
-        device=device,
-        checkpointing=options.gradient_checkpointing,
-        seed=options.seed,
-    )
+    shape = SHAPES[options.shape]
+    dtype = getattr(torch, shape.dtype)
+    return build_case(shape, vocabulary=vocabulary, shrink=options.divisor, dtype=dtype, device=device, seed=SEED)
 
 
 def workload_of(options: Options, vocabulary: int, *, steps: int | None = None) -> Workload:
     """Draw the pairs that the options name. Raises InputError for lengths that cannot be had."""
-    if options.max_tokens // options.divisor < 2:
-        raise InputError(
-            f"--max-tokens {options.max_tokens} with --shrink {options.divisor} leaves no room for a prompt and a "
-            "completion. Raise the one or lower the other."
-        )
+    if MAX_TOKENS // options.divisor < 2:
+        raise InputError(f"--shrink {options.divisor}: leaves no room for a prompt and a completion. Lower it.")
     return draw_workload(
         find_source(options.lengths),
         pairs=options.pairs,
         steps=steps or options.steps,
         vocabulary=vocabulary,
-        max_tokens=options.max_tokens,
         shrink=options.divisor,
-        seed=options.seed,
-        sort_over=options.sort_over,
+        seed=SEED,
     )

@@ -2,8 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from slime_ray.cli.options import add_command
 from slime_ray.errors import InputError
@@ -11,7 +10,6 @@ from slime_ray.errors import InputError
 if TYPE_CHECKING:
     from slime_ray.bench.options import Options
 
-Report = TypeVar("Report")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -22,7 +20,7 @@ def add_commands(commands: Any) -> None:
         [
             "slime-ray bench step  # speed, next to the authors' recipe and padded batches; minutes on a laptop",
             "slime-ray bench memory --vocab 32768",
-            "slime-ray bench gpu --minutes 20 --json > gpu.json  # all that only a GPU can say, in one table",
+            "slime-ray bench gpu --minutes 20 --json > gpu.json  # what a GPU does, in one table",
             "slime-ray bench plan  # what `slime-ray plan --probe` says of sweeps, and what they then take",
         ],
         more="Weights and tokens of the training step are random.",
@@ -32,10 +30,6 @@ def add_commands(commands: Any) -> None:
     step = kinds.add_parser("step", help="seconds, tokens and FLOPs of a training step")
     _measurement_options(step)
     step.add_argument("--steps", type=int, default=4, help="steps of a round, different pairs each (default 4)")
-    step.add_argument(
-        "--sort-over", type=int, default=50, metavar="STEPS",
-        help="steps' worth of pairs that padded recipes sort by length; 1 for none (default 50)",
-    )  # fmt: skip
     step.add_argument("--best-batch", action="store_true", help="let each recipe find its best pairs a forward pass")
     step.set_defaults(command=_step)
 
@@ -69,89 +63,58 @@ def _measurement_options(parser: argparse.ArgumentParser) -> None:
     add("--lengths", default="ultrafeedback", metavar="FILE|NAME", help="JSONL with prompt, chosen and rejected, whose "
         "words and marks are counted; or ultrafeedback or longest (default ultrafeedback)")  # fmt: skip
     add("--shrink", type=int, metavar="K", help="divide all lengths by K (default: the shape's, 4 for small)")
-    add("--max-tokens", type=int, default=2048, help="longest sequence before shrinking (default 2048)")
     add("--pairs", type=int, default=8, help="pairs of a training step (default 8)")
-    add("--micro", type=int, help="pairs of a forward pass (default: all of the step's)")
     add("--rounds", type=int, default=3, help="repetitions, of which medians are taken (default 3)")
-    add("--dtype", choices=("float32", "bfloat16"), help="default: the shape's, float32 for small")
-    add("--threads", type=int, help="CPU threads (default: torch's choice)")
     add("--device", choices=DEVICES, default="auto", help="default auto")
     add("--shape", choices=("small", "gemma3-4b"), default="small", help="default small")
-    add("--recipes", default="", metavar="A,B", help="only these recipes (default all)")
-    add("--gradient-checkpointing", action="store_true", help="compute each layer again in the backward pass")
-    add("--seed", type=int, default=0, help="of weights, lengths and tokens (default 0)")
+    add("--recipes", metavar="A,B", help="only these recipes (default all)")
 
 
 def _step(options: argparse.Namespace) -> None:
     from slime_ray.bench.step import measure_speed
-    from slime_ray.bench.tables import speed_table
 
-    _show("step", options, speed_table, measure_speed(_options(options), _say))
+    measure_speed(_options(options), _say).show(as_json=options.json)
 
 
 def _memory(options: argparse.Namespace) -> None:
     from slime_ray.bench.memory import measure_memory
-    from slime_ray.bench.tables import memory_table
 
-    _show("memory", options, memory_table, measure_memory(_options(options), _say))
+    measure_memory(_options(options), _say).show(as_json=options.json)
 
 
 def _gpu(options: argparse.Namespace) -> None:
-    from slime_ray.bench.gpu import GpuReport, measure_gpu
+    from slime_ray.bench.gpu import measure_gpu
 
-    _check_minimum(options, minutes=1)
-    _show("gpu", options, GpuReport.text, measure_gpu(minutes=options.minutes, device=options.device, say=_say))
+    if options.minutes < 1:
+        raise InputError(f"--minutes {options.minutes}: must be at least 1.")
+    measure_gpu(minutes=options.minutes, device=options.device, say=_say).show(as_json=options.json)
 
 
 def _plan(options: argparse.Namespace) -> None:
     from slime_ray.bench.plan import CASES, measure_plans
-    from slime_ray.bench.tables import plan_table
 
-    _check_minimum(options, rounds=1)
+    if options.rounds < 1:
+        raise InputError(f"--rounds {options.rounds}: must be at least 1.")
     cases = options.cases or list(CASES)
     for case in cases:
         if case not in CASES:
             raise InputError(f"--cases {case}: must be among {', '.join(map(repr, CASES))}.")
-    _show("plan", options, plan_table, measure_plans(cases=cases, rounds=options.rounds, say=_say))
-
-
-def _show(name: str, options: argparse.Namespace, table: Callable[[Report], str], report: Report) -> None:
-    from slime_ray.bench.tables import show
-
-    show(name, report, table(report), as_json=options.json)
-
-
-def _check_minimum(options: argparse.Namespace, **bounds: int) -> None:
-    for name, minimum in bounds.items():
-        if getattr(options, name) < minimum:
-            raise InputError(f"--{name} {getattr(options, name)}: must be at least {minimum}.")
-
-
-def _parse_names(text: str, choices: Collection[str], *, option: str) -> list[str]:
-    """The names of a list with commas. Raises InputError for one that is not known."""
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in choices:
-            raise InputError(f"{option} {name}: must be among {', '.join(choices)}.")
-    return names
+    measure_plans(cases=cases, rounds=options.rounds, say=_say).show(as_json=options.json)
 
 
 def _options(options: argparse.Namespace) -> "Options":
     from slime_ray.bench.options import RECIPES, Options
 
     values = vars(options)
-    return Options(
-        **{name: values[name] for name in Options.__dataclass_fields__ if name in values and name != "recipes"},
-        vocabularies=_vocabularies(options.vocab),
-        recipes=_parse_names(options.recipes, RECIPES, option="--recipes") if options.recipes else RECIPES,
-    )
-
-
-def _vocabularies(sizes: list[str]) -> tuple[int, ...]:
+    sizes = ",".join(options.vocab)
     try:
-        return tuple(int(size) for text in sizes for size in text.split(","))
+        vocabularies = tuple(int(size) for size in sizes.split(",") if sizes)
     except ValueError:
-        raise InputError(f"--vocab {','.join(sizes)}: must be whole numbers, such as 4096 or 4096,32768.") from None
+        raise InputError(f"--vocab {sizes}: must be whole numbers, such as 4096 or 4096,32768.") from None
+    recipes = tuple(name.strip() for name in options.recipes.split(",")) if options.recipes else RECIPES
+    names = ("lengths", "shrink", "pairs", "steps", "rounds", "device", "shape", "best_batch")
+    asked = {name: values[name] for name in names if name in values}
+    return Options(vocabularies=vocabularies, recipes=recipes, **asked)
 
 
 def _say(line: str) -> None:

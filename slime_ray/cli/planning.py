@@ -150,8 +150,8 @@ def _find_cluster(
 
             from slime_ray.on_ray.prepare import probe_on_cluster, show
 
-            store, sample = RunStore.of(options.storage, "trials"), planner.probed_sample()
-            rates = probe_on_cluster(experiment, sample, storage=store, around=connect_seconds)
+            store, material = RunStore.of(options.storage, "trials"), planner.material(experiment.settings)
+            rates = probe_on_cluster(experiment, material, storage=store, around=connect_seconds)
             show(rates, Console(stderr=options.json))
         return planned_cluster or present_cluster(experiment, storage=storage), rates
 

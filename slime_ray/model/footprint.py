@@ -35,6 +35,8 @@ USUAL_PAIR = (180, 250, 250)
 """Tokens of a pair's parts in UltraFeedback; the shape of pairs for which rows are chosen."""
 SLACK = 0.02
 """Share by which the formula's FLOPs may differ from those that are counted."""
+STAGE_ADAPTER = "the SFT stage's adapter"
+"""Part of a worker's memory on a 4-bit base."""
 SHALLOW_LAYERS = (2, 4)
 """Layers of the two models that stand for a deep one."""
 
@@ -326,7 +328,7 @@ def _fixed_bytes(settings: Settings, *, workers: int, sharded: bool) -> dict[str
     frozen = bool(settings.sft and settings.model.quantization and not settings.model.kept)
     return {
         "weights": model.weight_bytes / share,
-        "the SFT stage's adapter": float(footprint(settings.sft_model).trained if frozen else 0),
+        STAGE_ADAPTER: float(footprint(settings.sft_model).trained if frozen else 0),
         "an unpacked layer": float(model.unpacked),
         "gradients": model.trained / share,
         "moments": 2 * model.trained / share,

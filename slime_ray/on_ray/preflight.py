@@ -384,7 +384,7 @@ def doctor(experiment: Experiment | None, *, storage: RunStore, console: Console
     storage.check()
     with connected():
         plan = _plan(experiment, storage) if experiment else None
-        findings = examine(experiment, storage=storage, wanted=plan.disk.total if isinstance(plan, Plan) else None)
+        findings = examine(experiment, storage=storage, wanted=plan.disk_bytes if isinstance(plan, Plan) else None)
     if experiment and all(finding.level != "error" for finding in findings):
         findings += _tokenizer(experiment.settings)
         findings += [plan] if isinstance(plan, Finding) else _memory(plan) if plan else []

@@ -26,8 +26,8 @@ from slime_ray.on_ray.progress import print_line, steps
 from slime_ray.on_ray.resources import trials_at_once, why_never
 from slime_ray.on_ray.watch import STATUS_SECONDS, PlacementTimeout, PlacementTimer
 from slime_ray.on_ray.workers import GroupLost, WorkerContext, run_group
-from slime_ray.planning.material import Sample
-from slime_ray.planning.rates import MeasuredRates, mean_of
+from slime_ray.planning.material import Material
+from slime_ray.planning.rates import MeasuredRates
 from slime_ray.runs.notes import data_notes, model_notes
 from slime_ray.runs.store import RunStore
 from slime_ray.training.cache import clear_unfinished
@@ -236,7 +236,7 @@ def _make(settings: Settings, context: WorkerContext, *, gpu: float) -> "Stages"
         raise
 
 
-def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: RunStore, around: float) -> MeasuredRates:
+def probe_on_cluster(experiment: Experiment, material: Material, *, storage: RunStore, around: float) -> MeasuredRates:
     """Measure on the cluster that this process is connected to.
 
     storage: where Ray Train keeps something for a while. around: seconds that it took until here. Raises InputError
@@ -251,7 +251,7 @@ def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: RunStor
     folder = storage.root / f".probe-{uuid.uuid4().hex[:8]}"
     config = {
         "settings": experiment.settings,
-        "sample": sample,
+        "material": material,
         "resources": resources,
         "storage": storage.address(folder),
     }
@@ -278,7 +278,9 @@ def probe_on_cluster(experiment: Experiment, sample: Sample, *, storage: RunStor
             storage.remove(folder)
     return replace(
         measurements[0],
-        rates=mean_of([measurement.rates for measurement in measurements]),
+        rates={
+            name: sum(measurement.rates[name] for measurement in measurements) / runs for name in measurements[0].rates
+        },
         around=around,
         peak_bytes=max(measurement.peak_bytes for measurement in measurements),
         side_by_side=runs,
@@ -295,7 +297,7 @@ def _probe(config: dict[str, Any]) -> MeasuredRates:
     with tempfile.TemporaryDirectory(prefix="slime-ray-probe-") as scratch:
         return probe(
             config["settings"],
-            config["sample"],
+            config["material"],
             scratch=Path(scratch),
             threads=max(1, int(resources.cpu_per_worker)),
             sharded=resources.strategy == "fsdp2" and resources.workers > 1,
@@ -341,8 +343,8 @@ def show(measured: MeasuredRates, console: Console) -> None:
     """Print what was measured, in a line."""
     rates = measured.rates
     console.print(
-        f"Probe: {1e6 * rates.token:.1f} us a training token and {1e3 * rates.update:.1f} ms an update beside, "
-        f"{1e6 * rates.read_token:.1f} us a token read, {1e3 * rates.decode_step:.2f} ms a decoding step and "
-        f"{1e6 * rates.decode_row:.0f} us for each of its answers; peak {measured.peak_bytes / 2**30:.2f} GiB.",
+        f"Probe: {1e6 * rates['token']:.1f} us a training token and {1e3 * rates['update']:.1f} ms an update beside, "
+        f"{1e6 * rates['read_token']:.1f} us a token read, {1e3 * rates['decode_step']:.2f} ms a decoding step and "
+        f"{1e6 * rates['decode_row']:.0f} us for each of its answers; peak {measured.peak_bytes / 2**30:.2f} GiB.",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -1,29 +1,35 @@
 """The estimate itself: what an experiment's trials and stages come to, on a cluster, at a speed."""
 
 import heapq
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from itertools import cycle, islice
+from typing import Any
+
+import numpy as np
 
 from slime_ray.config.experiment import Experiment
 from slime_ray.config.settings import Settings, fingerprint
-from slime_ray.model.flops import Lengths
-from slime_ray.model.footprint import STEP, Footprint, Memory, footprint, gpu_row, peak_memory
-from slime_ray.planning.material import DataAssumptions, Material, Sample, find_material, random_sample
-from slime_ray.planning.plan import GIB, Cluster, Disk, Plan, PlanRow, refusals, warnings
+from slime_ray.model.footprint import STEP, Memory, footprint, gpu_row, peak_memory
+from slime_ray.planning.material import DataAssumptions, Material, find_material
+from slime_ray.planning.plan import GIB, Cluster, Judging, Plan, PlanRow, Range, refusals, warnings
 from slime_ray.planning.prices import GpuPrices, load_prices
-from slime_ray.planning.rates import ZERO, End, MeasuredRates, Range, Rates, assumed_rates, measured_rates, seconds_of
+from slime_ray.planning.rates import NONE, Ends, MeasuredRates, Rates, rates_of, seconds_of
 from slime_ray.planning.trials import WHOLE, Group, Shortened, extremes, groups_of, shortened
-from slime_ray.planning.work import Amounts, TrialWork, plan_judging, requests_an_answer
+from slime_ray.planning.work import Amounts, TrialWork, requests_an_answer
 
-HOUR = 3600.0
 ID_BYTES = 2.5
 """Of a token id in a parquet file, about."""
 ANSWER_BYTES = 6.0
 """Of a token of a prompt, an answer or the baseline's in answers.parquet, about."""
 TRIAL_BYTES = 120_000.0
 """Of a trial's other files, about: curves, pairs, its row, a model's configuration."""
+CHARACTERS = 4.0
+"""Of a token of a judge's template, about."""
+SHOWN = np.array([0.7, 1.0, 1.5])
+"""What a judge may read, next to what the data's own tokenizer counts."""
+VERDICT_TOKENS = np.array([100.0, 400.0, np.inf])
+"""That a judge writes, at most up to its limit."""
 
 
 class Planner:
@@ -41,297 +47,255 @@ class Planner:
         prices: GpuPrices | None = None,
     ):
         self.experiment, self.prices = experiment, prices or load_prices()
-        self.materials: dict[str, Material] = {}
-        group_settings = [settings for group in groups_of(experiment) for settings in group.settings]
-        for settings in [experiment.settings, *group_settings, *extremes(experiment)]:
+        self.base, self.resources = experiment.settings, experiment.resources
+        self.uses_gpu = self.resources.gpu_per_worker > 0
+        self.sharded = self.resources.strategy == "fsdp2" and self.resources.workers > 1
+        self.groups, self.extremes = groups_of(experiment), extremes(experiment)
+        self.trials = sum(group.trials for group in self.groups)
+        self.searched = sum(group.trials for group in self.groups if group.phase == "search")
+        self._materials: dict[str, Material] = {}
+        group_settings = [settings for group in self.groups for settings in group.settings]
+        self.references = any(settings.objective.build().needs_reference for settings in group_settings)
+        for settings in [self.base, *group_settings, *self.extremes]:
             footprint(settings.model)
-            if (key := material_key(settings)) not in self.materials:
-                self.materials[key] = find_material(settings, assumptions)
+            if (key := material_key(settings)) not in self._materials:
+                self._materials[key] = find_material(settings, assumptions)
+        self.works = {group.name: self._works(group) for group in self.groups}
+        evaluations = self.base.training.evaluations
+        self.short = shortened(experiment.early_stopping, trials=self.searched, evaluations=evaluations)
 
-    def probed_sample(self) -> Sample:
-        """Return a sample of the data, or random tokens where the data was not read."""
-        settings = self.experiment.settings
-        material = self.materials[material_key(settings)]
-        batch = settings.evaluation.decoding.batch_on(gpu=self.experiment.resources.gpu_per_worker > 0)
-        return material.sample or random_sample(material, footprint(settings.model).sizes.vocabulary, batch)
+    def material(self, settings: Settings) -> Material:
+        """Return what is known of the settings' data."""
+        return self._materials[material_key(settings)]
 
     def plan(self, cluster: Cluster, measured: MeasuredRates | None = None) -> Plan:
         """Plan the experiment on a cluster; the plan's refusals say what does not fit.
 
         measured: what a probe found; without it times follow from the formula, on GPUs of the table alone.
         """
-        return _Estimate(self, cluster, measured).plan()
-
-
-def material_key(settings: Settings) -> str:
-    """Return a key that changes with whatever changes how much data a trial reads."""
-    evaluation, model = settings.evaluation, settings.model
-    prompts: list[object] = [evaluation.prompts, evaluation.selection_prompts, evaluation.questions]
-    prompts += [evaluation.retention.prompts] if evaluation.retention else []
-    tokens = [model.source, model.tokenizer, model.revision, model.gguf_file, model.chat_template]
-    return fingerprint([settings.data, prompts, tokens, settings.sft is None])
-
-
-class _Estimate:
-    def __init__(self, planner: Planner, cluster: Cluster, measured: MeasuredRates | None):
-        self.planner, self.experiment, self.cluster, self.measured = planner, planner.experiment, cluster, measured
-        self.base, self.resources = planner.experiment.settings, planner.experiment.resources
-        self.uses_gpu = self.resources.gpu_per_worker > 0
-        self.gpu = planner.prices.find(cluster.gpu) if self.uses_gpu and cluster.gpu else None
-        self.groups = groups_of(self.experiment)
-        self.works = {group.name: self._works(group) for group in self.groups}
-        self.short = shortened(
-            self.experiment.early_stopping,
-            trials=sum(group.trials for group in self.groups if group.phase == "search"),
-            evaluations=self.base.training.evaluations,
+        gpu, material = (
+            self.prices.find(cluster.gpu) if self.uses_gpu and cluster.gpu else None,
+            self.material(self.base),
         )
-
-    def plan(self) -> Plan:
-        material, measured = self.amounts(self.base).material, self.measured
-        rates, basis = None, None
-        if measured:
-            rates, basis = measured_rates(measured, self.base, material), measured.basis
-        elif self.gpu and self.gpu.peak(self.base.model.dtype):
-            share, model = min(1.0, self.resources.gpu_per_worker), footprint(self.base.model)
-            rates, basis = assumed_rates(self.gpu, model, self.base, workers=self.resources.workers, share=share)
-        memory, limit, row = self._memory(), self._memory_limit(), self._row_budget(self.base)
-        sft = self.amounts(self.base).demonstrations
+        share, workers = min(1.0, self.resources.gpu_per_worker), self.resources.workers
+        limit = cluster.memory
+        if self.uses_gpu:
+            limit = gpu.memory_gib * GIB * share if gpu else None
+        rates, basis = rates_of(self.base, material, gpu, measured, workers=workers, share=share) or (None, None)
+        row = self._row_budget(self.base, limit)
         plan = Plan(
             name=self.experiment.name,
             rows=tuple(self._row(group, rates) for group in self.groups),
-            sft_tokens=sft.tokens * len(self.experiment.bases) if sft else 0.0,
-            cluster=self.cluster,
-            gpu=self.gpu,
-            prices=self.planner.prices,
-            memory=memory,
+            sft_tokens=self._amounts(self.base).demonstrations().get("token", 0.0) * len(self.experiment.bases),
+            cluster=cluster,
+            gpu=gpu,
+            prices=self.prices,
+            memory=self._memory(limit),
             memory_limit=limit,
-            row_that_fits=self._row_that_fits(limit) if limit and memory.peak > limit >= memory.answering else None,
-            disk=self._disk(),
-            judging=plan_judging(self.base, self._requests(), material),
+            disk=self._disk(cluster),
+            judging=self._judging(),
             measured=measured,
-            stopping=None if self.short is WHOLE else self.short.updates,
+            stopping=None if self.short is WHOLE else Range.of(self.short.updates),
             basis=basis,
             row_tokens=row,
             row_reason=self.base.data.row_reason(row, limit if self.uses_gpu else None),
-            stages=self._stages(rates) if rates else {},
-            assumptions=self._assumptions(material),
+            assumptions=self._assumptions(cluster),
         )
         if rates:
             plan = self._timed(plan, rates)
         return replace(plan, refusals=refusals(plan, self.experiment), warnings=warnings(plan, self.experiment))
 
-    def amounts(self, settings: Settings) -> Amounts:
-        material = self.planner.materials[material_key(settings)]
-        model, workers = footprint(settings.model), self.resources.workers
-        return Amounts(settings, material, model, workers=workers, gpu=self.uses_gpu)
+    def _amounts(self, settings: Settings) -> Amounts:
+        return Amounts(settings, self.material(settings), workers=self.resources.workers, gpu=self.uses_gpu)
 
     def _works(self, group: Group) -> list[TrialWork]:
-        """Return the work of each trial of a group; of the many that are alike it is computed once."""
-        amounts = [self.amounts(settings) for settings in group.settings]
-        work = lru_cache(maxsize=None)(lambda number, seed: amounts[number].trial(group.prompts, seed=seed))
-        return [work(index % len(amounts), seed) for index, seed in enumerate(group.seeds)]
+        """Return the work of each trial of a group."""
+        works = [self._amounts(settings).trial(group.prompts) for settings in group.settings]
+        return list(islice(cycle(works), group.trials))
 
     def _short(self, group: Group) -> Shortened:
         return self.short if group.phase == "search" else WHOLE
 
     def _row(self, group: Group, rates: Rates | None) -> PlanRow:
-        share, works = self._short(group).updates, self.works[group.name]
-        tokens = sum(work.training.tokens for work in works)
+        works, share = self.works[group.name], self._short(group).updates
+        updates, tokens, flops = (sum(work.updates[unit] for work in works) for unit in ("update", "token", "flop"))
         return PlanRow(
             name=group.name,
             phase=group.phase,
             trials=group.trials,
-            updates=sum(work.training.updates for work in works) / len(works),
-            tokens=share * tokens,
-            exact=share.low == share.high and all(work.training.exact for work in works),
-            flops=share.expected * sum(work.training.flops for work in works),
-            seconds=sum(self._trials(group, rates), ZERO) / group.trials if rates else None,
+            updates=float(updates) / group.trials,
+            tokens=Range.of(share * tokens),
+            flops=float(share[1] * flops),
+            seconds=Range.of(sum(self._trials(group, rates), NONE) / group.trials) if rates else None,
         )
 
-    def _trials(self, group: Group, rates: Rates) -> list[Range]:
+    def _trials(self, group: Group, rates: Rates) -> list[Ends]:
         """Return the seconds of each trial."""
-        short, before = self._short(group), rates["load"] + rates["setup"]
-        if self.resources.workers > 1:
-            before += rates["process"]
+        short = self._short(group)
+        before = seconds_of({"load": 1, "setup": 1, "process": int(self.resources.workers > 1)}, rates)
         return [
             before + short.updates * seconds_of(work.course, rates) + short.finished * seconds_of(work.end, rates)
             for work in self.works[group.name]
         ]
 
-    def _stages(self, rates: Rates) -> dict[str, Range]:
-        amounts, checkpoints = self.amounts(self.base), len(self.experiment.bases)
-        tokens = seconds_of({"example": amounts.material.examples}, rates)
-        works = amounts.stages() | ({"reference": amounts.reference()} if self._references() else {})
-        # Each SFT checkpoint has all stages of its own but the tokens.
-        return {"tokens": tokens} | {name: seconds_of(work, rates) * checkpoints for name, work in works.items()}
-
-    def _references(self) -> bool:
-        group_settings = [settings for group in self.groups for settings in group.settings]
-        return any(settings.objective.build().needs_reference for settings in group_settings)
-
     def _timed(self, plan: Plan, rates: Rates) -> Plan:
-        slots, single_worker = max(1, self.cluster.trials), self.resources.workers == 1
+        amounts, checkpoints, slots = self._amounts(self.base), len(self.experiment.bases), max(1, plan.cluster.trials)
+        # Each SFT checkpoint has all stages of its own but the tokens.
+        stages = {"tokens": seconds_of({"example": amounts.material.examples}, rates)}
+        for name, work in amounts.stages().items():
+            if name != "reference" or self.references:
+                stages[name] = seconds_of(work, rates) * checkpoints
         jobs = [(group.phase, self._trials(group, rates)) for group in self.groups]
         # Arms go seed by seed.
-        arms = zip(*(trials for phase, trials in jobs if phase == "arm"), strict=True)
-        first = [trial for seed in arms for trial in seed]
+        first = [
+            trial for seed in zip(*(each for phase, each in jobs if phase == "arm"), strict=True) for trial in seed
+        ]
         first += [trial for phase, trials in jobs if phase == "search" for trial in trials]
         confirmations = [trial for phase, trials in jobs if phase == "confirm" for trial in trials]
-        stages = sum(plan.stages.values(), ZERO)
-        time = rates["around"] + rates["process"] * (2 if single_worker else 1) + stages
-        time += rates["report"] * (2 if self.experiment.searches else 1)
-        time = time + schedule(first, slots) + schedule(confirmations, slots)
-        busy = sum(first, ZERO) + sum(confirmations, ZERO)
-        gpu, gpu_hours_per_second = self.gpu, self.resources.workers * self.resources.gpu_per_worker / HOUR
-        price = gpu.usd_per_hour if gpu else 0.0
-        hours = sum(plan.stages.values(), busy) * gpu_hours_per_second
+        held = sum(stages.values(), NONE)
+        busy = sum((*first, *confirmations), NONE)
+        # The making of stages has one of its own.
+        whole = {
+            "around": 1,
+            "process": 1 + (self.resources.workers == 1),
+            "report": 1 + bool(self.experiment.searches),
+        }
+        time = held + seconds_of(whole, rates)
+        time += schedule(first, slots) + schedule(confirmations, slots)
+        hours = (held + busy) * self.resources.workers * self.resources.gpu_per_worker / 3600
+        price = plan.gpu.usd_per_hour if plan.gpu else None
         return replace(
             plan,
-            time=time,
-            trial_seconds=busy,
-            gpu_hours=hours if gpu_hours_per_second else None,
-            cost=hours * price if gpu and gpu_hours_per_second else None,
-            cluster_cost=time * (self.cluster.gpus * price / HOUR) if gpu and self.cluster.gpus else None,
+            stages={name: Range.of(seconds) for name, seconds in stages.items()},
+            time=Range.of(time),
+            trial_seconds=Range.of(busy),
+            gpu_hours=Range.of(hours) if self.uses_gpu else None,
+            cost=None if price is None else Range.of(hours * price),
+            cluster_cost=None if price is None else Range.of(time * plan.cluster.gpus * price / 3600),
         )
 
-    def _requests(self) -> Range:
+    def _requests(self) -> Ends:
         """Return the number of requests to a language model."""
-        first, requests_per_answer = self.base.evaluation.judge_first, requests_an_answer(self.base)
-        requests, rated = ZERO, dict[str, float]()
+        first, an_answer = self.base.evaluation.judge_first, requests_an_answer(self.base)
+        ratings = requests_an_answer(self.base, pairwise=False)
+        requests, rated = NONE, dict[str, float]()
         for group in self.groups:
             short, works = self._short(group), self.works[group.name]
-            during, last = (float(sum(work.requests[part] for work in works)) for part in (0, 1))
+            during, last = (sum(work.judged[part] for work in works) for part in (0, 1))
             share = short.finished
             if group.phase == "search" and first is not None and last:
-                few = min(1.0, first * requests_per_answer * group.trials / last)
-                share *= Range(few, (1 + few) / 2, 1.0)
-            requests += short.updates * during + share * last
-            ratings_per_answer = requests_an_answer(group.settings[0], pairwise=False)
-            if last and ratings_per_answer:
-                # The baseline's answers are rated once, and found again by all later trials.
-                rated[group.prompts] = works[0].requests[1] * ratings_per_answer / requests_an_answer(group.settings[0])
-                if during:
-                    rated.setdefault("selection", self.amounts(group.settings[0]).watched * ratings_per_answer)
+                few = min(1.0, first * group.trials / last)
+                share = share * np.array([few, (1 + few) / 2, 1.0])
+            requests = requests + (short.updates * during + share * last) * an_answer
+            # The baseline's answers are rated once, and found again by all later trials.
+            rated[group.prompts] = works[0].judged[1] * ratings
+            if during:
+                rated.setdefault("selection", self._amounts(self.base).watched * ratings)
         return requests + sum(rated.values())
 
-    def _disk(self) -> Disk:
-        """Return the bytes that the run may take on disk.
+    def _judging(self) -> Judging:
+        """Return what language models are asked, in tokens of the data's tokenizer."""
+        endpoints, material = self.base.evaluation.judge.endpoints, self.material(self.base)
+        read = written = cost = NONE
+        requests = self._requests()
+        for judge in endpoints:
+            asked = requests * judge.requests_an_answer / requests_an_answer(self.base)
+            prompt = (len(judge.template.system) + len(judge.template.user)) / CHARACTERS
+            prompt += material.prompts["report"].tokens + material.answer * (2 if judge.template.pairwise else 1)
+            tokens = asked * prompt * SHOWN, asked * np.minimum(VERDICT_TOKENS, judge.max_tokens)
+            read, written = read + tokens[0], written + tokens[1]
+            if judge.prices:
+                cost = cost + (tokens[0] * judge.prices.input + tokens[1] * judge.prices.output) * 1e-6
+        priced = endpoints and all(judge.prices for judge in endpoints)
+        return Judging(
+            self.base.judge_identity,
+            Range.of(requests),
+            Range.of(read),
+            Range.of(written),
+            Range.of(cost) if priced else None,
+        )
+
+    def _row_budget(self, settings: Settings, limit: float | None) -> int:
+        """Return the tokens of a row as a trial chooses them; one pair's where the GPU is too small for any."""
+        if not self.uses_gpu or limit is None:
+            return settings.data.row_budget(gpu=self.uses_gpu)
+        return gpu_row(settings, limit, workers=self.resources.workers, sharded=self.sharded) or STEP
+
+    def _memory(self, limit: float | None) -> Memory:
+        """Return the highest peak of all trials and the SFT stage."""
+        peaks, workers = [], self.resources.workers
+        for settings in self.extremes:
+            material, sft = self.material(settings), settings.sft
+            runs = [(settings, material.train, settings.training.pairs_per_update)]
+            # With the same adapters a row of demonstrations has fewer logits and nothing else.
+            if sft is not None and settings.sft_model != settings.model and material.sft.count:
+                stage = settings.model_copy(update={"model": settings.sft_model})
+                runs.append((stage, material.sft, sft.examples_per_update))
+            for run, part, per_update in runs:
+                # A whole update may be less than a row.
+                share = 1.2 * per_update * part.tokens / workers
+                row = round(max(part.longest, min(self._row_budget(run, limit), share)))
+                shape: dict[str, Any] = {"row": row, "pair": part.pair, "prompt": material.longest_prompt}
+                peaks.append(peak_memory(run, gpu=self.uses_gpu, workers=workers, sharded=self.sharded, **shape))
+        return max(peaks, key=lambda memory: memory.peak)
+
+    def _disk(self, cluster: Cluster) -> Mapping[str, float]:
+        """Return the bytes that the run may take on disk, by what they are of.
 
         A trial in training holds its last checkpoint and writes the next one, each its trained weights with two
         moments, and the best weights where those are kept.
         """
-        amounts, budget = self.amounts(self.base), self.experiment.budget
-        material, model, trials = amounts.material, amounts.model, sum(group.trials for group in self.groups)
-        searched = sum(group.trials for group in self.groups if group.phase == "search")
-        saved_models = trials - searched + min(searched, searched if budget.checkpoints is None else budget.checkpoints)
-        prompt_sets = material.prompts.values()
+        material, model, kept = self.material(self.base), footprint(self.base.model), self.experiment.budget.checkpoints
+        saved_models = self.trials - self.searched + min(self.searched, self.searched if kept is None else kept)
+        prompt_sets, checkpoints = material.prompts.values(), len(self.experiment.bases)
         held_out = material.held_out.count * material.held_out.tokens
         tokens = sum(part.count * part.tokens for part in (material.sft, material.train)) + held_out
         tokens += sum(each.count * each.tokens for each in prompt_sets)
-        answers = len(self.experiment.bases) * sum(each.turns for each in prompt_sets) * material.answer
-        answers += trials * max(each.turns * (each.tokens + 2 * material.answer) for each in prompt_sets)
-        checkpoints = len(self.experiment.bases)
-        copies = 6 + 3 * any(each.kept_by for group in self.groups for each in group.settings)
-        step0 = checkpoints * (4 * 8 * held_out + 16.0 * material.train.count * self._references())
+        answers = checkpoints * sum(each.turns for each in prompt_sets) * material.answer
+        answers += self.trials * max(each.turns * (each.tokens + 2 * material.answer) for each in prompt_sets)
+        copies = 6 + 3 * any(settings.kept_by for group in self.groups for settings in group.settings)
+        step0 = checkpoints * (4 * 8 * held_out + 16.0 * material.train.count * self.references)
         # Of a 4-bit base nothing but adapters is written.
         plain = 0 if self.base.model.quantization else model.plain
-        weights = footprint(self.base.sft_model).merged if self.base.sft else plain
-        return Disk(
-            {
-                "tokens and step 0": ID_BYTES * tokens + step0,
-                "the SFT checkpoint": checkpoints * weights,
-                "answers": ANSWER_BYTES * answers,
-                "trained models": saved_models * model.saved,
-                "checkpoints": min(self.cluster.trials, trials) * copies * model.trained,
-                "other results": trials * TRIAL_BYTES,
-            },
-            self.cluster.disk_free,
-        )
+        return {
+            "tokens and step 0": ID_BYTES * tokens + step0,
+            "the SFT checkpoint": checkpoints * (footprint(self.base.sft_model).merged if self.base.sft else plain),
+            "answers": ANSWER_BYTES * answers,
+            "trained models": saved_models * model.saved,
+            "checkpoints": min(cluster.trials, self.trials) * copies * model.trained,
+            "other results": self.trials * TRIAL_BYTES,
+        }
 
-    def _row_budget(self, settings: Settings) -> int:
-        """Return the tokens of a row as a trial chooses them; one pair's where the GPU is too small for any."""
-        limit = self._memory_limit()
-        if not self.uses_gpu or limit is None:
-            return settings.data.row_budget(gpu=self.uses_gpu)
-        fitting = gpu_row(settings, limit, workers=self.resources.workers, sharded=self._sharded)
-        return STEP if fitting is None else fitting
-
-    @property
-    def _sharded(self) -> bool:
-        return self.resources.strategy == "fsdp2" and self.resources.workers > 1
-
-    def _memory(self, row_budget: int | None = None) -> Memory:
-        """Return the highest peak of all trials and the SFT stage. row_budget: of all; None for each one's own."""
-        peaks = []
-        for settings in extremes(self.experiment):
-            material, data, sft = self.amounts(settings).material, settings.data, settings.sft
-            runs = [(settings, material.train, settings.training.pairs_per_update)]
-            # With the same adapters a row of demonstrations has fewer logits and nothing else.
-            if sft is not None and settings.sft_model != settings.model and material.sft.lengths:
-                stage = settings.model_copy(update={"model": settings.sft_model})
-                runs.append((stage, material.sft, sft.examples_per_update))
-            prompts = [each.prompt for each in material.train.lengths] or [0]
-            for run, part, per_update in runs:
-                longest = max((sum(each) for each in part.lengths), default=0) * part.scale
-                # A whole update may be less than a row.
-                share = 1.2 * per_update * part.tokens / self.resources.workers
-                peaks.append(
-                    peak_memory(
-                        run,
-                        gpu=self.uses_gpu,
-                        workers=self.resources.workers,
-                        sharded=self._sharded,
-                        row=round(max(longest, min(row_budget or self._row_budget(run), share))),
-                        pair=_mean(part.lengths),
-                        prompt=max(prompts) if material.train.counted else data.max_prompt_tokens or data.max_tokens,
-                    )
-                )
-        return max(peaks, key=lambda memory: memory.peak)
-
-    def _row_that_fits(self, limit: float) -> int | None:
-        """Return the tokens of a micro-batch that would fit; None where none would."""
-        rows = range(STEP, self._row_budget(self.base), STEP)
-        fits = bisect_right(rows, limit, key=lambda row: self._memory(row).peak)
-        return rows[fits - 1] if fits else None
-
-    def _memory_limit(self) -> float | None:
-        """Return the bytes that one worker may take."""
-        if not self.uses_gpu:
-            return self.cluster.memory
-        return self.gpu.memory_gib * GIB * min(1.0, self.resources.gpu_per_worker) if self.gpu else None
-
-    def _assumptions(self, material: Material) -> tuple[str, ...]:
-        model: Footprint = footprint(self.base.model)
-        assumptions = [
+    def _assumptions(self, cluster: Cluster) -> tuple[str, ...]:
+        material, model = self.material(self.base), footprint(self.base.model)
+        batches = any(judge.mode == "batch" for judge in self.base.evaluation.judge.endpoints)
+        stopping = "Early stopping: from every rung halved to its share, over random order, to none stopped at all."
+        return (
             f"The shape of the model is {model.source}: {model.weights / 1e9:.3g} billion weights.",
             material.provenance + ".",
+            "Tokens and FLOP are those of average pairs, whichever a seed draws.",
             f"Answers are taken to be as long as the data's completions, {material.answer:.0f} tokens on average; a "
             "batch lasts as long as its longest.",
-        ]
-        if not model.packed:
-            assumptions.append(
-                "Its pairs are taken for sequences of their own; where they can share rows it takes less."
-            )
-        if self.short is not WHOLE:
-            assumptions.append(
-                "Early stopping: from every rung halved to its share, over random order, to none stopped at all."
-            )
-        if any(judge.mode == "batch" for judge in self.base.evaluation.judge.endpoints):
-            assumptions.append("Waiting for batches of the judge, up to a day each, is not counted.")
-        return (*assumptions, *self.cluster.notes)
+            *(["Its pairs are taken for sequences of their own, which takes more than rows."] * (not model.packed)),
+            *([stopping] * (self.short is not WHOLE)),
+            *(["Waiting for batches of the judge, up to a day each, is not counted."] * batches),
+            *cluster.notes,
+        )
 
 
-def _mean(lengths: Sequence[Lengths]) -> Lengths:
-    return Lengths(*(round(sum(parts) / len(lengths)) for parts in zip(*lengths, strict=True)))
+def material_key(settings: Settings) -> str:
+    """Return a key that changes with whatever changes how much data a trial reads."""
+    return fingerprint(
+        [settings.data, settings.evaluation, settings.model.model_copy(update={"lora": None}), settings.sft is None]
+    )
 
 
-def schedule(jobs: Sequence[Range], slots: int) -> Range:
+def schedule(jobs: Sequence[Ends], slots: int) -> Ends:
     """Return the seconds until the last job ends, each starting as soon as a slot is free."""
-
-    def last(end: End) -> float:
-        free = [0.0] * min(slots, max(1, len(jobs)))
-        for length in jobs:
-            heapq.heapreplace(free, free[0] + length.at(end))
-        return max(free)
-
-    return Range.of(last)
+    ends = []
+    for lengths in np.reshape(jobs, (-1, 3)).T:
+        free = [0.0] * slots
+        for length in lengths:
+            heapq.heapreplace(free, free[0] + length)
+        ends.append(max(free))
+    return np.array(ends)

@@ -1,14 +1,11 @@
-"""How much data an experiment's trials read: counted and measured where the data is at hand, else taken from what is
-given or known of it."""
+"""How much data an experiment's trials read: counted where it is at hand, else from what is said or known of it."""
 
 import math
-import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from statistics import NormalDist
+from statistics import NormalDist, fmean
 from typing import Any
 
 from slime_ray.config.settings import Data, Settings
@@ -21,8 +18,6 @@ from slime_ray.runs.results import RETENTION
 
 MEASURED = 16_384
 """Examples of a part whose lengths are taken. Of larger parts these stand for all; their order is one of hashes."""
-PROBED = 512
-"""Pairs whose tokens are kept for a probe."""
 SPREAD = 0.7
 """Width of the log-normal distribution that lengths are taken to have where only their mean is known; that of answers
 in UltraFeedback, about."""
@@ -32,10 +27,6 @@ KNOWN_PAIRS = {("huggingfaceh4/ultrafeedback_binarized", "train_prefs"): 61_135}
 """Rows of hub data, as their cards say."""
 KNOWN_LENGTHS = {"huggingfaceh4/ultrafeedback_binarized": (180.0, 250.0, 250.0)}
 """Mean tokens of prompt, chosen and rejected in the tokens of a 3-4B model, about."""
-
-
-Ids = tuple[list[int], list[int], list[int]]
-"""Of prompt, chosen and rejected completion."""
 
 
 @dataclass(frozen=True)
@@ -63,27 +54,23 @@ def parse_lengths(text: str) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class DataPart:
-    """Pairs, or examples without rejected completions. lengths: of all `count` of them, or of some that stand for
-    all; a mean need not be a whole number of tokens, which `scale` makes up for."""
+    """Pairs, or examples without rejected completions. prompt, chosen, rejected: mean tokens. longest: example."""
 
     count: int
-    lengths: tuple[Lengths, ...]
-    scale: float = 1.0
+    prompt: float = 0.0
+    chosen: float = 0.0
+    rejected: float = 0.0
+    longest: int = 0
 
     @property
-    def counted(self) -> bool:
-        """Whether every example's own lengths are known."""
-        return len(self.lengths) == self.count
-
-    @cached_property
     def tokens(self) -> float:
         """Mean tokens of an example in a packed row, its prompt once."""
-        return self.scale * sum(map(sum, self.lengths)) / max(1, len(self.lengths))
+        return self.prompt + self.chosen + self.rejected
 
-    @cached_property
-    def prompt(self) -> float:
-        """Mean tokens of a prompt."""
-        return self.scale * sum(each.prompt for each in self.lengths) / max(1, len(self.lengths))
+    @property
+    def pair(self) -> Lengths:
+        """The mean example in whole tokens."""
+        return Lengths(*map(round, (self.prompt, self.chosen, self.rejected)))
 
 
 @dataclass(frozen=True)
@@ -96,36 +83,25 @@ class PromptCounts:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Token ids of some of the data, for a probe: (prompt, chosen, rejected) of demonstrations and pairs, and prompts
-    with their messages, which are empty where the tokens are made up."""
-
-    sft: list[Ids]
-    train: list[Ids]
-    prompts: list[list[int]]
-    messages: list[Any]
-
-
-@dataclass(frozen=True)
 class Material:
-    """What trials and stages read. answers: lengths of completions, sorted, or their mean alone. seconds: that
-    reading took here; sample: of it; both None where nothing was read. provenance: of the figures."""
+    """What trials and stages read.
+
+    answers: lengths of completions, sorted. longest_prompt: tokens. seconds: that reading took here, None where nothing
+    was read. provenance: of the figures.
+    """
 
     sft: DataPart
     train: DataPart
     held_out: DataPart
     prompts: Mapping[str, PromptCounts]
-    answers: tuple[int, ...] | float
+    answers: tuple[float, ...]
+    longest_prompt: int
     provenance: str
     seconds: float | None = None
-    sample: Sample | None = None
 
     def longest(self, answers: int) -> float:
         """Return the tokens of the longest of so many answers, taken as long as the data's completions."""
-        quantile = 1 - 1 / (answers + 1)
-        if isinstance(self.answers, float):
-            return self.answers * math.exp(NormalDist(-(SPREAD**2) / 2, SPREAD).inv_cdf(quantile))
-        return float(self.answers[min(len(self.answers) - 1, int(quantile * len(self.answers)))])
+        return self.answers[int((1 - 1 / (answers + 1)) * len(self.answers))]
 
     @property
     def examples(self) -> int:
@@ -135,7 +111,7 @@ class Material:
     @property
     def answer(self) -> float:
         """Mean tokens of an answer, taken as long as the data's completions."""
-        return self.answers if isinstance(self.answers, float) else sum(self.answers) / len(self.answers)
+        return fmean(self.answers)
 
 
 def find_material(settings: Settings, assumptions: DataAssumptions) -> Material:
@@ -169,24 +145,27 @@ def assumed_material(
 ) -> Material:
     """Assume every example as long as the mean. pairs: None is just enough for data.pairs."""
     sft, train, held_out = _split(settings.data, pairs)
-    evaluation = settings.evaluation
+    data, evaluation = settings.data, settings.evaluation
     prompt, chosen, rejected = lengths
     counts = {"selection": evaluation.selection_prompts, "report": evaluation.prompts}
     if (total := sum(counts.values())) > held_out:
         counts["selection"] = min(max(1, round(held_out * counts["selection"] / total)), held_out - 1)
         counts["report"] = held_out - counts["selection"]
-    turns = dict(counts)
+    prompts = {name: PromptCounts(count, count, prompt) for name, count in counts.items()}
     files = [("report", load_questions)] if evaluation.questions else []
     files += [(RETENTION, load_retention)] if evaluation.retention else []
     for name, load in files:
         questions = load(settings)
-        counts[name], turns[name] = len(questions), sum(len(question.turns) for question in questions)
+        prompts[name] = PromptCounts(len(questions), sum(len(question.turns) for question in questions), prompt)
+    spread, mean = NormalDist(-(SPREAD**2) / 2, SPREAD), (chosen + rejected) / 2
+    longest = math.ceil(sum(lengths))
     return Material(
-        sft=_alike(sft if settings.sft else 0, prompt, chosen, 0.0),
-        train=_alike(train, prompt, chosen, rejected),
-        held_out=_alike(held_out, prompt, chosen, rejected),
-        prompts={name: PromptCounts(count, turns[name], prompt) for name, count in counts.items()},
-        answers=float(chosen + rejected) / 2,
+        sft=DataPart(sft if settings.sft else 0, prompt, chosen, 0.0, math.ceil(prompt + chosen)),
+        train=DataPart(train, *lengths, longest),
+        held_out=DataPart(held_out, *lengths, longest),
+        prompts=prompts,
+        answers=tuple(mean * math.exp(spread.inv_cdf((number + 0.5) / 1000)) for number in range(1000)),
+        longest_prompt=data.max_prompt_tokens or data.max_tokens,
         provenance=provenance,
     )
 
@@ -198,24 +177,15 @@ def _split(data: Data, pairs: int | None) -> tuple[int, int, int]:
         sft = round(train * data.sft_fraction / (1 - data.sft_fraction)) if data.sft_fraction < 1 else 0
         return min(sft, data.sft_examples or sft), train, data.held_out_pairs
     rest = pairs - data.held_out_pairs
-    if rest < 2:
-        raise InputError(
-            f"Of {pairs} pairs {data.held_out_pairs} are held out (data.held_out_pairs), which leaves none to train "
-            "on. Lower it, or give more data."
-        )
     sft = round(data.sft_fraction * rest)
     train = rest - sft
-    if not train or not (sft or data.sft_fraction == 0):
+    if train < 1 or (sft < 1 and data.sft_fraction > 0):
         raise InputError(
-            f"Of {pairs} pairs none would be left for {'SFT' if train else 'training'}: data.sft_fraction is "
-            f"{data.sft_fraction:g}. Give another share, or more data."
+            f"Of {pairs} pairs {data.held_out_pairs} are held out (data.held_out_pairs), and of the others "
+            f"{data.sft_fraction:.0%} are for SFT (data.sft_fraction), which leaves none for the one or the other. "
+            "Change these, or give more data."
         )
     return min(sft, data.sft_examples or sft), min(train, data.pairs or train), data.held_out_pairs
-
-
-def _alike(count: int, prompt: float, chosen: float, rejected: float) -> DataPart:
-    whole = Lengths(*(round(length) for length in (prompt, chosen, rejected)))
-    return DataPart(count, (whole,), scale=(prompt + chosen + rejected) / max(1, sum(whole)))
 
 
 def read_material(settings: Settings) -> Material:
@@ -226,35 +196,44 @@ def read_material(settings: Settings) -> Material:
     from slime_ray.data.corpus import load_corpus
     from slime_ray.data.pairs import ID_COLUMNS
     from slime_ray.data.tokenizing import tokenize_pairs
-    from slime_ray.model.loading import load_tokenizer
+    from slime_ray.model.limits import declared_limits
+    from slime_ray.model.loading import load_config, load_tokenizer
     from slime_ray.training.prompts import prompts_to_answer
 
-    data = settings.data
+    data, declared = settings.data, load_config(settings.model)
+    model_limits = None if declared is None else declared_limits(declared)
     tokenizer = load_tokenizer(settings.model)
     clock = time.perf_counter()
     corpus = load_corpus(data, settings.evaluation)
     limits: dict[str, Any] = {
         name: getattr(data, name) for name in ("max_tokens", "row_tokens", "max_prompt_tokens", "strict")
     }
+    answers, longest_prompt = list[float](), 0
 
-    def tokenized(part: Any, *, rejected: bool = True) -> tuple[DataPart, list[Ids]]:
+    def tokenized(name: str, part: Any, *, rejected: bool = True) -> DataPart:
+        nonlocal longest_prompt
         some = part if len(part) <= MEASURED else part.select(range(MEASURED))
         columns = tokenize_pairs(some, tokenizer, rejected=rejected, **limits).table.to_pydict()
-        ids: list[Ids] = list(zip(*(columns[name] for name in ID_COLUMNS), strict=True))
-        lengths = tuple(Lengths(*map(len, each)) for each in ids)
+        pairs = list(zip(*(columns[column] for column in ID_COLUMNS), strict=True))
+        if model_limits is not None:
+            _check_pairs(model_limits, name, pairs)
+        lengths = [[len(ids) for ids in columns[column]] for column in ID_COLUMNS]
+        if rejected:
+            answers.extend(lengths[1] + lengths[2])
+            longest_prompt = max(longest_prompt, *lengths[0])
         # Some are dropped, such as those without room for a completion.
-        count = len(ids) if len(some) == len(part) else round(len(part) * len(ids) / len(some))
-        return DataPart(count, lengths), ids
+        count = round(len(part) * len(lengths[0]) / len(some))
+        prompt, chosen, rejected_mean = map(fmean, lengths)
+        return DataPart(count, prompt, chosen, rejected_mean, max(map(sum, zip(*lengths, strict=True))))
 
-    sft, sft_ids = tokenized(corpus.sft, rejected=False) if settings.sft else (DataPart(0, ()), [])
-    train, train_ids = tokenized(corpus.train)
-    held_out, _ = tokenized(corpus.held_out)
+    sft = tokenized("sft", corpus.sft, rejected=False) if settings.sft else DataPart(0)
+    train, held_out = tokenized("train", corpus.train), tokenized("held-out", corpus.held_out)
     prompts, _ = prompts_to_answer(settings, corpus.prompts, tokenizer)
+    if model_limits is not None:
+        _check_prompts(model_limits, prompts, settings.evaluation.decoding.max_new_tokens)
     seconds = time.perf_counter() - clock
-    _check_declared(settings, {"sft": sft_ids, "train": train_ids}, prompts)
-    selection = prompts["selection"]
-    all_counted = all(part.counted for part in (sft, train, held_out))
-    method = "counted" if all_counted else f"from the lengths of {MEASURED:,} examples of each part"
+    whole = max(len(part) for part in (corpus.sft, corpus.train, corpus.held_out)) <= MEASURED
+    method = "counted" if whole else f"from the lengths of {MEASURED:,} examples of each part"
     tokenizer_source = settings.model.tokenizer or settings.model.source
     provenance = f"{data.label} was read with the tokenizer of {tokenizer_source}: tokens are {method}"
     return Material(
@@ -263,52 +242,28 @@ def read_material(settings: Settings) -> Material:
         held_out=held_out,
         prompts={
             name: PromptCounts(
-                len(some),
-                sum(1 + len(each.later) for each in some),
-                sum(len(each.token_ids) for each in some) / len(some),
+                len(some), sum(1 + len(each.later) for each in some), fmean(len(each.token_ids) for each in some)
             )
             for name, some in prompts.items()
         },
-        answers=tuple(sorted(n for each in (*train.lengths, *held_out.lengths) for n in each[1:])),
+        answers=tuple(sorted(answers)),
+        longest_prompt=longest_prompt if whole else data.max_prompt_tokens or data.max_tokens,
         provenance=". ".join([provenance, *(line.removesuffix(".") for line in data_notes(corpus.read))]),
         seconds=seconds,
-        sample=Sample(
-            sft_ids[:PROBED],
-            train_ids[:PROBED],
-            [list(each.token_ids) for each in selection],
-            [each.messages for each in selection],
-        ),
     )
 
 
-def _check_declared(settings: Settings, parts: Mapping[str, Sequence[Ids]], prompts: Mapping[str, Any]) -> None:
-    """Raise InputError for ids and positions beyond the model's configuration, where that is here."""
-    from slime_ray.model.limits import declared_limits
-    from slime_ray.model.loading import load_config
-
-    config = load_config(settings.model)
-    if config is None:
-        return
-    limits = declared_limits(config)
-    for name, pairs in parts.items():
-        for number, (prompt, chosen, rejected) in enumerate(pairs):
-            limits.check_ids(max(prompt + chosen + rejected), f"{name} row {number}")
-            length = len(prompt) + max(len(chosen), len(rejected))
-            limits.check_length(length, f"{name} row {number}", f"Set data.max_tokens to {limits.positions} or less.")
-    answer = settings.evaluation.decoding.max_new_tokens
-    for name, prompt_set in prompts.items():
-        for number, prompt in enumerate(prompt_set):
+def _check_prompts(limits: Any, prompts: Mapping[str, Any], answer: int) -> None:
+    """Raise InputError for prompts with ids beyond the model's, or without room for an answer. answer: tokens."""
+    for name, some in prompts.items():
+        for number, prompt in enumerate(some):
             limits.check_ids(max(prompt.token_ids, default=0), f"{name} prompt {number}")
             limits.check_answer(len(prompt.token_ids), answer, f"{name} prompt {number}")
 
 
-def random_sample(material: Material, vocabulary: int, prompts: int) -> Sample:
-    """Draw random tokens of the material's mean lengths, for a probe without the data."""
-    chance = random.Random(0)
-
-    def some(part: DataPart, count: int) -> list[Ids]:
-        mean = [round(part.scale * sum(lengths) / len(part.lengths)) for lengths in zip(*part.lengths, strict=True)]
-        return [tuple(chance.choices(range(vocabulary), k=length) for length in mean) for _ in range(count)]  # type: ignore[misc]
-
-    sft, train = (some(part, min(PROBED, part.count)) for part in (material.sft, material.train))
-    return Sample(sft, train, [prompt for prompt, *_ in some(material.train, prompts)], [])
+def _check_pairs(limits: Any, part: str, pairs: Iterable[tuple[list[int], list[int], list[int]]]) -> None:
+    """Raise InputError for ids and positions beyond those that the model's configuration declares."""
+    for number, (prompt, chosen, rejected) in enumerate(pairs):
+        limits.check_ids(max(prompt + chosen + rejected), f"{part} row {number}")
+        length = len(prompt) + max(len(chosen), len(rejected))
+        limits.check_length(length, f"{part} row {number}", f"Set data.max_tokens to {limits.positions} or less.")

@@ -5,12 +5,13 @@ import random
 from bisect import bisect_right, insort
 from dataclasses import dataclass
 
+import numpy as np
 from pydantic import ValidationError
 
 from slime_ray.config.experiment import EarlyStopping, Experiment, Phase, PromptSet
 from slime_ray.config.points import SearchPart, path_of
 from slime_ray.config.settings import Settings, fingerprint
-from slime_ray.planning.rates import Range
+from slime_ray.planning.rates import Ends
 from slime_ray.runs.inputs import all_settings
 
 SEARCH_SEED = 1000
@@ -23,34 +24,29 @@ COSTLESS = ("objective.", "training.learning_rate", "training.weight_decay", "tr
 
 @dataclass(frozen=True)
 class Group:
-    """Trials of one row of the plan. settings: of each, or some that stand for all of them in turn. seeds: of each."""
+    """Trials of one row of the plan. settings: of each, or some that stand for all of them in turn."""
 
     name: str
     phase: Phase
     settings: tuple[Settings, ...]
-    seeds: tuple[int, ...]
+    trials: int
 
     @property
     def prompts(self) -> PromptSet:
         """Those that its trials answer."""
         return "selection" if self.phase == "search" else "report"
 
-    @property
-    def trials(self) -> int:
-        """How many."""
-        return len(self.seeds)
-
 
 def groups_of(experiment: Experiment) -> list[Group]:
     """Group the trials: arms, search, and at most so many confirmations, since winners may equal an arm."""
     groups = [
-        Group(f"arm {arm.label}", "arm", (experiment.settings_with(arm.set),), tuple(experiment.seeds))
+        Group(f"arm {arm.label}", "arm", (experiment.settings_with(arm.set),), len(experiment.seeds))
         for arm in experiment.arms
     ]
     for part in experiment.searches:
         points, of = _points(experiment, part), f" {part.label}" if part.label else ""
-        groups.append(Group(f"search{of}", "search", points, (SEARCH_SEED,) * part.trials))
-        groups.append(Group(f"confirmations{of}", "confirm", points, confirmation_seeds(experiment, part) * part.rows))
+        groups.append(Group(f"search{of}", "search", points, part.trials))
+        groups.append(Group(f"confirmations{of}", "confirm", points, part.seeds * part.rows))
     return [group for group in groups if group.trials]
 
 
@@ -98,61 +94,55 @@ class Shortened:
     """What early stopping leaves. updates: share of the search's updates. finished: of its trials, those that are
     trained to the end."""
 
-    updates: Range
-    finished: Range
+    updates: Ends
+    finished: Ends
 
 
-WHOLE = Shortened(Range.exactly(1.0), Range.exactly(1.0))
+WHOLE = Shortened(np.ones(3), np.ones(3))
 
 
 def shortened(rule: EarlyStopping | None, *, trials: int, evaluations: int) -> Shortened:
     """Return what successive halving leaves of so many trials that report so often.
 
-    low: every rung passes one in `reduction`. expected: asynchronously, over random orders of trials that are as good
-    at every rung as at the first; those that reach a rung first always pass it. high: none is stopped, as where each
-    trial is better than all before it.
+    At least: every rung passes one in `reduction`. Expected: asynchronously, over random orders of trials that are as
+    good at every rung as at the first; those that reach a rung first always pass it. At most: none is stopped, as where
+    each trial is better than all before it.
     """
     if rule is None or rule.rule == "none" or not trials:
         return WHOLE
+    rungs = [rule.first]
+    while rule.rule != "median" and (rung := rungs[-1] * rule.reduction) < 1:
+        rungs.append(rung)
+    # A trial hears of a rung at its next evaluation; at the last one there is nothing left to stop.
+    marks = [mark for rung in rungs if (mark := math.ceil(rung * evaluations - 1e-9) / evaluations) < 1]
+    if not marks:
+        return WHOLE
     if rule.rule == "median":
         # About half of the trials lie below the median where they are first compared.
-        first = math.ceil(rule.first * evaluations - 1e-9) / evaluations
-        return Shortened(Range(first, (1 + first) / 2, 1.0), Range(0.0, 0.5, 1.0))
-    rungs: list[float] = []
-    while (rung := rule.first * rule.reduction ** len(rungs)) < 1:
-        rungs.append(rung)
-    # A trial hears of it at its next evaluation; at the last one there is nothing left to stop.
-    marks = [math.ceil(rung * evaluations - 1e-9) / evaluations for rung in rungs]
-    if marks[0] == 1:
-        return WHOLE
+        return Shortened(np.array([marks[0], (1 + marks[0]) / 2, 1.0]), np.array([0.0, 0.5, 1.0]))
     updates, finished = _simulated(marks, rule.reduction, trials)
-    ideal, share, ends = marks[0], 1.0, [*marks[1:], 1.0]
-    for mark, end in zip(marks, ends, strict=True):
-        share = share / rule.reduction if mark < 1 else share
-        ideal += share * (end - mark)
-    return Shortened(Range(min(ideal, updates), updates, 1.0), Range(min(share, finished), finished, 1.0))
+    shares = float(rule.reduction) ** -np.arange(len(marks) + 1)
+    ideal = float(shares @ np.diff([0.0, *marks, 1.0]))
+    return Shortened(
+        np.array([min(ideal, updates), updates, 1.0]), np.array([min(shares[-1], finished), finished, 1.0])
+    )
 
 
 def _simulated(marks: list[float], reduction: int, trials: int) -> tuple[float, float]:
-    """Simulate asynchronous halving (`on_ray.stopping`): mean share of updates, and of trials not stopped.
-
-    marks: where in a trial each rung is heard of.
-    """
-    chance = random.Random(0)
-    rounds = max(10, min(200, 20_000 // trials))
+    """Simulate asynchronous halving (`on_ray.stopping`). marks: where in a trial each rung is heard of."""
+    chance, rounds = random.Random(0), max(10, min(200, 20_000 // trials))
     updates = finished = 0.0
     for _ in range(rounds):
         reached: list[list[float]] = [[] for _ in marks]
         for _ in range(trials):
-            quality = chance.random()
-            at = 1.0
+            quality, at = chance.random(), 1.0
             for mark, qualities in zip(marks, reached, strict=True):
                 if mark > at:
                     break
                 insort(qualities, quality)
                 better = len(qualities) - bisect_right(qualities, quality)
                 if len(qualities) >= reduction and better >= max(1, len(qualities) // reduction):
-                    at = min(at, mark)
+                    at = mark
             updates += at
             finished += at == 1.0
     return updates / rounds / trials, finished / rounds / trials

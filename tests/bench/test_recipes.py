@@ -19,10 +19,8 @@ SHAPE = Shape(
 CPU = torch.device("cpu")
 
 
-def tiny_case(*, checkpointing: bool = False) -> Case:
-    case = build_case(
-        SHAPE, vocabulary=VOCABULARY, shrink=1, dtype=torch.float32, device=CPU, checkpointing=checkpointing, seed=3
-    )
+def tiny_case() -> Case:
+    case = build_case(SHAPE, vocabulary=VOCABULARY, shrink=1, dtype=torch.float32, device=CPU, seed=3)
     for name, parameter in case.lm.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.2)
@@ -62,7 +60,7 @@ def pairs(count: int = 5, seed: int = 0) -> list[BenchPair]:
     return [BenchPair(draw(3, 12), draw(1, 14), draw(1, 14)) for _ in range(count)]
 
 
-def loss_and_gradients(case: Case, recipe: str, *, micro: int | None = None):
+def loss_and_gradients(case: Case, recipe: str, *, micro: int = 5):
     stepper = Stepper(recipe, case)
     stepper.release()
     loss = float(stepper.gradients(stepper.collate(pairs(), micro)))
@@ -121,7 +119,7 @@ def test_the_authors_second_forward_pass_runs_without_adapters(case):
     lm.get_base_model().get_decoder().register_forward_pre_hook(
         lambda *_: seen.append((torch.is_grad_enabled(), lm.get_base_model().lm_head.disable_adapters))
     )
-    stepper.gradients(stepper.collate(pairs(), None))
+    stepper.gradients(stepper.collate(pairs(), 5))
     stepper.release()
     assert seen == [(True, False), (False, True)]
     assert all(p.requires_grad for name, p in lm.named_parameters() if "lora_" in name)
@@ -136,10 +134,10 @@ def test_twins_share_weights_and_not_modules(case):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_step_trains_what_it_says_and_leaves_no_gradients(recipe):
-    case = tiny_case(checkpointing=True)
+    case = tiny_case()
     before = {name: parameter.detach().clone() for name, parameter in case.lm.named_parameters()}
     stepper = Stepper(recipe, case)
-    stepper.run(stepper.collate(pairs(), None))
+    stepper.run(stepper.collate(pairs(), 5))
     changed = {name for name, p in case.lm.named_parameters() if not torch.equal(p, before[name])}
     assert all("lora_" in name or "modules_to_save" in name for name in changed)
     assert any("modules_to_save" in name for name in changed) == stepper.trains_head
@@ -150,7 +148,7 @@ def test_a_step_trains_what_it_says_and_leaves_no_gradients(recipe):
 def test_a_step_in_bfloat16_is_about_the_same():
     shape_loss = []
     for dtype in (torch.float32, torch.bfloat16):
-        case = build_case(SHAPE, vocabulary=VOCABULARY, shrink=1, dtype=dtype, device=CPU, checkpointing=False, seed=3)
+        case = build_case(SHAPE, vocabulary=VOCABULARY, shrink=1, dtype=dtype, device=CPU, seed=3)
         stepper = Stepper("packed", case)
-        shape_loss.append(float(stepper.run(stepper.collate(pairs(), None))))
+        shape_loss.append(float(stepper.run(stepper.collate(pairs(), 5))))
     assert shape_loss[1] == pytest.approx(shape_loss[0], rel=0.02)

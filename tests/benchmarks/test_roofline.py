@@ -2,12 +2,13 @@
 
 import pytest
 
-from benchmarks.roofline import PRODUCTS, measure_roofline
+from benchmarks.roofline import PRODUCTS, count_steps
+from slime_ray.model.flops import Lengths
 
 
 @pytest.mark.slow
 def test_a_step_of_gemma3_4b_is_estimated_to_reach_two_fifths_of_an_h100():
-    frozen, trained, plain = measure_roofline(12, 180, 250, 250, say=lambda line: None)
+    frozen, trained, plain = count_steps([Lengths(180, 250, 250)] * 12, say=lambda line: None)
     assert frozen.seconds <= 0.300
     assert frozen.pairs / frozen.seconds >= 34
     assert trained.pairs / trained.seconds >= 29

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import recording
 from benchmarks import search as bench
-from benchmarks.simulate import FixedPoints, Recorded, WithinTokens
+from benchmarks.simulate import FixedPoints, Played, Recorded, WithinTokens, random_points
 from slime_ray.config.experiment import EarlyStopping
 from slime_ray.runs import results
 
@@ -23,7 +23,7 @@ def made_up(name: str, phase: str, seed: int, win_rate: float, stability: float,
     goals = {"win_rate": win_rate, "stability": stability}
     row = {"label": name, "phase": phase, "seed": seed, "status": "completed", **goals}
     evaluations = {step: {**goals, "preference_accuracy": win_rate} for step in range(10, 101, 10)}
-    return Recorded(f"{name}-s{seed}", values, evaluations, updates=100, tokens=1000, seconds=0.1, row=row)
+    return Recorded(f"{name}-s{seed}", values, evaluations, updates=100, tokens=1000, row=row)
 
 
 def grid_of(count: int) -> list[Recorded]:
@@ -49,37 +49,34 @@ def test_the_truth_is_the_mean_over_seeds_on_the_report_prompts():
         made_up("cell-01", "arm", 1, 0.6, 0.6),
         made_up("cell-00", "search", 1000, 1.0, 1.0),
     ]
-    truth = bench.true_cells(trials)
-    assert [(cell.name, cell.place) for cell in truth] == [("cell-01", 1), ("cell-00", 2)]
-    assert (truth[1].win_rate, truth[1].stability) == pytest.approx((0.5, 0.5))
+    assert bench.true_cells(trials) == ["cell-01", "cell-00"]
 
 
-def test_a_grid_that_shows_early_is_found_for_a_part_of_its_tokens(tmp_path):
+def test_a_grid_that_shows_early_is_found_for_a_part_of_its_tokens(tmp_path, monkeypatch):
     space, trials = recording.cells_in(tmp_path), grid_of(27)
     truth = bench.true_cells(trials)
     grid = {
-        seed: {one.row["label"]: one for one in trials if one.row["phase"] == "search" and one.row["seed"] == seed}
+        seed: [one for one in trials if one.row["phase"] == "search" and one.row["seed"] == seed]
         for seed in recording.SEARCH_SEEDS
     }
     goals: dict[str, Any] = {"win_rate": "maximize", "stability": "maximize"}
-    rule = EarlyStopping(rule="pareto", goals=goals, first=0.1, reduction=3)
-    found = bench.search_grid(bench.EVERY, "pareto", rule, truth, grid, space, workers=1, seeds=6)
-    none = EarlyStopping(rule="none")
-    whole = bench.search_grid(bench.EVERY, "none", none, truth, grid, space, workers=1, seeds=3)
-    assert (whole.best, whole.top, whole.share, whole.stopped) == (3, 3, 1.0, 0.0)
+    monkeypatch.setitem(bench.RULES, "early", EarlyStopping(rule="pareto", goals=goals, first=0.1, reduction=3))
+    found = bench.search_grid(bench.EVERY, "early", truth, grid, space, workers=1, seeds=6)
+    whole = bench.search_grid(bench.EVERY, "none", truth, grid, space, workers=1, seeds=3)
+    assert (whole["best"], whole["top 2"], whole["tokens"], whole["stopped"]) == (3, 3, 1.0, 0.0)
     # The best cell is at no rung behind any other, so it always comes to its end.
-    assert (found.best, found.top) == (6, 6)
-    assert 0.1 < found.share < 0.5
-    assert found.most >= found.share
-    assert found.stopped > 13
-    assert found.trials == 27
+    assert (found["best"], found["top 2"]) == (6, 6)
+    assert 0.1 < found["tokens"] < 0.5
+    assert found["most"] >= found["tokens"]
+    assert found["stopped"] > 13
+    assert found["trials"] == 27
     # A sampler that may take a quarter of the tokens takes no more, with any number of workers; here, six whole trials.
     for workers in (1, 4):
-        some = bench.search_grid(bench.CHOSEN, "none", none, truth, grid, space, workers=workers, seeds=3)
-        assert (some.trials, some.most) == (6, pytest.approx(6 / 27))
-        more = bench.search_grid(bench.CHOSEN, "pareto", rule, truth, grid, space, workers=workers, seeds=3)
-        assert more.trials > 6
-        assert more.most <= bench.QUARTER
+        some = bench.search_grid(bench.CHOSEN, "none", truth, grid, space, workers=workers, seeds=3)
+        assert (some["trials"], some["most"]) == (6, pytest.approx(6 / 27))
+        more = bench.search_grid(bench.CHOSEN, "early", truth, grid, space, workers=workers, seeds=3)
+        assert more["trials"] > 6
+        assert more["most"] <= bench.QUARTER
 
 
 def test_what_was_not_trained_of_a_trial_is_left_for_others():
@@ -102,21 +99,16 @@ def test_the_hypervolume_is_the_area_that_the_completed_trials_dominate():
         {"status": "completed", "win_rate": 0.1, "stability": 0.3},
         {"status": "stopped", "win_rate": None, "stability": None},
     ]
-    assert bench.hypervolume(rows) == pytest.approx(0.5 * 0.4 + 0.2 * 0.5)
+    trial = made_up("any", "search", 1000, 0.5, 0.5)
+    played = [Played(trial, row, 0.0, 0.0) for row in rows]
+    assert bench.hypervolume(played) == pytest.approx(0.5 * 0.4 + 0.2 * 0.5)
     assert bench.hypervolume([]) == 0.0
 
 
-def test_points_that_cover_the_box_lie_in_it_and_spread_over_each_knob(experiment):
-    points = recording.cover(experiment.search, 100)
+def test_points_lie_in_the_box(experiment):
+    points = random_points(experiment.search, 100, 0)
     assert len({tuple(point.values()) for point in points}) == 100
-    for path, (low, high) in BOX.items():
-        values = sorted(float(point[path]) for point in points)
-        assert low <= values[0]
-        assert values[-1] <= high
-        dimension = experiment.search.dimensions[path]
-        for tenth in range(1, 10):
-            below = sum(value <= float(dimension.at(tenth / 10)) for value in values)
-            assert below == pytest.approx(10 * tenth, abs=5)
+    assert all(low <= point[path] <= high for point in points for path, (low, high) in BOX.items())
 
 
 def test_the_nearest_recorded_trial_stands_for_a_point_on_the_scale_of_its_draw(experiment):
@@ -129,29 +121,27 @@ def test_the_nearest_recorded_trial_stands_for_a_point_on_the_scale_of_its_draw(
     assert nearest({names[0]: 0.2, names[1]: 0.05, names[2]: 2.0}) is far
 
 
-def test_everything_is_measured_from_a_table_in_one_go(tmp_path, monkeypatch, experiment):
+def test_everything_is_measured_from_a_table_in_one_go(tmp_path, experiment):
     """The searcher of a sweep finds more than random points where the goals follow from the knobs."""
-    points = recording.cover(experiment.search, 60)
     known = []
-    for number, point in enumerate(points):
-        anchor = experiment.search.dimensions["objective.anchor_weight"]
+    anchor = experiment.search.dimensions["objective.anchor_weight"]
+    for number, point in enumerate(random_points(experiment.search, 60, 0)):
         share = sum(float(anchor.at(step / 50)) <= float(point["objective.anchor_weight"]) for step in range(50)) / 50
         known.append(made_up(f"point-{number:03d}", "search", 1000, share, 1 - share**2, **point))
-    monkeypatch.setattr(bench, "load_table", lambda table: [*grid_of(27), *known])
-    report = bench.measure_search(recorded_table=tmp_path / "none", folder=tmp_path, seeds=1, trials=12)
-    assert len(report.truth) == 27
-    assert {(found.rule, found.workers) for found in report.found} == {(n, w) for n in bench.RULES for w in (1, 4)}
-    every = [found for found in report.found if found.searcher == bench.EVERY]
-    assert all(found.top == found.seeds for found in every if found.rule in ("none", "pareto"))
-    plain, stopping, _ = report.volumes
-    assert len(plain.volumes) == len(plain.random) == 1
-    assert all(0 < volume <= 1 for volume in [*plain.volumes, *plain.random, *stopping.volumes])
-    assert plain.tokens == 1.0
-    assert plain.alike == plain.random
-    assert stopping.tokens < 1.0
+    recorded = [*grid_of(27), *known]
+    grid, front = bench.measure_search(recorded=recorded, folder=tmp_path, seeds=1, trials=12)
+    assert {(row["early stopping"], row["workers"]) for row in grid.rows} == {
+        (n, w) for n in bench.RULES for w in (1, 4)
+    }
+    every = [row for row in grid.rows if row["searcher"] == bench.EVERY]
+    assert all(row["top 2"] == 1 for row in every if row["early stopping"] in ("none", "pareto"))
+    plain, stopping, _ = front.rows
+    assert all(0 < volume <= 1 for row in (plain, stopping) for volumes in row["volumes"] for volume in volumes)
+    assert plain["tokens"] == 1.0
+    assert plain["alike"] == plain["random"]
+    assert stopping["tokens"] < 1.0
     # Of fewer tokens it is a part of the same trials.
-    assert all(part <= whole for part, whole in zip(stopping.alike, stopping.random, strict=True))
-    assert stopping.alike != stopping.random
+    assert stopping["alike"] < stopping["random"]
 
 
 def test_what_is_recorded_comes_back_from_its_table(tmp_path, experiment):
@@ -163,17 +153,15 @@ def test_what_is_recorded_comes_back_from_its_table(tmp_path, experiment):
     }  # fmt: skip
     trial = recording.recorded_trial(experiment, "cell-00", "search", 1000, {"objective.hard_margin": 2.0, **small})
     said: list[str] = []
-    recording.train(trial, tmp_path, said.append)
-    recording.train(trial, tmp_path, said.append)
+    recorded = [recording.record(trial, tmp_path, said.append) for _ in range(2)]
     # Once: what is there is not trained again.
     assert len(said) == 1
-    table = tmp_path / "table.parquet"
-    recording.condense(tmp_path, table)
-    (one,) = recording.load_table(table)
+    table = tmp_path / "table.jsonl.gz"
+    recording.save_table(recorded, table)
+    one, same = recording.load_table(table)
+    assert one == same == recorded[0]
     row = results.finished_trials(tmp_path / "run")[trial.trial_id]
-    assert (one.updates, one.tokens) == (row["updates"], row["tokens"])
-    # In single precision.
-    assert one.row["stability"] == pytest.approx(row["stability"], rel=1e-6)
+    assert (one.updates, one.tokens, one.row["stability"]) == (row["updates"], row["tokens"], row["stability"])
     assert (one.name, one.updates, one.row["phase"]) == ("cell-00-s1000", 4, "search")
     assert one.values["objective.hard_margin"] == 2.0
     assert [step for step in one.evaluations if step] == [2, 4]

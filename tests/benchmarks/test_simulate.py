@@ -16,14 +16,13 @@ from slime_ray.on_ray.stopping import Halving, Ranking
 GOALS = {"win_rate": "maximize", "stability": "maximize"}
 
 
-def recorded(name: str, value: float, *, seconds: float = 10.0) -> Recorded:
+def recorded(name: str, value: float, *, tokens: int = 1000) -> Recorded:
     return Recorded(
         name=name,
         values={"knob": name},
         evaluations={step: {"win_rate": value, "stability": 1 - value} for step in (0, 50, 100)},
         updates=100,
-        tokens=1000,
-        seconds=seconds,
+        tokens=tokens,
         row={"status": "completed", "win_rate": value, "stability": 1 - value, "seed": 7},
     )
 
@@ -46,10 +45,10 @@ def play(trials: list[Recorded], rule: Halving | None = None, *, at_most: int = 
 
 
 def test_workers_take_the_next_trial_when_they_are_free():
-    trials = [recorded("long", 0.1, seconds=30.0), recorded("a", 0.2), recorded("b", 0.3), recorded("never", 0.4)]
+    trials = [recorded("long", 0.1, tokens=3000), recorded("a", 0.2), recorded("b", 0.3), recorded("never", 0.4)]
     found, heard = play(trials, at_most=3, workers=2)
     assert [(one.recorded.name, one.started, one.ended) for one in found] == [
-        ("a", 0.0, 10.0), ("b", 10.0, 20.0), ("long", 0.0, 30.0)
+        ("a", 0, 1000), ("b", 1000, 2000), ("long", 0, 3000)
     ]  # fmt: skip
     assert heard == [(name, "completed") for name in ("search-0002", "search-0003", "search-0001")]
     assert found[0].row["trial_id"] == "search-0002"
@@ -61,7 +60,7 @@ def test_a_trial_that_is_stopped_costs_its_share_and_has_no_result():
     found, heard = play(trials, Halving(Ranking({"win_rate": "maximize"}), first=0.5, reduction=2))
     # One of two goes on, and the first one has been there: bad is stopped halfway, after is the better of three.
     assert [(one.recorded.name, one.ended, one.tokens) for one in found] == [
-        ("good", 10.0, 1000), ("bad", 15.0, 500), ("after", 25.0, 1000)
+        ("good", 1000, 1000), ("bad", 1500, 500), ("after", 2500, 1000)
     ]  # fmt: skip
     stopped = found[1].row
     assert (stopped["status"], stopped["updates"], stopped["win_rate"]) == ("stopped", 50, None)
@@ -71,12 +70,12 @@ def test_a_trial_that_is_stopped_costs_its_share_and_has_no_result():
 
 def test_a_trial_ends_with_its_last_update_also_where_it_told_nothing_then():
     found, _ = play([replace(recorded("early", 0.2), evaluations={0: {"win_rate": 0.2}})])
-    assert [(one.ended, one.row["updates"], one.tokens) for one in found] == [(10.0, 100, 1000)]
+    assert [(one.ended, one.row["updates"], one.tokens) for one in found] == [(1000, 100, 1000)]
 
 
 def test_side_by_side_a_rung_knows_only_who_has_been_there():
-    # With two workers the first is halfway at 15 s, when the second, worse but faster, has long gone on.
-    trials = [recorded("slow", 0.9, seconds=30.0), recorded("fast", 0.1)]
+    # With two workers the first is halfway at 1,500 tokens, when the second, worse but faster, has long gone on.
+    trials = [recorded("slow", 0.9, tokens=3000), recorded("fast", 0.1)]
     found, _ = play(trials, Halving(Ranking({"win_rate": "maximize"}), first=0.5, reduction=2), workers=2)
     assert [(one.recorded.name, one.row["status"]) for one in found] == [("fast", "completed"), ("slow", "completed")]
 

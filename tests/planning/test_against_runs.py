@@ -26,7 +26,7 @@ def quiet(told):
     return None
 
 
-def test_tokens_are_those_of_the_column_exactly(load, tmp_path):
+def test_tokens_are_those_of_the_column_but_for_which_pairs_a_seed_draws(load, tmp_path):
     experiment = load(TINY + ARMS)
     plan = Planner(experiment).plan(HERE)
     storage = RunStore(tmp_path / "storage")
@@ -36,13 +36,15 @@ def test_tokens_are_those_of_the_column_exactly(load, tmp_path):
         ran.setdefault(f"arm {trial.label}", []).append(row["tokens"])
         (planned,) = [each for each in plan.rows if each.name == f"arm {trial.label}"]
         assert row["updates"] == planned.updates
-    assert {row.name: row.tokens.expected for row in plan.rows} == {name: sum(tokens) for name, tokens in ran.items()}
-    assert all(row.exact for row in plan.rows)
+    for row in plan.rows:
+        assert row.tokens.expected == pytest.approx(sum(ran[row.name]), rel=0.02)
+    # Whole epochs leave no pair out.
+    assert plan.rows[1].tokens.expected == pytest.approx(sum(ran["arm epochs"]), rel=1e-9)
     # 7 updates of 16 of 40 pairs: the seeds draw other pairs.
     assert ran["arm slime"][0] != ran["arm slime"][1]
     written = sum(file.stat().st_size for file in Path(storage.root).rglob("*") if file.is_file())
     # At most, and not by much: four trials' models, and checkpoints that no trial was long enough to write.
-    assert written <= plan.disk.total <= 4 * written
+    assert written <= plan.disk_bytes <= 4 * written
 
 
 @pytest.mark.parametrize("template", ["arena-hard", "mt-bench-single"])

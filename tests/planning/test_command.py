@@ -56,7 +56,7 @@ def test_sixteen_gpus_run_two_trials_of_eight(space, capsys):
     ("arguments", "complaint"),
     [
         (["--gpus", "8"], "--gpus N and --gpu NAME go together"),
-        (["--gpus", "8", "--gpu", "h1000"], "has no such GPU. Did you mean h100?"),
+        (["--gpus", "8", "--gpu", "h1000"], "has no such GPU. Did you mean 'h100'?"),
         (["--gpus", "0", "--gpu", "h100"], "--gpus 0: must be at least 1"),
         (["--gpus", "4", "--gpu", "h100"], "A trial asks for 8 workers of 8 CPU and 1 GPU"),
         (
@@ -70,7 +70,7 @@ def test_sixteen_gpus_run_two_trials_of_eight(space, capsys):
         (["--set", "data.sft_fraction=1.0"], "data.sft_fraction is 1, which leaves no pair for training"),
         (
             ["--pairs", "1002", "--set", "data.held_out_pairs=1000", "--set", "data.sft_fraction=0.9"],
-            "Of 1002 pairs none would be left for training",
+            "Of 1002 pairs 1000 are held out (data.held_out_pairs), and of the others 90% are for SFT",
         ),
         (["--prices", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
         (["--set", "model.source=somebody/something"], "its shape is not known here"),
@@ -127,7 +127,7 @@ def test_a_probe_measures_a_trial_where_trials_run(instance, tmp_path, capsys, w
     rates = plan["measured"]["rates"]
     assert all(rates[name] > 0 for name in ("read_token", "load", "save", "process"))
     # Lines through two measurements each: of the one or the other number nothing may be left on a busy machine.
-    lines = [("update", "token"), ("sft_update", "sft_token"), ("decode_step", "decode_row")]
+    lines = [("update", "token"), ("decode_step", "decode_row")]
     assert all(rates[beside] + rates[each] > 0 for beside, each in lines)
     assert all(value >= 0 for value in rates.values())
     assert plan["measured"]["side_by_side"] == max(1, len(os.sched_getaffinity(0)) // workers)

@@ -26,25 +26,21 @@ def _product(added, left, right, **_) -> int:
 
 @pytest.fixture(scope="module")
 def case():
-    return build_case(
-        SHAPE, vocabulary=97, shrink=1, dtype=torch.float32, device=torch.device("cpu"), checkpointing=False, seed=0
-    )
+    return build_case(SHAPE, vocabulary=97, shrink=1, dtype=torch.float32, device=torch.device("cpu"), seed=0)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_products_with_weights_are_those_that_run(case, recipe):
-    pairs = draw_workload(
-        find_source("ultrafeedback"), pairs=3, steps=1, vocabulary=97, max_tokens=2048, shrink=20, seed=1
-    ).drawn[0]
+    pairs = draw_workload(find_source("ultrafeedback"), pairs=3, steps=1, vocabulary=97, shrink=20, seed=1).drawn[0]
     stepper = Stepper(recipe, case)
-    step = stepper.collate(pairs, None)
+    step = stepper.collate(pairs, len(pairs))
     # torch counts every matrix product but the one that adds in place.
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _product}) as counter:
         stepper.gradients(step)
     stepper.release()
     counted = counter.get_flop_counts()["Global"]
     ran = sum(flops for operation, flops in counted.items() if operation in MATRIX_PRODUCTS)
-    (layout,) = stepper.layouts(pairs, None)
+    (layout,) = stepper.layouts(pairs, len(pairs))
     by_formula = linear_flops(sizes_of(case.lm), layout, head_trained=stepper.trains_head)
     if recipe == "chunked":
         # Its logits are computed again, which no formula counts.
@@ -75,11 +71,9 @@ def test_attention_flops_by_hand(case):
 
 
 def test_a_forward_pass_is_what_runs_without_gradients(case):
-    pairs = draw_workload(
-        find_source("ultrafeedback"), pairs=3, steps=1, vocabulary=97, max_tokens=2048, shrink=20, seed=1
-    ).drawn[0]
+    pairs = draw_workload(find_source("ultrafeedback"), pairs=3, steps=1, vocabulary=97, shrink=20, seed=1).drawn[0]
     stepper = Stepper("packed", case)
-    (micro,) = stepper.collate(pairs, None).micros
+    (micro,) = stepper.collate(pairs, len(pairs)).micros
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _product})
     with torch.no_grad(), counter:
         stepper.recipe.policy(micro)

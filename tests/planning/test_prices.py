@@ -49,26 +49,26 @@ def test_own_prices_are_laid_over_those_that_ship(tmp_path):
     prices = load_prices(own)
     assert prices.date == "2027-01-01"
     h100 = prices.get("h100", option="--gpu")
-    assert (h100.usd_per_hour, h100.memory_gib, h100.place) == (1.9, 79.0, f"{own}:3")
+    assert (h100.usd_per_hour, h100.memory_gib, prices.place) == (1.9, 79.0, str(own))
     mine = prices.get("my-gpu", option="--gpu")
-    assert (mine.bf16_tflops, mine.usd_per_hour, mine.place) == (None, 0.0, f"{own}:4")
+    assert (mine.bf16_tflops, mine.usd_per_hour) == (None, 0.0)
     assert prices.get("h200", option="--gpu") == load_prices().get("h200", option="--gpu")
 
 
 @pytest.mark.parametrize(
     ("text", "line", "complaint"),
     [
-        ("date: 2027-01-01\n", None, "`gpus` has to be a mapping"),
-        ("gpus: []\n", 1, "`gpus` has to be a mapping"),
-        ("gpus:\n  h100: {usd_per_hour: 1}\ncurrency: EUR\n", 3, "unknown key 'currency'"),
-        ("gpus:\n  h100: 3\n", 2, "h100 has to be a mapping with fp32_tflops"),
-        ("gpus:\n  h100:\n    usd_an_hour: 3\n", 3, "unknown key 'usd_an_hour'. Did you mean 'usd_per_hour'?"),
+        ("date: 2027-01-01\n", None, "gpus is missing"),
+        ("gpus: []\n", 1, "gpus is [], and a mapping of keys to values is expected"),
+        ("gpus:\n  h100: {usd_per_hour: 1}\ncurrency: EUR\n", 3, "currency: unknown key. Allowed: date, gpus"),
+        ("gpus:\n  h100: 3\n", 2, "gpus.h100 is 3, and a mapping of keys to values is expected"),
+        ("gpus:\n  h100:\n    usd_an_hour: 3\n", 3, "h100: usd_an_hour: unknown key. Did you mean 'usd_per_hour'?"),
         ("gpus:\n  h100:\n    memory_gib: 79\n    usd_per_hour: three\n", 4, "usd_per_hour is 'three'"),
-        ("gpus:\n  h100: {usd_per_hour: -1}\n", 2, "usd_per_hour is -1. Give a number from 0"),
-        ("gpus:\n  h100: {memory_gib: 0}\n", 2, "memory_gib is 0. Give a number above 0"),
+        ("gpus:\n  h100: {usd_per_hour: -1}\n", 2, "usd_per_hour is -1: input should be greater than or equal to 0"),
+        ("gpus:\n  h100: {memory_gib: 0}\n", 2, "memory_gib is 0: input should be greater than 0"),
         ("gpus:\n  h100: {bf16_tflops: true}\n", 2, "bf16_tflops is True"),
-        ("gpus:\n  new: {usd_per_hour: 1, memory_gib: 8}\n", 2, "so it needs fp32_tflops, tb_per_s as well"),
-        ("gpus:\n  '!': {usd_per_hour: 1}\n", 2, "needs letters or digits"),
+        ("gpus:\n  new: {usd_per_hour: 1, memory_gib: 8}\n", 2, "new: fp32_tflops is missing. Add it"),
+        ("gpus:\n  '!': {usd_per_hour: 1}\n", 2, "gpus.! is '!'. Use letters, digits"),
     ],
 )
 def test_a_mistake_is_told_with_file_and_line(tmp_path, text, line, complaint):
@@ -81,5 +81,5 @@ def test_a_mistake_is_told_with_file_and_line(tmp_path, text, line, complaint):
 
 
 def test_a_gpu_that_is_not_in_the_table_is_told_with_the_nearest():
-    with pytest.raises(InputError, match=r"--gpu h10: .*has no such GPU. Did you mean h100\?.*--prices"):
+    with pytest.raises(InputError, match=r"--gpu h10: .*has no such GPU. Did you mean 'h100'\?.*--prices"):
         load_prices().get("h10", option="--gpu")

@@ -3,12 +3,12 @@
 import random
 from statistics import mean
 
+import numpy as np
 import pytest
 
 from slime_ray.config.experiment import EarlyStopping
 from slime_ray.planning.estimate import schedule
-from slime_ray.planning.rates import Range
-from slime_ray.planning.trials import WHOLE, groups_of, shortened
+from slime_ray.planning.trials import WHOLE, confirmation_seeds, groups_of, shortened
 from slime_ray.planning.work import CURVE_PAIRS
 from slime_ray.training import sentinel
 
@@ -23,14 +23,12 @@ budget: {trials: 5, confirm: {best: 2, seeds: 3}}
 
 
 def test_arms_search_and_confirmations(load):
-    groups = {group.name: group for group in groups_of(load(TINY + SEARCH))}
-    assert {name: group.seeds for name, group in groups.items()} == {
-        "arm sft": (0, 3),
-        "arm slime": (0, 3),
-        "search": (1000,) * 5,
-        # The table's seeds, and further ones above them.
-        "confirmations": (0, 3, 4) * 2,
-    }
+    experiment = load(TINY + SEARCH)
+    groups = {group.name: group for group in groups_of(experiment)}
+    counts = {"arm sft": 2, "arm slime": 2, "search": 5, "confirmations": 6}
+    assert {name: group.trials for name, group in groups.items()} == counts
+    # The table's seeds, and further ones above them.
+    assert confirmation_seeds(experiment, experiment.searches[0]) == (0, 3, 4)
     assert groups["search"].prompts == "selection"
     assert groups["confirmations"].prompts == "report"
     # Knobs of the objective change no cost: the base stands for all points.
@@ -80,23 +78,24 @@ def test_early_stopping_leaves_what_a_simulation_leaves(trials, first, reduction
     ends = [end for _ in range(200) for end in halved(trials, **how, chance=chance)]
     rule = EarlyStopping(reduction=reduction, first=first)
     short = shortened(rule, trials=trials, evaluations=evaluations)
-    assert short.updates.expected == pytest.approx(mean(ends), abs=0.02)
-    assert short.finished.expected == pytest.approx(mean(end == 1 for end in ends), abs=0.03)
-    assert short.updates.low <= short.updates.expected < short.updates.high == short.finished.high == 1
+    low, expected, high = short.updates
+    assert expected == pytest.approx(mean(ends), abs=0.02)
+    assert short.finished[1] == pytest.approx(mean(end == 1 for end in ends), abs=0.03)
+    assert low <= expected < high == short.finished[2] == 1
 
 
 def test_ideal_halving_by_hand():
     """A third goes on from 1/5 to 3/5, and a ninth to the end: 1/5 + 1/3 * 2/5 + 1/9 * 2/5."""
     short = shortened(EarlyStopping(reduction=3, first=0.2), trials=3000, evaluations=5)
-    assert short.updates.low == pytest.approx(1 / 5 + 2 / 15 + 2 / 45, abs=0.003)
-    assert short.finished.low == pytest.approx(1 / 9, abs=0.003)
-    assert short.updates.expected == pytest.approx(short.updates.low, abs=0.01)
+    assert short.updates[0] == pytest.approx(1 / 5 + 2 / 15 + 2 / 45, abs=0.003)
+    assert short.finished[0] == pytest.approx(1 / 9, abs=0.003)
+    assert short.updates[1] == pytest.approx(short.updates[0], abs=0.01)
     # Rungs at 0.2 and 0.6 are heard of at the evaluations that follow: at 1/2, and at the end, which stops nothing.
     late = shortened(EarlyStopping(reduction=3, first=0.2), trials=3000, evaluations=2)
-    assert late.updates.low == pytest.approx(1 / 2 + 1 / 6, abs=0.003)
-    assert late.finished.low == pytest.approx(1 / 3, abs=0.003)
-    assert shortened(None, trials=9, evaluations=5) == WHOLE
-    assert shortened(EarlyStopping(), trials=9, evaluations=1) == WHOLE
+    assert late.updates[0] == pytest.approx(1 / 2 + 1 / 6, abs=0.003)
+    assert late.finished[0] == pytest.approx(1 / 3, abs=0.003)
+    assert shortened(None, trials=9, evaluations=5) is WHOLE
+    assert shortened(EarlyStopping(), trials=9, evaluations=1) is WHOLE
 
 
 def test_what_is_repeated_to_load_no_torch_is_what_it_is_there():
@@ -105,5 +104,6 @@ def test_what_is_repeated_to_load_no_torch_is_what_it_is_there():
 
 def test_a_schedule_by_hand():
     """On two: 3 and 2 at once, then 2 after the second, then 1 after the first: done after 4."""
-    jobs = [Range(0.0, job, 2 * job) for job in (3.0, 2.0, 2.0, 1.0)]
-    assert schedule(jobs, 2) == Range(0, 4, 8)
+    jobs = [np.array([0.0, job, 2 * job]) for job in (3.0, 2.0, 2.0, 1.0)]
+    assert schedule(jobs, 2).tolist() == [0, 4, 8]
+    assert schedule([], 2).tolist() == [0, 0, 0]
