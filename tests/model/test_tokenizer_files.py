@@ -43,6 +43,10 @@ def add_a_merge_of_unknown_words(folder: Path) -> None:
         (add_a_merge_of_unknown_words, "tokenizer.json cannot be used: Exception"),
         (lambda folder: cut(folder / "tokenizer_config.json"), "tokenizer_config.json is not valid JSON"),
         (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "tokenizer_config.json holds a list"),
+        (
+            lambda folder: (folder / "tokenizer_config.json").write_text('{"model_max_length": "long"}'),
+            "TypeError: '>' not supported between",
+        ),
         (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
         (
             lambda folder: (folder / "tokenizer.json").rename(folder / "tokenizer.model"),
