@@ -62,7 +62,7 @@ def load_tokenizer(model: Model) -> Any:
         tokenizer: Any = read_tokenizer(source, **options)
         # Some settings, such as model_max_length, are not read before a text is encoded.
         tokenizer("")
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if getattr(getattr(backend, "model", None), "dropout", None):
         # BPE-dropout would draw other tokens for the same text whenever it is encoded.
         backend.model.dropout = None
