@@ -133,7 +133,8 @@ NAMES = {
         "afmoe bamba beam biogpt bloom codegen cohere2 cohere2_moe cwm deepseek_v32 doge dots1 exaone4 exaone_moe "
         "falcon falcon_h1 falcon_mamba flint gemma2 gemma3n_text gemma4_text glm_moe_dsa gpt_neo gpt_neox_japanese "
         "gpt_oss gptj granite_swa granitemoe_swa granitemoehybrid hy_v4 inkling2_text inkling_text jamba lfm2 "
-        "lfm2_moe lfm3 llama4_text mamba mamba2 mimo_v2_flash minimax minimax_m3_vl_text ministral ministral3 mixtral mpt nemotron "
+        "lfm2_moe lfm3 llama4_text mamba mamba2 mimo_v2_flash minimax minimax_m3_vl_text ministral ministral3 mixtral "
+        "mpt nemotron "
         "nemotron_h olmo3 olmo_hybrid openai-gpt phi3 phimoe qwen3_5_moe_text qwen3_5_text qwen3_next smollm3 "
         "stablelm starcoder2 vaultgemma xglm zamba2 zaya"
     ),
