@@ -156,6 +156,13 @@ class ChatRenderer:
         token: Any = self.tokenizer.convert_tokens_to_ids(self.end_of_turn)
         return int(token)
 
+    @functools.cached_property
+    def unknown_id(self) -> int | None:
+        """The token for text that the tokenizer has no other for; None where it also ends texts or begins them."""
+        ends = (self.tokenizer.eos_token, self.tokenizer.bos_token, self.end_of_turn)
+        number: Any = None if self.tokenizer.unk_token in ends else self.tokenizer.unk_token_id
+        return None if number is None else int(number)
+
     # Texts
 
     def prompt_texts(self, prompts: Sequence[Messages]) -> list[str | Refusal]:

@@ -38,6 +38,7 @@ NO_ROOM = "prompt leaves no room for a completion within data.max_tokens"
 SAME_TOKENS = "chosen and rejected have the same tokens"
 SAME_ONCE_CUT = "chosen and rejected have the same tokens once cut"
 
+UNKNOWN = "with text that the tokenizer has no token for but the unknown one"
 LOST = "with text that the chat template leaves out or rewrites"
 
 _BATCH = 1000
@@ -180,6 +181,8 @@ def tokenize_pairs(
                 dropped.add(fitted.reason, place, words)
                 continue
             lossy += _count_lost(changed, place, fitted.lost)
+            if any(renderer.unknown_id in getattr(fitted, name) for name in ID_COLUMNS):
+                changed.add(UNKNOWN, place, words)
             for name, cut, column in zip(ID_COLUMNS, CUTS, columns, strict=True):
                 ids = getattr(fitted, name)
                 if len(ids) < len(getattr(pair, name)):
@@ -216,6 +219,8 @@ def tokenize_prompts(
             changed.add(SPECIAL_TEXT, place, words)
         lossy += _count_lost(changed, place, [("prompt", each) for each in renderer.lost_texts(prompt, text)])
         full = next(encoded)
+        if renderer.unknown_id in full:
+            changed.add(UNKNOWN, place, words)
         token_ids[number] = _end_of(full, max_prompt_tokens)
         if len(token_ids[number]) < len(full):
             changed.add(PROMPT_CUT, place, words)
@@ -310,7 +315,7 @@ def _ways_out(reasons: set[str]) -> str:
     """What can be done about rows that are cut, changed or dropped."""
     lengths = {*CUTS, NO_ROOM, SAME_ONCE_CUT}
     ways = ["raise data.max_tokens or data.max_prompt_tokens"] if reasons & lengths else []
-    if reasons - lengths - {SAME_TOKENS, SEVERAL_MESSAGES}:
+    if reasons - lengths - {SAME_TOKENS, SEVERAL_MESSAGES, UNKNOWN}:
         ways.append("give a chat template that writes these rows as they are (model.chat_template)")
     text = ", ".join([*ways, "or change the rows" if ways else "change the rows"])
     return text[0].upper() + text[1:]

@@ -26,6 +26,8 @@ _LOCAL_SETTINGS = (
     "attention_chunk_size",
     "attention_window_size",
     "index_topk",
+    "index_topk_blocks",
+    "keep_window_size",
     "local_window_size",
     "sliding_window",
     "window_size",

@@ -16,6 +16,8 @@ from slime_ray.model.decoder import decoder_of
 
 _SIZES = {"mpt": "max_seq_len"}
 """Model types whose positions end with a number of their configuration, and no table shows it."""
+_SPARSE = {"index_topk": "", "index_topk_blocks": "index_block_size", "keep_window_size": ""}
+"""Settings of how much sparse attention sees, each with that of a block's tokens, or none where it counts tokens."""
 _OFFSETS = range(17)
 """Rows that a table of positions may have beyond them, such as OPT's two."""
 
@@ -94,12 +96,13 @@ def limits_of(lm: Any, steady: int | None = None) -> Limits:
             f"the {shortest} positions up to which this model's rotary frequencies{rope_note} do not depend on the "
             "longest sequence of a batch",
         )
-    top_tokens = getattr(config, "index_topk", None)
-    if top_tokens and (table is None or top_tokens <= table):
-        # Beyond them equal scores are chosen among by what stands behind, which padding changes.
-        return Limits(
-            ids, top_tokens, f"the {top_tokens} positions up to which its sparse attention (index_topk) sees all"
-        )
+    for setting, block in _SPARSE.items():
+        top_tokens = (getattr(config, setting, None) or 0) * (getattr(config, block, 1) if block else 1)
+        if top_tokens and (table is None or top_tokens <= table):
+            # Beyond them equal scores are chosen among by what stands behind, and blocks begin where padding does.
+            return Limits(
+                ids, top_tokens, f"the {top_tokens} positions up to which its sparse attention ({setting}) sees all"
+            )
     return Limits(ids) if table is None else Limits(ids, table, f"the model's {table} positions")
 
 

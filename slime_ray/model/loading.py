@@ -60,6 +60,12 @@ def load_tokenizer(model: Model) -> Any:
         "tokenizer", model.tokenizer or model.source, key="tokenizer" if model.tokenizer else "source"
     ):
         tokenizer: Any = read_tokenizer(source, **options)
+        # Some settings, such as model_max_length, are not read before a text is encoded.
+        tokenizer("")
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if getattr(getattr(backend, "model", None), "dropout", None):
+        # BPE-dropout would draw other tokens for the same text whenever it is encoded.
+        backend.model.dropout = None
     tokenizer.chat_template = resolve_chat_template(tokenizer, model.chat_template)
     if tokenizer.eos_token_id is None:
         raise InputError(f"{source}: the tokenizer has no end-of-sequence token, so no answer could ever end.")

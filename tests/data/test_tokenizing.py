@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slime_ray.data.pairs import ID_COLUMNS
-from slime_ray.data.tokenizing import tokenize_pairs, tokenize_prompts, tokenized_hash
+from slime_ray.data.tokenizing import UNKNOWN, tokenize_pairs, tokenize_prompts, tokenized_hash
 from slime_ray.errors import InputError
 from tests.rendered import render_pair, render_prompt
 
@@ -19,6 +19,20 @@ from .chat import FAMILIES, SHORT, TALK, pair, say
 
 def spell(tokenizer, ids):
     return "".join(tokenizer.convert_ids_to_tokens(ids))
+
+
+# Unknown text
+
+
+def test_rows_with_text_for_which_there_is_only_the_unknown_token_are_counted_and_refused_with_strict(letters, caplog):
+    rows = Dataset.from_list([pair("pq", "ab", "c"), pair("pq", "aÄ", "c"), pair("p€", "a", "c")])
+    report = tokenize_pairs(rows, letters, max_tokens=20).truncation
+    assert [(group.reason, group.rows) for group in report.changed] == [(UNKNOWN, ("row 1", "row 2"))]
+    assert UNKNOWN in caplog.text
+    _, report = tokenize_prompts([row["prompt"] for row in rows], letters)
+    assert [(group.reason, group.rows) for group in report.changed] == [(UNKNOWN, ("row 2",))]
+    with pytest.raises(InputError, match=rf"2 {UNKNOWN} \(row 1, row 2.* Change the rows, or set data.strict to false"):
+        tokenize_pairs(rows, letters, max_tokens=20, strict=True)
 
 
 # Limits
@@ -220,7 +234,7 @@ def test_prompts_are_cut_as_those_of_pairs_are(letters):
 def test_the_first_row_that_is_not_kept_whole_is_quoted_in_one_short_line(letters, limits):
     rows = [pair("pq", "a", "b"), pair("pp\n" + 40 * "pq ", "a", "b"), pair(200 * "q", "a", "b")]
     report = tokenize_pairs(Dataset.from_list(rows), letters, max_tokens=8, **limits).truncation
-    (group,) = report.changed if limits else report.dropped
+    group, *_ = report.changed if limits else report.dropped
     assert (group.count, group.example) == (2, "pp " + 19 * "pq ")
 
 

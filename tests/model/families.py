@@ -126,14 +126,15 @@ NAMES = {
         "apertus arcee aria_text axk1 bitnet cohere ctrl deepseek_v2 deepseek_v3 diffllama ernie4_5 ernie4_5_moe "
         "flex_olmo gemma gemma3 gemma3_text glm glm4 glm4_moe glm4_moe_lite gpt2 gpt_bigcode gpt_neox granite "
         "granitemoe granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax jais2 jetmoe "
-        "llama longcat_flash minicpm3 minimax_m2 minimax_m3_vl_text mistral moss_transcribe_diarize nanochat olmo "
+        "llama longcat_flash minicpm3 minimax_m2 mistral moss_transcribe_diarize nanochat olmo "
         "olmo2 olmoe opt persimmon phi qwen2 qwen2_moe qwen3 qwen3_moe seed_oss solar_open youtu"
     ),
     "alone": (
         "afmoe bamba beam biogpt bloom codegen cohere2 cohere2_moe cwm deepseek_v32 doge dots1 exaone4 exaone_moe "
         "falcon falcon_h1 falcon_mamba flint gemma2 gemma3n_text gemma4_text glm_moe_dsa gpt_neo gpt_neox_japanese "
         "gpt_oss gptj granite_swa granitemoe_swa granitemoehybrid hy_v4 inkling2_text inkling_text jamba lfm2 "
-        "lfm2_moe lfm3 llama4_text mamba mamba2 mimo_v2_flash minimax ministral ministral3 mixtral mpt nemotron "
+        "lfm2_moe lfm3 llama4_text mamba mamba2 mimo_v2_flash minimax minimax_m3_vl_text ministral ministral3 mixtral "
+        "mpt nemotron "
         "nemotron_h olmo3 olmo_hybrid openai-gpt phi3 phimoe qwen3_5_moe_text qwen3_5_text qwen3_next smollm3 "
         "stablelm starcoder2 vaultgemma xglm zamba2 zaya"
     ),

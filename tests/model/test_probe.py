@@ -29,8 +29,8 @@ SCALED = {
 }
 
 
-def difference(policy: Policy) -> float:
-    pairs = random_pairs(5)
+def difference(policy: Policy, *, count: int = 5) -> float:
+    pairs = random_pairs(count)
     with torch.no_grad():
         logps = policy(pack(pairs, shared_prompt=policy.shares_prompts))
         return float((torch.cat([logps.chosen, logps.rejected]) - all_alone(policy.lm, pairs)).abs().max())
@@ -161,6 +161,27 @@ def test_attention_that_knows_functions_by_name_gets_its_own_back(monkeypatch):
     policy = Policy(lm).eval()
     assert "its attention with the function of ours differs by" in policy.why_not_packed
     assert not policy.takes_row_attention
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("doge", {"keep_window_size": 64, "sliding_window": None}),
+        (
+            "minimax_m3_vl_text",
+            {"index_topk_blocks": 4, "index_block_size": 16, "index_n_heads": 2, "index_head_dim": 8}
+            | {"layer_types": ["full_attention", "minimax_m3_sparse"]},
+        ),
+    ],
+)
+def test_attention_that_is_sparse_beyond_what_a_probe_sees_gets_a_row_for_every_sequence(kind, settings):
+    policy = Policy(tiny_family(kind, **settings)).eval()
+    setting = next(iter(settings))
+    assert policy.why_not_packed.startswith(f"its {setting} of ")
+    assert policy.limits.positions == 64
+    assert setting in policy.limits.reason
+    # Together longer than that, and each of them shorter.
+    assert difference(policy, count=12) <= 1e-5
 
 
 def test_sinks_and_soft_caps_of_attention_are_left_to_the_model(caplog):

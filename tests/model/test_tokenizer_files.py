@@ -43,6 +43,10 @@ def add_a_merge_of_unknown_words(folder: Path) -> None:
         (add_a_merge_of_unknown_words, "tokenizer.json cannot be used: Exception"),
         (lambda folder: cut(folder / "tokenizer_config.json"), "tokenizer_config.json is not valid JSON"),
         (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "tokenizer_config.json holds a list"),
+        (
+            lambda folder: (folder / "tokenizer_config.json").write_text('{"model_max_length": "long"}'),
+            "TypeError: '>' not supported between",
+        ),
         (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
         (
             lambda folder: (folder / "tokenizer.json").rename(folder / "tokenizer.model"),
@@ -168,3 +172,17 @@ def test_a_gguf_file_is_read_whole_or_refused_by_the_name_of_a_weight(tmp_path):
     cut(tmp_path / "m.gguf")
     with pytest.raises(InputError, match=r"m\.gguf cannot be used"):
         load_model(Model(source=str(tmp_path), gguf_file="m.gguf"), seed=0)
+
+
+def test_a_tokenizer_with_dropout_gives_the_same_tokens_each_time(folder, tmp_path):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    words = ["river", "stone", "lamp"]
+    letters = sorted(set("".join(words)))
+    merges = [(word[:end], word[end]) for word in words for end in range(1, len(word))]
+    vocabulary = dict.fromkeys([*content["model"]["vocab"], *letters, *(a + b for a, b in merges)])
+    content["model"] = {
+        "type": "BPE", "dropout": 0.5, "vocab": {text: number for number, text in enumerate(vocabulary)}, "merges": merges,
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = load_tokenizer(Model(source=str(folder)))
+    assert {tuple(tokenizer.tokenize("stone")) for _ in range(20)} == {("stone",)}
