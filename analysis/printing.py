@@ -253,12 +253,17 @@ def measure(
     *,
     scale: float = 1.0,
     signed: bool = False,
-    keep: int = 5,
+    **column: Any,
 ) -> Column:
-    """Build a column of numbers, with intervals and a head that says so where there are any."""
+    """Build a column of numbers, with intervals and a head that says so where there are any. column: its fields."""
     has_ends = f"{name}_low" in frame and frame[f"{name}_low"].notna().any()
     column_cells = (interval_cells if has_ends else numbers)(frame, name, digits, scale=scale, signed=signed)
-    return Column(f"{head} [95 %]" if has_ends else head, column_cells, keep=keep)
+    return Column(f"{head} [95 %]" if has_ends else head, column_cells, **column)
+
+
+def names(head: str, frame: pd.DataFrame, name: str = "", keep: int = NAMES) -> Column:
+    """Build a column of texts. name: of the frame's column, which is the head if nothing is given."""
+    return Column(head, tuple(frame[name or head]), numeric=False, keep=keep)
 
 
 def cells(frame: pd.DataFrame, say: Callable[[pd.Series], str]) -> tuple[str, ...]:

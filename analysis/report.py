@@ -18,8 +18,8 @@ from slime_ray.runs import results
 from slime_ray.runs.files import write
 from slime_ray.runs.results import Run
 
-from . import judges, methods, tables, trial_tables
-from .controlled import Difficulties
+from . import adjusted, methods, tables, trial_tables
+from .adjusted import Difficulties
 from .figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, render
 from .interactive import examples, front_data, pieces
 from .printing import Sentences, Table, number, one_line
@@ -150,13 +150,13 @@ def write_report(
 
     Every file is made whole before the first is moved into place: what fails leaves an older report as it was. The same
     run gives the same bytes. Raises InputError where `run_path` is no run, where nothing has finished, where its judges
-    differ, or where `out` cannot be written. labels: a file of strong verdicts (`judges.read_labels`). difficulties:
-    a file of the prompts' (`controlled.Difficulties.read`).
+    differ, or where `out` cannot be written. labels: a file of strong verdicts (`adjusted.read_labels`). difficulties:
+    a file of the prompts' (`adjusted.Difficulties.read`).
     """
     folder = Path(run_path) / "report" if out is None else Path(out)
     findings = Findings(
         results.load(run_path),
-        None if labels is None else judges.read_labels(Path(labels)),
+        None if labels is None else adjusted.read_labels(Path(labels)),
         None if difficulties is None else Difficulties.read(Path(difficulties)),
     )
     files, placed = _render_files(findings)

@@ -33,13 +33,13 @@ Outcomes = tuple[list[int], np.ndarray]
 
 
 @contextmanager
-def reading(name: str, file_kind: str) -> Iterator[None]:
-    """Raise InputError for a file that cannot be read. name: as the message begins. file_kind: what to give."""
+def reading(name: str, way_out: str) -> Iterator[None]:
+    """Raise InputError for a file that cannot be read, or holds something else. name: as the message begins."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0].rstrip(".")
-        raise InputError(f"{name}: cannot be read: {reason}. Give {file_kind}.") from None
+        raise InputError(f"{name} cannot be read: {reason}. {way_out}") from None
 
 
 def is_judged(run: results.Run) -> bool:

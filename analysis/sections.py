@@ -10,11 +10,11 @@ from slime_ray.runs.results import Run
 
 from . import (
     ablation_table,
+    adjusted,
     checkpoints,
     factorial_table,
     figures,
     front,
-    judges,
     judging,
     knob_figures,
     knobs,
@@ -25,7 +25,7 @@ from . import (
     trial_tables,
 )
 from .ablation_table import Cells
-from .controlled import Difficulties
+from .adjusted import Difficulties
 from .knobs import Searched
 from .league import Standings
 from .printing import Sentences, Table
@@ -53,7 +53,7 @@ class Findings:
 
     Attributes:
         run: The run.
-        labels: Strong verdicts on some of its answers, as `judges.read_labels` gives them.
+        labels: Strong verdicts on some of its answers, as `adjusted.read_labels` gives them.
         difficulties: Of its prompts, for AlpacaEval's rate.
     """
 
@@ -229,12 +229,12 @@ SECTIONS: tuple[ReportItem, ...] = (
         "corrected",
         "The judging",
         lambda findings: (
-            None if findings.labels is None else judges.corrected(findings.run, findings.main, findings.labels)
+            None if findings.labels is None else adjusted.corrected(findings.run, findings.main, findings.labels)
         ),
         without_rows=True,
     ),
-    ReportItem("panel", "The judging", lambda findings: judges.panel(findings.run, findings.main)),
-    ReportItem("agreement", "The judging", lambda findings: judges.agreement(findings.run)),
+    ReportItem("panel", "The judging", lambda findings: judging.panel(findings.run, findings.main)),
+    ReportItem("agreement", "The judging", lambda findings: judging.agreement(findings.run)),
     ReportItem("search_trials", SEARCH, lambda findings: findings.search_trials, terminal=False),
     ReportItem(
         "search_winners", SEARCH, lambda findings: trial_tables.winners(findings.run, findings.searched, findings.main)
