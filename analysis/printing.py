@@ -5,7 +5,7 @@ import math
 import re
 import textwrap
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal
@@ -274,6 +274,17 @@ def cells(frame: pd.DataFrame, say: Callable[[pd.Series], str]) -> tuple[str, ..
 def one_line(text: str) -> str:
     """Strip `text` of line breaks and control characters (a terminal would obey them)."""
     return " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text).split())
+
+
+def listed(texts: Iterable[str]) -> str:
+    """Write texts as a sentence lists them."""
+    *rest, last = texts
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+def unbroken(sentence: str) -> str:
+    """Keep a percent sign on the line of its number."""
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -1,5 +1,6 @@
 """Which trials a row of a table stands for, and by whom they were judged. Result frames in, frames and arrays out."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -245,6 +246,43 @@ def left_out_notes(seeds: Mapping[str, Sequence[int]]) -> list[str]:
     """Say which seeds a table's comparisons may leave out; empty where all rows have the same. seeds: by row."""
     words = left_out(seeds) if seeds else ""
     return [f"Rows are compared on the seeds that both have. Not common to all: {words}."] if words else []
+
+
+START = "sft"
+"""Of the main table's frame: the SFT checkpoint of a row's trials, where rows start from several."""
+
+
+def starts_of(groups: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Return what tells the SFT checkpoints of rows apart.
+
+    Another checkpoint has other weights and other answers. Where a row's trials have recorded none, failed early or are
+    of an earlier version, all settings that it can follow from tell it.
+    """
+    keys = {label: _checkpoint_settings(trials["settings"].iloc[0]) for label, trials in groups.items()}
+    recorded = {
+        label: str(checkpoints.iloc[0])
+        for label, trials in groups.items()
+        if "sft_checkpoint" in trials and len(checkpoints := trials["sft_checkpoint"].dropna())
+    }
+    same = {keys[label]: checkpoint for label, checkpoint in recorded.items()}
+    return {label: recorded.get(label, same.get(key, key)) for label, key in keys.items()}
+
+
+def _checkpoint_settings(settings: Any) -> str:
+    """Return the settings that a trial's SFT checkpoint can follow from, without adapters trained on it."""
+    if not isinstance(settings, str):
+        return ""
+    record = json.loads(settings)
+    model, sft = dict(record.get("model") or {}), record.get("sft")
+    lora = model.pop("lora", None)
+    if sft:
+        sft = sft | {"lora": lora if sft.get("lora") == "same" else sft.get("lora")}
+    return json.dumps([sft, model, record.get("data")], sort_keys=True)
+
+
+def by_start(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """Split the table by SFT checkpoint: only rows from the same one can be compared."""
+    return [group for _, group in frame.groupby(START, sort=False)] if START in frame else [frame]
 
 
 def name_of(run: results.Run) -> str:

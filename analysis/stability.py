@@ -11,7 +11,7 @@ from slime_ray.runs import results
 from slime_ray.runs.stability_v1 import TOLERANCES, StabilityParts, damage, spike_flags
 
 from . import rows, statistics
-from .printing import Column, Table, cells, empty, interval_cells, number, numbers, with_interval
+from .printing import Column, Table, cells, empty, interval_cells, listed, number, numbers, with_interval
 from .rows import PARTS, name_of, version_of
 
 PAIR_DRAWS, STEP_DRAWS, UNSEEN_DRAWS = 1, 2, 3
@@ -319,3 +319,30 @@ def _part_and_share(frame: pd.DataFrame, name: str) -> tuple[Column, Column]:
         Column(letter, interval_cells(frame, name, DIGITS.get(name, 2)), keep=8, words=words),
         Column(f"{letter} %", numbers(frame, shares, 0, scale=100), keep=1, **of_damage),
     )
+
+
+def ties(run: results.Run, main_rows: pd.DataFrame, *, judged: bool) -> list[str]:
+    """Say where S rests on too few answers, and which rows of the main table its intervals do not tell apart."""
+    # An arm without updates is the SFT checkpoint, whose S is 1.
+    scored = main_rows[(main_rows["objective"] != "none") & main_rows["stability"].notna()]
+    scored = scored.sort_values("stability", ascending=False, kind="stable")
+    answers = rows.judged_answers(run)
+    answers = answers[answers["label"].isin(scored["label"])]
+    if answers.empty:
+        return []
+    count = int(answers.groupby("trial_id")["prompt_id"].nunique().min())
+    scores = [statistics.Interval(*ends) for ends in scored[statistics.interval_names("stability")].to_numpy(float)]
+    # A row without an interval is not told apart, either.
+    apart = [statistics.independent_difference(scores[0], score).excludes(0.0) for score in scores]
+    tied, open_ = scored["label"][~np.array(apart)], []
+    if len(tied) > 1:
+        open_.append(
+            f"Which of {listed(tied)} is the most stable: no interval of S tells them apart ({count} answers of each "
+            "trial)."
+        )
+    if count < statistics.FEWEST_PROMPTS and not judged:
+        open_.append(
+            f"How stable the rows are: S rests on {count} answers of each trial; below {statistics.FEWEST_PROMPTS} S "
+            "and its interval are rough. See evaluation.prompts."
+        )
+    return open_

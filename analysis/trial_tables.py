@@ -18,8 +18,8 @@ from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 from . import stability, statistics
 from .front import knob_notes, outcomes_of
 from .knobs import Searched, short, short_names, unit_of
-from .printing import ABSENT, Column, Table, cells, empty, measure, number, numbers
-from .rows import FINISHED, Outcomes, is_judged, judge_of, name_of, outcomes_by_label
+from .printing import ABSENT, Column, Sentences, Table, cells, empty, measure, number, numbers
+from .rows import FINISHED, Outcomes, basis, is_judged, judge_of, name_of, outcomes_by_label
 
 PHASES = {"arm": "arms", "search": "search", "confirm": "confirmation"}
 LIMITS = {"trials": "search trials", "hours": "hours", "gpu_hours": "GPU-hours", "judge_calls": "calls of the judge",
@@ -72,6 +72,28 @@ def search_trials(run: Run) -> Table:
         ),
         remarks=cells(frame, lambda row: "" if pd.isna(row["reason"]) else str(row["reason"])),
     )
+
+
+def search_sentences(run: Run, main: Table) -> Sentences:
+    """Say what of a search is open, and how many trials are on its front."""
+    search = search_trials(run).frame
+    if search.empty:
+        return [], []
+    confirmed = len(main.frame) and (main.frame["phase"] == "confirm").any()
+    open_ = (
+        [] if confirmed else ["How good the search's trials are on other prompts and seeds: no winner was confirmed."]
+    )
+    if not (front := int(search["on_front"].sum())):
+        return open_, []
+    judged = is_judged(run)
+    lead, where = (
+        ("win_rate", "on the selection prompts") if judged else ("preference_accuracy", "by held-out accuracy")
+    )
+    top = search.sort_values(lead, ascending=False, na_position="last", kind="stable").iloc[0]
+    highest = f", highest {100 * top[lead]:.1f} % ({top['trial_id']})" if pd.notna(top[lead]) else ""
+    items = search["prompts"].max() if judged else run.trials["pairs"].max()
+    rests = f" (a trial: {basis(run, 1, int(items))})" if pd.notna(items) else ""
+    return open_, [f"Search: {front} of {len(search)} trials on the front{highest} {where}{rests}."]
 
 
 def constraint_notes(searched: Searched) -> list[str]:

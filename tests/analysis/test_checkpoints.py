@@ -14,10 +14,11 @@ from slime_ray.analysis import (
     checkpoints,
     comparing,
     league,
-    sections,
+    report,
+    rows,
     tables,
 )
-from slime_ray.analysis.report import answer
+from slime_ray.analysis.tables import answer
 
 from slime_ray.config.league import League
 from slime_ray.config.strict import at_checkpoint
@@ -128,8 +129,8 @@ def test_the_interval_of_a_rate_does_not_leave_its_range():
 
 
 def test_the_page_begins_with_what_holds_from_all_checkpoints():
-    found = sections.Findings(across_run())
-    made = {entry.name: entry.make(found) for entry in sections.SECTIONS if entry.name.startswith("league")}
+    found = report.Findings(across_run())
+    made = {entry.name: entry.make(found) for entry in report.SECTIONS if entry.name.startswith("league")}
     assert list(made)[:2] == ["league_checkpoints", "league"]
     assert made["league"].frame["sft_seed"].tolist() == [seed for seed in SEEDS for _ in range(3)]
     assert len(made["league_pairs"].frame) == 3 * 3
@@ -180,7 +181,7 @@ def starts_of(settings, recorded=None):
     trials = run.trials.assign(settings=run.trials["label"].map({k: json.dumps(v) for k, v in settings.items()}))
     if recorded is not None:
         trials = trials.assign(sft_checkpoint=trials["label"].map(recorded))
-    return len(tables.by_start(tables.win_rate_stability(replace(run, trials=trials)).frame))
+    return len(rows.by_start(tables.win_rate_stability(replace(run, trials=trials)).frame))
 
 
 @pytest.mark.parametrize("other", [{"model": {"source": "large", "lora": {"rank": 4}}}, {"data": {"train": "others"}}])

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from slime_ray.analysis import ablation_table, figures, knob_figures, sections, tables
+from slime_ray.analysis import ablation_table, figures, knob_figures, report, tables
 from slime_ray.analysis.ablation_table import Cells
 from slime_ray.analysis.figures import WIDTH, style
 from slime_ray.analysis.knobs import Searched
 from slime_ray.analysis.printing import Table
-from slime_ray.analysis.sections import Findings
+from slime_ray.analysis.report import Findings
 
 from slime_ray.config.design import Design
 from slime_ray.runs import results
@@ -49,7 +49,7 @@ SEARCHES = {
 
 def made(found):
     """What the report has below the heading of the search: tables and figures, by name."""
-    things = [(entry, entry.make(found)) for entry in sections.SECTIONS if entry.under == sections.SEARCH]
+    things = [(entry, entry.make(found)) for entry in report.SECTIONS if entry.under == report.SEARCH]
     tables = {entry.name: thing for entry, thing in things if isinstance(thing, Table) and len(thing.frame)}
     return tables, {entry.name: thing for entry, thing in things if thing is not None and not isinstance(thing, Table)}
 

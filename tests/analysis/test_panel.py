@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from slime_ray.analysis import judging, tables
-from slime_ray.analysis.report import answer
+from slime_ray.analysis.tables import answer
 
 from slime_ray.runs import results, schema
 

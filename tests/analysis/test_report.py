@@ -51,7 +51,7 @@ SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 def answer(run):
     """The sentences, with plain blanks."""
-    both = report.answer(run, tables.win_rate_stability(run))
+    both = tables.answer(run, tables.win_rate_stability(run))
     return tuple([sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in said] for said in both)
 
 
@@ -248,7 +248,7 @@ def test_a_stability_that_chance_may_have_made_is_not_settled_without_a_judge(tm
     main = tables.win_rate_stability(run)
     scores = main.frame["stability"]
     main.frame["stability_low"], main.frame["stability_high"] = scores - 0.05, scores + 0.05
-    open_, _ = report.answer(run, main)
+    open_, _ = tables.answer(run, main)
     said = [sentence for sentence in open_ if " stable" in sentence]
     assert [one[: len(start)] for one, start in zip(said, opened, strict=True)] == opened
 
