@@ -14,7 +14,7 @@ from scipy.special import ndtri
 from slime_ray.errors import InputError
 from slime_ray.runs.results import Run
 
-from . import checkpoints, effects, stability, statistics, tables
+from . import effects, league_tables, stability, statistics, tables
 from .printing import Column, Table, cells, interval_cells, number, numbers, one_line, with_interval
 from .rows import (
     Outcomes,
@@ -132,7 +132,7 @@ def compare(runs: Sequence[Run]) -> Table:
             "and answers."
         )
     mains = [tables.win_rate_stability(run) for run in runs]
-    if table := checkpoints.of_runs(runs, mains, _differing(runs)):
+    if table := league_tables.leagues_of_runs(runs, mains, _differing(runs)):
         return table
     frames = [main.frame.assign(run=run.path.name) for run, main in zip(runs, mains, strict=True) if len(main.frame)]
     if not frames:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from slime_ray.config.design import Design, Level
 
-from .ablation_table import METRICS, REFERENCE, Cells
+from .ablation import METRICS, REFERENCE, Cells
 from .figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, WIDTH, new_figure, plain, style
 from .front import Spent
 from .knobs import Knob, Searched, unit_of

@@ -271,6 +271,11 @@ def cells(frame: pd.DataFrame, say: Callable[[pd.Series], str]) -> tuple[str, ..
     return tuple(say(row) for _, row in frame.iterrows())
 
 
+def p_words(p: float) -> str:
+    """Write a p-value as a cell says it."""
+    return "<0.001" if p < 0.001 else number(p, 3)
+
+
 def one_line(text: str) -> str:
     """Strip `text` of line breaks and control characters (a terminal would obey them)."""
     return " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text).split())

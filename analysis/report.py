@@ -14,23 +14,22 @@ from slime_ray.runs.files import write
 from slime_ray.runs.results import Run
 
 from . import (
-    ablation_table,
+    ablation,
     adjusted,
-    checkpoints,
-    factorial_table,
+    factorial,
     figures,
     front,
     judging,
     knob_figures,
     knobs,
+    league,
     league_tables,
     methods,
-    paper_tables,
     stability,
     tables,
     trial_tables,
 )
-from .ablation_table import Cells
+from .ablation import Cells
 from .adjusted import Difficulties
 from .figures import render
 from .knobs import Searched
@@ -83,12 +82,12 @@ class Findings:
     @cached_property
     def ablation(self) -> Table | None:
         """What each cell of the design does."""
-        return None if self.cells is None else ablation_table.ablation(self.cells, self.main)
+        return None if self.cells is None else ablation.ablation(self.cells, self.main)
 
     @cached_property
     def factorial(self) -> Table | None:
         """The effects of a factorial design's components."""
-        return None if self.cells is None else factorial_table.factorial_effects(self.cells)
+        return None if self.cells is None else factorial.factorial_effects(self.cells)
 
     @cached_property
     def leagues(self) -> list[Standings]:
@@ -98,14 +97,14 @@ class Findings:
     @cached_property
     def standings(self) -> list[Table]:
         """A league's entries, for each SFT checkpoint."""
-        return [league_tables.standings(league) for league in self.leagues]
+        return [league.standings(each) for each in self.leagues]
 
     @cached_property
     def over_checkpoints(self) -> Table | None:
         """What holds from several SFT checkpoints, of a league's entries or a design's cells."""
         if self.cells is not None:
-            return checkpoints.designs(self.cells)
-        return checkpoints.leagues_over(self.leagues) if len(self.leagues) > 1 else None
+            return factorial.over_checkpoints(self.cells)
+        return league_tables.leagues_over(self.leagues) if len(self.leagues) > 1 else None
 
     @cached_property
     def search_trials(self) -> Table:
@@ -158,19 +157,19 @@ class Findings:
         """Say what is open and shown of a league's entries, a factorial's main effects, or a design's cells."""
         if self.over_checkpoints is not None:
             over = self.over_checkpoints
-            return checkpoints.league_sentences(self.leagues, over) if self.leagues else checkpoints.sentences(over)
+            return league_tables.sentences_over(self.leagues, over) if self.leagues else factorial.sentences_over(over)
         if self.leagues:
-            return league_tables.sentences(self.leagues[0], self.standings[0])
+            return league.sentences(self.leagues[0], self.standings[0])
         if self.cells is None or self.ablation is None or self.factorial is None:
             return [], []
         if self.cells.design.kind == "factorial":
-            return factorial_table.sentences(self.cells, self.factorial)
-        return ablation_table.sentences(self.cells, self.ablation)
+            return factorial.sentences(self.cells, self.factorial)
+        return ablation.sentences(self.cells, self.ablation)
 
 
 SECTIONS: tuple[ReportItem, ...] = (
     ReportItem("league_checkpoints", LEAGUE, lambda findings: findings.over_checkpoints if findings.leagues else None),
-    ReportItem("league", LEAGUE, lambda findings: checkpoints.stacked(findings.leagues, findings.standings)),
+    ReportItem("league", LEAGUE, lambda findings: league_tables.stacked(findings.leagues, findings.standings)),
     ReportItem("league_pairs", LEAGUE, lambda findings: _of_league(findings, league_tables.pairs), terminal=False),
     ReportItem("league_tuning", LEAGUE, lambda findings: _of_league(findings, league_tables.tuning)),
     ReportItem("league_defaults", LEAGUE, lambda findings: _of_league(findings, league_tables.defaults)),
@@ -195,7 +194,7 @@ SECTIONS: tuple[ReportItem, ...] = (
     ),
     ReportItem("factorial", "Effects of the components", lambda findings: findings.factorial),
     ReportItem(
-        "beside_the_paper", "Beside the paper", lambda findings: _of_design(findings, paper_tables.beside_the_paper)
+        "beside_the_paper", "Beside the paper", lambda findings: _of_design(findings, ablation.beside_the_paper)
     ),
     ReportItem("stability_parts", STABILITY, lambda findings: stability.stability_parts(findings.run, findings.main)),
     ReportItem(
@@ -271,7 +270,7 @@ def made(findings: Findings, items: Sequence[ReportItem] = SECTIONS) -> Iterator
 
 
 def _of_league(findings: Findings, make: Callable[[Standings], Table]) -> Table | None:
-    return checkpoints.stacked(findings.leagues, [make(league) for league in findings.leagues])
+    return league_tables.stacked(findings.leagues, [make(league) for league in findings.leagues])
 
 
 def _of_design(findings: Findings, make: Callable[[Cells, Table], ItemContent], *kinds: str) -> ItemContent:

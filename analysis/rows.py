@@ -12,6 +12,8 @@ from slime_ray.config.design import FEWEST_SEEDS
 from slime_ray.errors import InputError
 from slime_ray.runs import results
 
+from .effects import ONE_SEED
+
 PARTS = {
     "unlearning": "U",
     "rejected_collapse": "C",
@@ -214,6 +216,14 @@ def difference(outcomes: Outcomes, reference: Outcomes) -> np.ndarray | None:
     return first - second if first.size else None
 
 
+def draw(row: Outcomes, reference: Outcomes | None = None) -> np.ndarray:
+    """Return what one checkpoint says of a row, or of a row minus another on the seeds that both have."""
+    if reference is None:
+        return np.asarray(row[1].mean(axis=0))
+    _, (first, second) = on_common_seeds([row, reference])
+    return np.asarray((first - second).mean(axis=0)) if len(first) else np.full(first.shape[1:], np.nan)
+
+
 def few_seeds(counts: Iterable[int]) -> str:
     """Say how many seeds the rows with any have; empty where all have FEWEST_SEEDS or more."""
     seeds = sorted({int(count) for count in counts if count > 0})
@@ -229,6 +239,20 @@ def few_seeds_notes(counts: Iterable[int]) -> list[str]:
         f"These checkpoints only: {seeds} per row cannot say how a method does over other seeds. Intervals of fewer "
         f"than {FEWEST_SEEDS} are over prompts. Give {FEWEST_SEEDS} seeds or more."
     ] * bool(seeds)
+
+
+def seeds_behind_claims(verdicts: pd.Series, seeds: pd.Series) -> list[str]:
+    """Say what so few seeds cannot show of the claims of a table; empty where it has none."""
+    notes = []
+    if verdicts.str.endswith(ONE_SEED).any():
+        notes.append(f'"{ONE_SEED[2:]}": without some one of its seeds the verdict would be another one.')
+    if verdicts.str.startswith("matters").any():
+        count = int(seeds[seeds >= FEWEST_SEEDS].min())
+        notes.append(
+            f"What breaks rarely cannot be seen: where none of {count} seeds broke, up to "
+            f"{100 * (1 - 0.05 ** (1 / count)):.0f} % of others still may (95 %)."
+        )
+    return notes
 
 
 def left_out(seeds: Mapping[str, Sequence[int]]) -> str:

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from slime_ray.analysis import ablation_table, figures, knob_figures, report, tables
-from slime_ray.analysis.ablation_table import Cells
+from slime_ray.analysis import ablation, figures, knob_figures, report, tables
+from slime_ray.analysis.ablation import Cells
 from slime_ray.analysis.figures import WIDTH, style
 from slime_ray.analysis.knobs import Searched
 from slime_ray.analysis.printing import Table
@@ -138,7 +138,7 @@ def drawn(design, rates):
     rng = np.random.default_rng(0)
     run = run_of(design, {label: outcomes(rng, rate, prompts=150) for label, rate in rates.items()})
     found = Cells.of(run, design)
-    table = ablation_table.ablation(found, tables.win_rate_stability(run))
+    table = ablation.ablation(found, tables.win_rate_stability(run))
     return knob_figures.sensitivity(found, table), table
 
 
