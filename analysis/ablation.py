@@ -14,18 +14,15 @@ from slime_ray.config.design import COMPONENTS, Cell, Design
 from slime_ray.runs import results
 
 from . import effects, rows, stability, statistics, tables
-from .effects import Claim
+from .effects import REFERENCE, Claim
 from .printing import Column, Sentences, Table, cells, empty, interval_cells, measure, names, number, numbers, p_words
-from .rows import PARTS, Outcomes, baseline_of, judge_of, name_of, version_of
+from .rows import METRICS, PARTS, Outcomes, baseline_of, judge_of, name_of, version_of
 from .statistics import FEWEST_SEEDS, interval_names
 
-METRICS = {"win_rate": "win rate", "preference_accuracy": "held-out accuracy", "stability": "stability S"}
 TERMS = ("anchor", "stabilizer", "margin")
 """Of SLIME's loss, in the order of the paper; other terms follow by name."""
 SHARE = "gradient_share."
 PAST = "past_hard_margin"
-REFERENCE = "compared with"
-"""The verdict of the cell that its center's others are compared with."""
 FULL = "full"
 AS_PRINTED = "[as printed, most likely 90 %]"
 """What the paper's intervals are: its column is headed "Std", and says no more of them."""

@@ -28,6 +28,8 @@ LEVEL = 0.05
 """A variant is said to matter where no corrected p-value is above this."""
 ONE_SEED = ", but one seed decides"
 """Of a verdict that is another one where some seed is left out."""
+REFERENCE = "compared with"
+"""The verdict of the cell that its center's others are compared with."""
 TESTS = {
     "seeds": "paired t over the seeds' mean differences",
     "prompts": "sign flips over the prompts' mean differences",

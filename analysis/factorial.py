@@ -17,10 +17,10 @@ from slime_ray.config.design import COMPONENTS, Cell, Design
 from slime_ray.errors import InputError
 
 from . import ablation, effects, rows, statistics
-from .ablation import METRICS, Cells
+from .ablation import Cells
 from .effects import Claim
 from .printing import ABSENT, Column, Sentences, Table, cells, empty, interval_cells, measure, names, number, p_words
-from .rows import common, draw, few_seeds_notes, name_of, on_common_seeds
+from .rows import METRICS, common, draw, few_seeds_notes, name_of, on_common_seeds
 from .statistics import FEWEST_SEEDS
 
 Present = frozenset[str]

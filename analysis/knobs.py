@@ -1,4 +1,4 @@
-"""The knobs that a run searched, its trials as arrays, and which knobs matter for which goal.
+"""The knobs that a run searched, its trials as arrays, which knobs matter for which goal, and what each did.
 
 Importance is PED-ANOVA (Watanabe, Bansal, Hutter 2023, arXiv 2304.10255, algorithm 1) with intervals of the ranks: a
 knob matters as much as its values among the best trials are spread unlike its values among all. For knobs that some
@@ -7,9 +7,8 @@ Optuna's PedAnovaImportanceEvaluator, against which it is tested; ours computes 
 """
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,9 +17,14 @@ from scipy.special import ndtr
 from slime_ray.config.metrics import Constraint, violation
 from slime_ray.runs import pareto, results
 
-from . import statistics
-from .printing import ABSENT, Column, Table, cells, empty, number, numbers, one_line
+from . import rows, statistics
+from .figures import VERMILLION, WIDTH, new_figure, plain, style
+from .printing import ABSENT, Column, Table, cells, empty, is_number, number, numbers, short_names, unit_of
 from .rows import FINISHED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BEST = 0.1
 """The share of trials that counts as the best."""
@@ -30,6 +34,8 @@ ENOUGH = 50
 """With fewer trials a rank is a hint."""
 RESAMPLES = 1_000
 GRID = 50
+SLICED = 6
+"""At most so many knobs have slices, the most important ones."""
 TINY = 1e-12
 
 
@@ -102,7 +108,7 @@ class Searched:
             names=tuple(goal_ways),
             ways=tuple(goal_ways.values()),
             goals=trials[list(goal_ways)].to_numpy(dtype=float) * signs,
-            constraints=constraints_of(run.manifest),
+            constraints=rows.constraints_of(run.manifest),
         )
 
     @property
@@ -133,17 +139,6 @@ class Searched:
         return np.where(self.complete, values, np.nan)
 
 
-def constraints_of(manifest: Mapping[str, Any]) -> tuple[Constraint, ...]:
-    """Return what winners of a run's searches had to keep."""
-    return tuple(map(Constraint.parse, (manifest.get("experiment") or {}).get("constraints") or ()))
-
-
-def keeping(run: results.Run, trials: pd.DataFrame) -> pd.DataFrame:
-    """Return those trials that keep the constraints of their search."""
-    limits = constraints_of(run.manifest)
-    return trials[[violation(row, limits) == 0 for row in trials.to_dict("records")]] if limits else trials
-
-
 def knobs_of(run: results.Run, trials: pd.DataFrame) -> tuple[Knob, ...]:
     """Return the knobs that took more than one value, in the order of the space."""
     search = (run.manifest.get("experiment") or {}).get("search") or {}
@@ -156,18 +151,6 @@ def knobs_of(run: results.Run, trials: pd.DataFrame) -> tuple[Knob, ...]:
     varied = [path for path in paths if trials[results.KNOB + path].nunique() > 1]
     names = short_names(varied)
     return tuple(_knob(path, names[path], space.get(path), trials[results.KNOB + path]) for path in varied)
-
-
-def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """Shorten each path to its last word; two with the same one keep their whole paths."""
-    short = {path: path.rpartition(".")[2] for path in paths}
-    return short if len(set(short.values())) == len(short) else {path: path for path in paths}
-
-
-def unit_of(goal: str) -> tuple[str, float, int]:
-    """Return how a goal is shown: head, factor, digits."""
-    percent = {"win_rate": "win rate %", "preference_accuracy": "acc. %"}
-    return (percent[goal], 100.0, 1) if goal in percent else (goal.replace("_", " "), 1.0, 2)
 
 
 def _knob(path: str, name: str, spec: Any, column: pd.Series) -> Knob:
@@ -195,25 +178,11 @@ def read(column: pd.Series) -> list[Any]:
     return [None if pd.isna(value) else json.loads(value) for value in column]
 
 
-def is_number(value: Any) -> bool:
-    """Tell whether a knob's value is a number; of true and false it is not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _written(value: Any) -> str:
     """Write an option as text; equal numbers are the same option, such as 8 and 8.0."""
     if isinstance(value, str):
         return value
     return f"{value:.12g}" if is_number(value) else json.dumps(value, ensure_ascii=False, sort_keys=True)
-
-
-def short(value: Any) -> str:
-    """Write a knob's value with three digits, or all before the point; ABSENT for null."""
-    if not is_number(value):
-        return ABSENT if value is None else one_line(str(value))
-    if pd.isna(value):
-        return ABSENT
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def of_goal(
@@ -383,3 +352,55 @@ def _notes(searched: Searched, trials: int, lost: int) -> list[str]:
     if trials < ENOUGH:
         notes.append(f"With {trials} trials this is a hint: ranks settle with {ENOUGH} or more.")
     return notes
+
+
+def slices(searched: Searched, columns: list[int]) -> "Figure":
+    """Draw every completed trial: each knob (columns: places among the search's) against each goal (rows).
+
+    Later trials are lighter, and those on a front of two goals are ringed.
+    """
+    columns = columns[:SLICED]
+    complete, ringed = searched.complete, searched.on_front & (len(searched.names) == 2)
+    drawn = np.arange(len(complete))
+    with style():
+        rows, wide = len(searched.names), len(columns)
+        shape = {"nrows": rows, "ncols": wide, "sharex": "col", "sharey": "row", "squeeze": False}
+        figure, panels = new_figure(min(WIDTH, 1.5 * wide + 0.7), 1.7 * rows + 0.5, **shape)
+        for row, goal in enumerate(searched.names):
+            values = searched.goal_values(row)
+            for panel, column in zip(panels[row], columns, strict=True):
+                x = searched.places[:, column]
+                # The axes hold every point, and a file of thousands is half as large where none has a clip of its own.
+                panel.scatter(
+                    x[complete], values[complete], c=drawn[complete], cmap="cividis", s=14, linewidths=0, alpha=0.9,
+                    clip_on=False,
+                )  # fmt: skip
+                panel.plot(
+                    x[ringed], values[ringed], "o", markerfacecolor="none", markeredgecolor=VERMILLION, markersize=6,
+                    linestyle="none",
+                )  # fmt: skip
+                panel.grid()
+            panels[row, 0].set_ylabel(unit_of(goal)[0])
+        for panel, column in zip(panels[-1], columns, strict=True):
+            _knob_axis(panel, searched.knobs[column])
+    return figure
+
+
+def _knob_axis(axes: "Axes", knob: Knob) -> None:
+    """Draw a knob's scale, range, ticks and name below a panel."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    if knob.scale == "log":
+        axes.set_xscale("log")
+        # Small panels: few ticks, each with its value; within a decade there would be none without those between.
+        between = (1.0,) if knob.high >= 30 * knob.low else (1.0, 2.0, 5.0)
+        axes.xaxis.set_major_locator(LogLocator(subs=between, numticks=3))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    if knob.scale == "choice":
+        axes.set_xticks(range(len(knob.options)), [plain(option) for option in knob.options])
+        axes.set_xlim(-0.5, len(knob.options) - 0.5)
+    else:
+        axes.set_xlim(*knob.at(np.array([-0.04, 1.04])))
+    axes.set_xlabel(plain(knob.name), fontsize=8)
+    axes.xaxis.set_tick_params(labelsize=7)

@@ -22,8 +22,7 @@ from slime_ray.runs.pareto import winners
 from . import effects, rows, statistics
 from .effects import Claim
 from .front import expected_best
-from .knobs import constraints_of, short, unit_of
-from .printing import ABSENT, Column, Sentences, Table, cells, interval_cells, names, number, numbers
+from .printing import ABSENT, Column, Sentences, Table, cells, interval_cells, names, number, numbers, short, unit_of
 from .rows import FINISHED, Outcomes, basis
 from .stability import stability_cell
 
@@ -78,7 +77,7 @@ class Standings:
         for entry in self.league.entries:
             trials = searched[of == entry.label]
             records = [{str(key): value for key, value in row.items()} for row in trials.to_dict("records")]
-            best = winners(records, goals, constraints_of(self.run.manifest))
+            best = winners(records, goals, rows.constraints_of(self.run.manifest))
             members[entry.label] = Member(entry, trials, str(best[0]["trial_id"]) if best else None)
         return members
 

@@ -13,9 +13,23 @@ from slime_ray.runs.results import Run
 
 from . import effects, rows, statistics
 from .front import expected_best
-from .knobs import is_number, short, unit_of
 from .league import Standings, main_note, more_tuning
-from .printing import Column, Sentences, Table, cells, empty, interval_cells, measure, names, number, numbers, p_words
+from .printing import (
+    Column,
+    Sentences,
+    Table,
+    cells,
+    empty,
+    interval_cells,
+    is_number,
+    measure,
+    names,
+    number,
+    numbers,
+    p_words,
+    short,
+    unit_of,
+)
 from .rows import Outcomes, draw
 from .statistics import Interval
 

@@ -26,9 +26,9 @@ from slime_ray.runs.results import Run
 from . import methods, stability, statistics
 from .figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, front_corners, limits
 from .front import outcomes_of
-from .knobs import Searched, keeping, short
-from .printing import Sentences, Table, number, one_line, with_interval
-from .rows import FINISHED, baseline_of, flat, is_judged, name_of, of_label, version_of
+from .knobs import Searched
+from .printing import Sentences, Table, number, one_line, short, with_interval
+from .rows import FINISHED, baseline_of, flat, is_judged, keeping, name_of, of_label, version_of
 
 HERE = Path(__file__).parent
 COLOURS = {

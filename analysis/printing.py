@@ -276,6 +276,32 @@ def p_words(p: float) -> str:
     return "<0.001" if p < 0.001 else number(p, 3)
 
 
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Shorten each path to its last word; two with the same one keep their whole paths."""
+    short = {path: path.rpartition(".")[2] for path in paths}
+    return short if len(set(short.values())) == len(short) else {path: path for path in paths}
+
+
+def unit_of(goal: str) -> tuple[str, float, int]:
+    """Return how a goal is shown: head, factor, digits."""
+    percent = {"win_rate": "win rate %", "preference_accuracy": "acc. %"}
+    return (percent[goal], 100.0, 1) if goal in percent else (goal.replace("_", " "), 1.0, 2)
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a knob's value is a number; of true and false it is not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def short(value: Any) -> str:
+    """Write a knob's value with three digits, or all before the point; ABSENT for null."""
+    if not is_number(value):
+        return ABSENT if value is None else one_line(str(value))
+    if pd.isna(value):
+        return ABSENT
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
 def one_line(text: str) -> str:
     """Strip `text` of line breaks and control characters (a terminal would obey them)."""
     return " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text).split())

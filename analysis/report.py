@@ -20,7 +20,6 @@ from . import (
     figures,
     front,
     judging,
-    knob_figures,
     knobs,
     league,
     league_tables,
@@ -177,7 +176,7 @@ SECTIONS: tuple[ReportItem, ...] = (
     ReportItem(
         "pareto",
         ROWS,
-        lambda findings: figures.pareto(findings.run, table=findings.main),
+        lambda findings: figures.pareto(findings.run, findings.main),
         "Filled: rows of the table, with its 95 % intervals and the range of S over seeds. Hollow: "
         "trials of the search, measured on other prompts with one seed; the line is their front in these two measures.",
     ),
@@ -188,7 +187,7 @@ SECTIONS: tuple[ReportItem, ...] = (
     ReportItem(
         "sensitivity",
         ABLATION,
-        lambda findings: _of_design(findings, knob_figures.sensitivity, "sensitivity", "exponent"),
+        lambda findings: _of_design(findings, _sensitivity, "sensitivity", "exponent"),
         "What each knob does around the center, whose own value is the diamond. Bars: 95 % intervals as in "
         "the tables. Hollow: the 95 % interval of the difference to the center covers 0.",
     ),
@@ -200,14 +199,14 @@ SECTIONS: tuple[ReportItem, ...] = (
     ReportItem(
         "stability_parts",
         STABILITY,
-        lambda findings: figures.stability_parts(findings.run, table=findings.main),
+        lambda findings: stability.parts_figure(findings.run, findings.main, findings.search_trials),
         "What each row lost its stability to: 1 − S cut by the parts' shares of the summed (x/h)², mean "
         "over seeds. What a bar leaves free is S.",
     ),
     ReportItem(
         "logprob_curves",
         TRAINING,
-        lambda findings: figures.logprob_curves(findings.run, table=findings.main),
+        lambda findings: figures.logprob_curves(findings.run, findings.main, findings.search_trials),
         "Mean log-probability per token of held-out chosen and rejected completions during training; "
         "bands span the seeds. A chosen curve that falls is unlearning.",
     ),
@@ -232,13 +231,6 @@ SECTIONS: tuple[ReportItem, ...] = (
     ReportItem("search_front", SEARCH, lambda findings: findings.front),
     ReportItem("search_importance", SEARCH, lambda findings: findings.importance),
     ReportItem(
-        "search_importance",
-        SEARCH,
-        lambda findings: knob_figures.importance(findings.searched, findings.importance),
-        "How unlike the best trials' values of a knob are to all trials' (PED-ANOVA); bars: 95 % "
-        "intervals, the trials drawn anew.",
-    ),
-    ReportItem(
         "search_slices",
         SEARCH,
         lambda findings: _slices(findings),
@@ -249,7 +241,7 @@ SECTIONS: tuple[ReportItem, ...] = (
     ReportItem(
         "search_budget",
         SEARCH,
-        lambda findings: _budget(findings, knob_figures.budget),
+        lambda findings: _budget(findings, front.budget_figure),
         "Blue: the search as it went. Orange: the expected best of as many of its trials at random, with 95 %.",
     ),
     ReportItem("cost", "Budget and cost", lambda findings: trial_tables.cost(findings.run), terminal=False),
@@ -280,13 +272,17 @@ def _of_design(findings: Findings, make: Callable[[Cells, Table], ItemContent], 
     return make(findings.cells, findings.ablation)
 
 
+def _sensitivity(cells: Cells, table: Table) -> ItemContent:
+    return figures.sensitivity(cells.design, cells.rate, table)
+
+
 def _slices(findings: Findings) -> ItemContent:
     """Draw the slices where trials and knobs are enough; the most important knobs first."""
     paths = [knob.path for knob in findings.searched.knobs]
     if not paths or findings.searched.complete.sum() < 2:
         return None
     ranked = findings.importance.frame["path"] if len(findings.importance.frame) else ()
-    return knob_figures.slices(findings.searched, [paths.index(path) for path in dict.fromkeys([*ranked, *paths])])
+    return knobs.slices(findings.searched, [paths.index(path) for path in dict.fromkeys([*ranked, *paths])])
 
 
 def _budget(findings: Findings, make: Callable[[Searched, front.Spent], ItemContent]) -> ItemContent:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from slime_ray.config.design import FEWEST_SEEDS
+from slime_ray.config.metrics import Constraint, violation
 from slime_ray.errors import InputError
 from slime_ray.runs import results
 
@@ -25,6 +26,7 @@ PARTS = {
 """The scored parts of stability: column in trials.parquet -> letter."""
 PART_WORDS = {name: f"{name.replace('_', ' ')} {letter}" for name, letter in PARTS.items()}
 """Their heads on the page."""
+METRICS = {"win_rate": "win rate", "preference_accuracy": "held-out accuracy", "stability": "stability S"}
 FINISHED = "completed"
 MEASURED = (FINISHED, "stopped")
 """How trials end that have a policy whose answers were judged. To leave out what was stopped would flatter its row."""
@@ -307,6 +309,17 @@ def _checkpoint_settings(settings: Any) -> str:
 def by_start(frame: pd.DataFrame) -> list[pd.DataFrame]:
     """Split the table by SFT checkpoint: only rows from the same one can be compared."""
     return [group for _, group in frame.groupby(START, sort=False)] if START in frame else [frame]
+
+
+def constraints_of(manifest: Mapping[str, Any]) -> tuple[Constraint, ...]:
+    """Return what winners of a run's searches had to keep."""
+    return tuple(map(Constraint.parse, (manifest.get("experiment") or {}).get("constraints") or ()))
+
+
+def keeping(run: results.Run, trials: pd.DataFrame) -> pd.DataFrame:
+    """Return those trials that keep the constraints of their search."""
+    limits = constraints_of(run.manifest)
+    return trials[[violation(row, limits) == 0 for row in trials.to_dict("records")]] if limits else trials
 
 
 def name_of(run: results.Run) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,12 @@ from slime_ray.runs import results
 from slime_ray.runs.stability_v1 import TOLERANCES, StabilityParts, damage, spike_flags
 
 from . import rows, statistics
+from .figures import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, new_figure, plain, row_labels, say, style
 from .printing import Column, Table, cells, empty, interval_cells, listed, number, numbers, with_interval
 from .rows import PARTS, name_of, version_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAIR_DRAWS, STEP_DRAWS, UNSEEN_DRAWS = 1, 2, 3
 """Seeds of the resampling of pairs, of steps and of what was not seen, apart from that of prompts, which is 0."""
@@ -346,3 +350,38 @@ def ties(run: results.Run, main_rows: pd.DataFrame, *, judged: bool) -> list[str
             "and its interval are rough. See evaluation.prompts."
         )
     return open_
+
+
+def parts_figure(run: results.Run, main: Table, search: Table) -> "Figure":
+    """Draw what each row lost its stability to: 1 - S cut by the parts' shares of the summed (x/h)^2.
+
+    Mean over seeds; what a bar leaves free is S. A seed that failed or diverged has lost everything to that. search:
+    its trials, which are drawn where there are no rows.
+    """
+    colours = (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, "#bbbbbb")
+    hatches = ("", "///", "", "...", "", "xxx", "\\\\\\")
+    names = {name: f"{letter} {name.replace('_', ' ')}" for name, letter in PARTS.items()} | {"failed": "failed"}
+    labels = row_labels(run, main, search)
+    shares = {label: loss_by_part(rows.of_label(run, run.trials, label)) for label in labels}
+    with style():
+        figure, axes = new_figure(WIDTH, 0.3 * max(3, len(labels)) + 1.2)
+        starts = np.zeros(len(labels))
+        for (name, words), colour, hatch in zip(names.items(), colours, hatches, strict=True):
+            widths = np.array([shares[label][name] for label in labels])
+            if name == "failed" and not widths.any():
+                continue
+            look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.4, "label": words}
+            axes.barh(range(len(labels)), widths, left=starts, height=0.72, **look)
+            starts += widths
+        for place, label in enumerate(labels):
+            score = shares[label]["stability"]
+            axes.text(1.01, place, "S –" if np.isnan(score) else f"S {score:.2f}", va="center", fontsize=8)
+        axes.set_yticks(range(len(labels)), [plain(label) for label in labels])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("lost stability 1 − S, cut by the shares of (x/h)²")
+        if labels:
+            figure.legend(loc="outside upper left", ncols=4, handlelength=1.4)
+        else:
+            say(axes, "No trial to show.")
+    return figure

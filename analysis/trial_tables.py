@@ -17,8 +17,21 @@ from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 
 from . import stability, statistics
 from .front import knob_notes, outcomes_of
-from .knobs import Searched, short, short_names, unit_of
-from .printing import ABSENT, Column, Sentences, Table, cells, empty, measure, number, numbers
+from .knobs import Searched
+from .printing import (
+    ABSENT,
+    Column,
+    Sentences,
+    Table,
+    cells,
+    empty,
+    measure,
+    number,
+    numbers,
+    short,
+    short_names,
+    unit_of,
+)
 from .rows import FINISHED, Outcomes, basis, is_judged, judge_of, name_of, outcomes_by_label
 
 PHASES = {"arm": "arms", "search": "search", "confirm": "confirmation"}

@@ -229,7 +229,7 @@ def test_a_row_of_too_few_prompts_says_so_and_is_told_apart_from_nothing(tmp_pat
     assert cells == (f"{100 * np.mean(won):.1f}", "0.0")
     _, said = tables.answer(run, table)
     assert "(too few prompts for an interval)" in said[0]
-    figures.pareto(run, table=table)
+    figures.pareto(run, table)
     for text in (table.text(), table.markdown(), table.html(), *said):
         assert "nan" not in text
 
