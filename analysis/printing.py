@@ -266,6 +266,17 @@ def names(head: str, frame: pd.DataFrame, name: str = "", keep: int = NAMES) -> 
     return Column(head, tuple(frame[name or head]), numeric=False, keep=keep)
 
 
+def seeds_column(frame: pd.DataFrame, keep: int) -> Column:
+    """Build the column of finished seeds, of how many there are."""
+    pairs = zip(frame["seeds_finished"], frame["seeds"], strict=True)
+    return Column("seeds", tuple(f"{finished:.0f}/{all_:.0f}" for finished, all_ in pairs), keep=keep)
+
+
+def ranges(frame: pd.DataFrame, low: str, high: str) -> tuple[str, ...]:
+    """Write the values of two columns as a range."""
+    return tuple(map("–".join, zip(numbers(frame, low), numbers(frame, high), strict=True)))
+
+
 def cells(frame: pd.DataFrame, say: Callable[[pd.Series], str]) -> tuple[str, ...]:
     """Write one text a row."""
     return tuple(say(row) for _, row in frame.iterrows())

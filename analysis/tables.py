@@ -12,23 +12,9 @@ import pandas as pd
 
 from slime_ray.runs import results
 
-from . import effects, rows, stability, statistics, trial_tables
+from . import effects, printing, rows, stability, statistics, trial_tables
 from .judging import Votes, votes_by_label
-from .printing import (
-    Column,
-    Mark,
-    Sentences,
-    Table,
-    cells,
-    empty,
-    interval_cells,
-    listed,
-    measure,
-    names,
-    number,
-    numbers,
-    unbroken,
-)
+from .printing import Column, Sentences, Table, cells, interval_cells, listed, measure, names, number, numbers
 from .rows import FINISHED, LOST, MEASURED, PARTS, Outcomes, difference, is_judged, judge_of, shared_topics
 from .stability import stability_cell
 
@@ -48,7 +34,7 @@ def win_rate_stability(run: results.Run) -> Table:
     trials = run.trials[run.trials["phase"].isin(["arm", "confirm"])]
     judged, judge = is_judged(run), judge_of(run)
     if trials.empty:
-        return empty(
+        return printing.empty(
             f"{rows.name_of(run)}: this run has no arms and no confirmed winner; its search trials are in a table of "
             "their own."
         )
@@ -158,10 +144,10 @@ def separable(first: Outcomes | None, second: Outcomes | None, topics: np.ndarra
 
 def best_marks(
     rates: Mapping[str, float], outcomes: Mapping[str, Outcomes], topics: np.ndarray | None = None
-) -> list[Mark]:
+) -> list[printing.Mark]:
     """Mark the highest rate and all not separable from it best, the highest of the rest second, in their order."""
     order = sorted((label for label in rates if label in outcomes), key=lambda label: -rates[label])
-    marks: dict[str, Mark] = {}
+    marks: dict[str, printing.Mark] = {}
     for label in order:
         if label == order[0] or not separable(outcomes[order[0]], outcomes[label], topics):
             marks[label] = "best"
@@ -170,11 +156,11 @@ def best_marks(
     return [marks.get(label, "") for label in rates]
 
 
-def _marks(values: pd.Series) -> list[Mark]:
+def _marks(values: pd.Series) -> list[printing.Mark]:
     """Mark the highest and the second highest value; no claim."""
     levels = sorted(values.dropna().unique(), reverse=True)
-    names: dict[float, Mark] = dict(zip(levels[:2], ("best", "second"), strict=False))
-    return [names.get(value, "") for value in values]
+    marks: dict[float, printing.Mark] = dict(zip(levels[:2], ("best", "second"), strict=False))
+    return [marks.get(value, "") for value in values]
 
 
 def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
@@ -347,7 +333,7 @@ def answer(run: results.Run, main: Table, *, of_design: Sentences = ([], [])) ->
     of_search = ([], []) if league else trial_tables.search_sentences(run, main)
     # What is said of the rows from each SFT checkpoint may be the same.
     sentences = (open_, of_design[0], of_search[0]), (settled, of_design[1], of_search[1])
-    return tuple([unbroken(sentence) for sentence in dict.fromkeys(chain(*parts))] for parts in sentences)
+    return tuple([printing.unbroken(sentence) for sentence in dict.fromkeys(chain(*parts))] for parts in sentences)
 
 
 def _percent(row: pd.Series, column: str = "win_rate") -> str:
