@@ -21,15 +21,11 @@ from .statistics import FEWEST_SEEDS, interval_names
 
 TERMS = ("anchor", "stabilizer", "margin")
 """Of SLIME's loss, in the order of the paper; other terms follow by name."""
-SHARE = "gradient_share."
-PAST = "past_hard_margin"
-FULL = "full"
+SHARE, PAST = "gradient_share.", "past_hard_margin"
 AS_PRINTED = "[as printed, most likely 90 %]"
 """What the paper's intervals are: its column is headed "Std", and says no more of them."""
-PARTS_OF_SLIME = ("leave_one_out", "factorial")
-"""Designs whose table in the paper is about parts of SLIME."""
 SLIME = {"slime", "slime-released"}
-"""Objectives with these parts; others may have an anchor too, which is another one."""
+"""Objectives whose parts the paper's tables are about; others may have an anchor too, which is another one."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +116,11 @@ def ablation(design_cells: Cells, main: Table) -> Table:
     claims = design_cells.claims([cell for cell in design.cells if cell.label != cell.reference])
     activity = _activity(design_cells.run)
     main_rows = main.by("label")
-    rows = []
-    for center in design.centers:
-        center_cells = sorted(design.around(center), key=lambda cell: cell.label != cell.reference)
-        rows += [
-            _row(design_cells, cell, main_rows.get(cell.label, {}), claims.get(cell.label), activity)
-            for cell in center_cells
-        ]
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(
+        _row(design_cells, cell, main_rows.get(cell.label, {}), claims.get(cell.label), activity)
+        for center in design.centers
+        for cell in sorted(design.around(center), key=lambda cell: cell.label != cell.reference)
+    )
     for _, around in frame.groupby("center", sort=False):
         rates = dict(zip(around["label"], around[design_cells.rate], strict=True))
         frame.loc[around.index, "mark"] = tables.best_marks(rates, design_cells.rates, design_cells.topics)
@@ -184,10 +177,7 @@ def _row(
 
 
 def _activity(run: results.Run) -> dict[str, dict[str, float]]:
-    """Return the share of pairs past the hard margin and each term's share of the gradient, by label.
-
-    Means over seeds of what the curves of held-out pairs say at their last step.
-    """
+    """Return by label the mean share of pairs past the hard margin, and of each term's gradient, at the last step."""
     curves = run.curves[(run.curves["source"] == "held_out") & (run.curves["phase"] == "arm")]
     curves = curves[(curves["metric"] == PAST) | curves["metric"].str.startswith(SHARE)]
     if curves.empty:
@@ -211,9 +201,7 @@ def _columns(design_cells: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
         names("variant", frame),
         *((names("around", frame, "center"),) if several else ()),
         Column("seeds", tuple(map(str, frame["seeds"])), keep=5),
-        Column(
-            f"{rate} % [95 %]", interval_cells(frame, design_cells.rate, 1, scale=100), tuple(frame["mark"]), keep=8
-        ),
+        measure(f"{rate} %", frame, design_cells.rate, 1, scale=100, marks=tuple(frame["mark"]), keep=8),
         Column("difference", interval_cells(frame, "difference", 1, scale=100), keep=9),
         *(() if by_score else tested),
         Column("P(better) %", numbers(frame, "improvement", 1, scale=100), keep=4),
@@ -237,11 +225,9 @@ def _gradient_column(frame: pd.DataFrame, term: str) -> Column:
 def _caption(design_cells: Cells) -> str:
     run, design = design_cells.run, design_cells.design
     items = max((values.shape[1] for _, values in design_cells.rates.values()), default=0)
-    where = (
-        f"win rate against {baseline_of(run)}'s answers on {items} report prompts, judge {judge_of(run)}"
-        if design_cells.rate == "win_rate"
-        else f"accuracy on {items} held-out pairs (nothing was judged)"
-    )
+    where = f"accuracy on {items} held-out pairs (nothing was judged)"
+    if design_cells.rate == "win_rate":
+        where = f"win rate against {baseline_of(run)}'s answers on {items} report prompts, judge {judge_of(run)}"
     return (
         f"{name_of(run)}: {design.kind.replace('_', ' ')} around {', '.join(design.centers)}, each cell minus "
         f"{design.reference(design.centers[0]).variant} in points: {where}. Declared metric: {METRICS[design.metric]}."
@@ -337,10 +323,10 @@ def beside_the_paper(design_cells: Cells, table: Table) -> Table:
     """
     run, design, rate = design_cells.run, design_cells.design, design_cells.rate
     paper = paper_tables().get(design.kind)
-    if paper is None or (design.kind in PARTS_OF_SLIME and not {*run.trials["objective"]} <= SLIME):
+    # Table 4 is about parts of SLIME.
+    if paper is None or (paper["table"] == 4 and not {*run.trials["objective"]} <= SLIME):
         return empty("The paper has no table of such a design.", "row")
     measured, reference = table.by("label"), _row_of(design.reference(design.centers[0]))
-    several = len(design.centers) > 1, len(paper["models"]) > 1
     frame = pd.DataFrame({"row": list(next(iter(paper["models"].values())))})
     columns = [Column("", tuple(map(_words, frame["row"])), numeric=False, keep=10)]
     for model, scores in paper["models"].items():
@@ -348,10 +334,11 @@ def beside_the_paper(design_cells: Cells, table: Table) -> Table:
         mt_bench, arena_hard, down, up = of_rows.T
         base = scores.get(reference, [np.nan])
         less = arena_hard - (base[1] if base[1:] else np.nan)
-        printed = ("mt_bench", "arena_hard", "arena_hard_low", "arena_hard_high", "difference")
-        values = (mt_bench, arena_hard, arena_hard - down, arena_hard + up, less)
-        frame[[f"{model} {name}" for name in printed]] = np.column_stack(values)
-        short = f"{model} " if several[1] else "theirs: "
+        columns_of_model = interval_names(f"{model} arena_hard")
+        frame[[f"{model} mt_bench", *columns_of_model, f"{model} difference"]] = np.column_stack(
+            (mt_bench, arena_hard, arena_hard - down, arena_hard + up, less)
+        )
+        short = f"{model} " if len(paper["models"]) > 1 else "theirs: "
         intervals = interval_cells(frame, f"{model} arena_hard", 1)
         columns += [
             Column(f"{short}MT", numbers(frame, f"{model} mt_bench"), keep=4, words=f"{short}MT-Bench"),
@@ -370,7 +357,7 @@ def beside_the_paper(design_cells: Cells, table: Table) -> Table:
         ours = [measured.get(labels.get(name, ""), {"verdict": "not measured"}) for name in frame["row"]]
         ends = [*interval_names(rate, "difference"), "verdict"]
         frame = frame.assign(**{f"{center} {end}": [row.get(end, np.nan) for row in ours] for end in ends})
-        short = f"ours, {center}: " if several[0] else "ours: "
+        short = f"ours, {center}: " if len(design.centers) > 1 else "ours: "
         columns += [
             Column(f"{short}{METRICS[rate]} [95 %]", interval_cells(frame, f"{center} {rate}", 1, scale=100), keep=9),
             Column(f"{short}difference", interval_cells(frame, f"{center} difference", 1, scale=100), keep=8),
@@ -398,13 +385,11 @@ def beside_the_paper(design_cells: Cells, table: Table) -> Table:
 
 def _row_of(cell: Cell) -> Any:
     """Return which row of the paper's tables a cell is: the exponent, its one missing component, or a method."""
-    for path, value in cell.levels.items():
-        if path.endswith("stabilizer_exponent"):
-            return value
-    if not cell.levels:
-        return cell.variant
+    exponents = [value for path, value in cell.levels.items() if path.endswith("stabilizer_exponent")]
+    if exponents or not cell.levels:
+        return exponents[0] if exponents else cell.variant
     lacking = [component for component, present in cell.levels.items() if not present]
-    return FULL if not lacking else lacking[0] if len(lacking) == 1 else None
+    return "full" if not lacking else lacking[0] if len(lacking) == 1 else None
 
 
 def _words(name: Any) -> str:

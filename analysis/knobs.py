@@ -19,7 +19,7 @@ from slime_ray.runs import pareto, results
 
 from . import rows, statistics
 from .figures import VERMILLION, WIDTH, new_figure, plain, style
-from .printing import ABSENT, Column, Table, cells, empty, is_number, number, numbers, short_names, unit_of
+from .printing import Column, Table, empty, interval_cells, is_number, names, numbers, short_names, unit_of
 from .rows import FINISHED
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ class Knob:
 
     def places(self, column: pd.Series) -> np.ndarray:
         """Return (trials,) each trial's value, or the place of its option; NaN where it has no such knob."""
+        values = read(column)
         if self.scale == "choice":
-            option_places = {option: float(place) for place, option in enumerate(self.options)}
-            return np.array([np.nan if value is None else option_places[_written(value)] for value in read(column)])
-        return np.array([np.nan if value is None else float(value) for value in read(column)])
+            values = [None if value is None else self.options.index(_written(value)) for value in values]
+        return np.array([np.nan if value is None else float(value) for value in values])
 
     def unit(self, places: np.ndarray) -> np.ndarray:
         """Return places as shares of the range, 0 to 1 from low to high, on the knob's scale."""
@@ -104,7 +104,7 @@ class Searched:
         return cls(
             trials=trials,
             knobs=knobs,
-            places=np.column_stack(places) if places else np.empty((len(trials), 0)),
+            places=np.array(places).reshape(len(knobs), len(trials)).T,
             names=tuple(goal_ways),
             ways=tuple(goal_ways.values()),
             goals=trials[list(goal_ways)].to_numpy(dtype=float) * signs,
@@ -161,7 +161,7 @@ def _knob(path: str, name: str, spec: Any, column: pd.Series) -> Knob:
         options = [_written(option) for option in spec.get("choice") or []]
         options += sorted({_written(value) for value in values} - set(options))
         return Knob(path, name, "choice", 0.0, len(options) - 1.0, 1.0, tuple(options))
-    # `choice` is none here; a range is the one entry with two numbers.
+    # A range is the one entry with two numbers.
     kind = next((key for key, value in spec.items() if isinstance(value, list) and all(map(is_number, value))), "")
     ends = [float(value) for value in [*spec.get(kind, ()), *values]]
     low, high, step = min(ends), max(ends), spec.get("step")
@@ -208,9 +208,9 @@ def best_share(trials: int) -> float:
 
 
 def is_best(values: np.ndarray, counts: np.ndarray, share: float) -> np.ndarray:
-    """Return (trials, draws) whether a trial is among the best `share`, or equals the last of them.
+    """Return (trials, draws) whether a trial of (trials,) values is among the best `share`, or equals the last of them.
 
-    values: (trials,). counts: (trials, draws) how often each draw has each trial.
+    counts: (trials, draws) how often each draw has each trial.
     """
     order = np.argsort(-values, kind="stable")
     quota = np.ceil(share * counts.sum(axis=0) - 1e-9)
@@ -289,16 +289,13 @@ def _smoothed(counts: np.ndarray, widths: np.ndarray, *, shift: float = 0.0) -> 
 
 def importance(searched: Searched) -> Table:
     """Return each knob's share of the importance for each goal, and its rank's interval."""
-    complete = searched.complete
-    lost = (searched.trials["status"] == "diverged").to_numpy()
+    complete, lost = searched.complete, (searched.trials["status"] == "diverged").to_numpy()
     counted = complete | lost
     trials = int(counted.sum())
+    few = "fewer than two knobs varied" if len(searched.knobs) < 2 else f"{int(complete.sum())} trials completed"
     if len(searched.knobs) < 2 or int(complete.sum()) <= FEWEST_BEST:
-        reason = "fewer than two knobs varied" if len(searched.knobs) < 2 else f"{int(complete.sum())} trials completed"
-        return empty(f"Nothing is said about the importance of knobs: {reason}.", "knob")
-    frame = pd.DataFrame(
-        {"knob": [knob.name for knob in searched.knobs], "path": [knob.path for knob in searched.knobs]}
-    )
+        return empty(f"Nothing is said about the importance of knobs: {few}.", "knob")
+    frame = pd.DataFrame([{"knob": knob.name, "path": knob.path} for knob in searched.knobs])
     for place, goal in enumerate(searched.names):
         values = np.where(lost, -np.inf, searched.goals[:, place])[counted]
         shares, ranks = of_goal(searched.knobs, searched.places[counted], values)
@@ -313,7 +310,7 @@ def importance(searched: Searched) -> Table:
         caption=f"Importance of the knobs for each goal, over {trials} trials.",
         notes=_notes(searched, trials, int(lost.sum())),
         columns=(
-            Column("knob", tuple(frame["knob"]), numeric=False, keep=10),
+            names("knob", frame),
             *(column for goal in searched.names for column in _columns(frame, goal)),
         ),
     )
@@ -328,13 +325,10 @@ def _ends(resampled: np.ndarray) -> np.ndarray:
 
 
 def _columns(frame: pd.DataFrame, goal: str) -> tuple[Column, Column]:
-    def rank(row: pd.Series) -> str:
-        ends = [number(row[f"{goal}_rank{end}"], 0) for end in ("", "_low", "_high")]
-        return ABSENT if ABSENT in ends else "{} [{}, {}]".format(*ends)
-
-    head = unit_of(goal)[0].removesuffix(" %")
     shares = numbers(frame, f"{goal}_share", 0, scale=100)
-    return Column(f"{head}: share %", shares, keep=8), Column("rank [95 %]", cells(frame, rank), keep=9)
+    ranks = interval_cells(frame, f"{goal}_rank", 0)
+    head = unit_of(goal)[0].removesuffix(" %")
+    return Column(f"{head}: share %", shares, keep=8), Column("rank [95 %]", ranks, keep=9)
 
 
 def _notes(searched: Searched, trials: int, lost: int) -> list[str]:

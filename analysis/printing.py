@@ -227,7 +227,7 @@ def with_interval(row: pd.Series, name: str, digits: int = 2, *, scale: float = 
     """Write `value [low, high]` of the columns `name`, `name`_low and `name`_high; the value alone without ends."""
     columns = (name, f"{name}_low", f"{name}_high")
     value, low, high = (number(row[column], digits, scale=scale, signed=signed) for column in columns)
-    return value if ABSENT in (low, high) else f"{value} [{low}, {high}]"
+    return value if ABSENT in (value, low, high) else f"{value} [{low}, {high}]"
 
 
 def numbers(

@@ -362,7 +362,9 @@ def basis(run: results.Run, seeds: int, items: int, *, label: str | None = None)
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Flatten settings by path; a list, and an empty mapping within, is a value."""
+    """Flatten settings by path: lists of labelled mappings, too, other lists and empty mappings within are values."""
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) and "label" in item for item in value):
+        value = {item["label"]: {key: item[key] for key in item if key != "label"} for item in value}
     if not isinstance(value, Mapping) or (path and not value):
         return {path: value}
     inner = [flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()]

@@ -86,8 +86,7 @@ def _row(
     # A trial that failed or diverged counts as 0, however far it got.
     scores = group["stability"].where(~group["status"].isin(LOST), 0.0)
     seed_rates = done["win_rate"].dropna()
-    trained = not (len(done) and (done["updates"] == 0).all())
-    kl = done["kl_to_sft"].mean()
+    trained, kl = done.empty or not (done["updates"] == 0).all(), done["kl_to_sft"].mean()
     remarks = ["confirmed"] if (group["phase"] == "confirm").all() else []
     remarks += [] if trained else ["no updates"]
     if judged and interval is not None and interval.covers(0.5) and kl < NO_CHANGE_KL:
@@ -100,9 +99,8 @@ def _row(
     if judged and interval is not None and math.isnan(interval.low):
         remarks.append(statistics.TOO_FEW)
     phase = str(group["phase"].iloc[0])
-    budget = (run.manifest.get("experiment") or {}).get("budget") or {}
-    seeds = run.manifest.get("seeds") or ()
-    planned = len(seeds) if phase == "arm" else int((budget.get("confirm") or {}).get("seeds") or 0)
+    confirm = ((run.manifest.get("experiment") or {}).get("budget") or {}).get("confirm") or {}
+    planned = len(run.manifest.get("seeds") or ()) if phase == "arm" else int(confirm.get("seeds") or 0)
     if votes and votes.invalid:
         low, high = votes.bounds()
         remarks.append(f"{votes.invalid} missing verdicts: between {100 * low:.1f} and {100 * high:.1f} %")
@@ -114,7 +112,7 @@ def _row(
         "seeds": max(len(group), planned),
         **statistics.columns({"win_rate": interval}),
         "win_rate_over": OVER[outcomes is not None and statistics.is_of_method(outcomes[1])],
-        "prompts": int(done["prompts"].max()) if done["prompts"].notna().any() else 0,
+        "prompts": int(done["prompts"].fillna(0).max()) if len(done) else 0,
         "sigma": seed_rates.std(ddof=1) if len(seed_rates) > 1 else math.nan,
         "stability_min": scores.min(),
         "stability_max": scores.max(),
@@ -158,9 +156,8 @@ def best_marks(
 
 def _marks(values: pd.Series) -> list[printing.Mark]:
     """Mark the highest and the second highest value; no claim."""
-    levels = sorted(values.dropna().unique(), reverse=True)
-    marks: dict[float, printing.Mark] = dict(zip(levels[:2], ("best", "second"), strict=False))
-    return [marks.get(value, "") for value in values]
+    marks: dict[float, printing.Mark] = {1.0: "best", 2.0: "second"}
+    return [marks.get(rank, "") for rank in values.rank(method="dense", ascending=False)]
 
 
 def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
@@ -175,14 +172,13 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
         rates = interval_cells(frame, "win_rate", 1, scale=100)
         sigma = Column("σ", numbers(frame, "sigma", 1, scale=100), keep=6, words="deviation σ")
         lead = [Column("win rate % [95 %]", rates, tuple(frame["win_rate_mark"]), keep=9), sigma]
-    has_retention = frame["retention"].notna().any()
-    stability_head = "stability S [95 %]" if frame["stability_low"].notna().any() else "stability S"
+    has_retention, has_ends = (frame[name].notna().any() for name in ("retention", "stability_low"))
     return (
         names("label", frame),
         names("objective", frame, keep=1),
-        Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=8),
+        printing.seeds_column(frame, keep=8),
         *lead,
-        Column(stability_head, cells(frame, stability_cell), marks["stability"], keep=9),
+        Column(f"stability S{' [95 %]' if has_ends else ''}", cells(frame, stability_cell), marks["stability"], keep=9),
         *stability.part_columns(frame, keep=7),
         Column("K", numbers(frame, "kl_to_sft", 3), keep=7, words="KL to SFT K"),
         Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6, words="drift of chosen"),
@@ -193,8 +189,7 @@ def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
 
 
 def _caption(run: results.Run, trials: pd.DataFrame, frame: pd.DataFrame, *, judge: str | None) -> str:
-    prompts = int(trials["prompts"].max()) if trials["prompts"].notna().any() else 0
-    pairs = int(trials["pairs"].max()) if trials["pairs"].notna().any() else 0
+    prompts, pairs = trials[["prompts", "pairs"]].max().fillna(0).astype(int)
     versus = (
         f"Win rate against {rows.baseline_of(run)}'s answers (50 % is no change) on {prompts} report prompts, judge "
         f"{judge}; {_interval_words(frame)}."
@@ -361,8 +356,7 @@ def _on_win_rates(run: results.Run, rated: pd.DataFrame) -> Sentences:
             f"Whether {listed(unclear)} {are} better or worse than the SFT checkpoint: the win interval covers 50 %."
         )
     prompts = int(rated["prompts"].max())
-    few = prompts < statistics.FEWEST_PROMPTS
-    if few:
+    if few := prompts < statistics.FEWEST_PROMPTS:
         open_.append(
             f"Everything here: {prompts} prompts were answered and judged; below {statistics.FEWEST_PROMPTS} intervals "
             "are rough. See evaluation.prompts, and selection_prompts and data.held_out_pairs beside it."
@@ -392,7 +386,7 @@ def _on_win_rates(run: results.Run, rated: pd.DataFrame) -> Sentences:
 
 def _on_accuracy(run: results.Run, rated: pd.DataFrame) -> str:
     best, from_ = rated.iloc[0], " from its SFT checkpoint" if rows.START in rated else ""
-    pairs = int(run.trials["pairs"].max()) if run.trials["pairs"].notna().any() else 0
+    pairs = int(run.trials["pairs"].fillna(0).max())
     value = _percent(best, "preference_accuracy")
     tied = rated[rated["preference_accuracy"] == best["preference_accuracy"]]
     rests = rows.basis(run, int(tied["seeds_finished"].min()), pairs)
