@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, BLACK = (
-    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000",
+BLUE, VERMILLION, GREEN, ORANGE, PURPLE, BLACK = (
+    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#000000",
 )  # fmt: skip
 GREY = "#6f6f6f"
 WIDTH = 7.2
@@ -36,7 +36,6 @@ STYLE: dict[str, Any] = {
     "axes.linewidth": 0.8,
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.6,
-    "hatch.linewidth": 0.6,
     "legend.fontsize": 8,
     "legend.frameon": False,
     "pdf.fonttype": 42,
@@ -48,7 +47,7 @@ STYLE: dict[str, Any] = {
 }
 """matplotlib's own defaults with these changes: a user's matplotlibrc does not alter a report."""
 PANELS = 12
-"""At most so many panels or bars where a run has search trials alone."""
+"""At most so many panels where a run has search trials alone."""
 _OFFSETS = [(7, 5), (7, -11), (-7, 5), (-7, -11), (10, -3), (-10, -3), (0, 12), (0, -18)]
 
 
@@ -276,9 +275,10 @@ def logprob_curves(run: Run, main: Table, search: Table) -> "Figure":
     """
     looks = {"chosen_logp": (BLUE, "-"), "rejected_logp": (VERMILLION, "--")}
     curves = run.curves[(run.curves["source"] == "held_out") & run.curves["metric"].isin(looks)]
-    curves_by_label = {label: of_label(run, curves, label) for label in row_labels(run, main, search)}
+    curves_by_label = {label: of_label(run, curves, label) for label in main.frame["label"]}
     if not (run.trials["phase"] == "confirm").any():
-        for trial_id in search.frame["trial_id"][:1]:
+        # Of a run that only searched, there are no other rows.
+        for trial_id in search.frame["trial_id"][: 1 if curves_by_label else PANELS]:
             curves_by_label.setdefault(trial_id, curves[curves["trial_id"] == trial_id])
     curves_by_label = {label: label_curves for label, label_curves in curves_by_label.items() if len(label_curves)}
     columns = min(4, max(1, len(curves_by_label)))
@@ -312,14 +312,6 @@ def logprob_curves(run: Run, main: Table, search: Table) -> "Figure":
         figure.supxlabel("update", fontsize=9)
         figure.supylabel("held-out log-probability, nat/token", fontsize=9)
     return figure
-
-
-def row_labels(run: Run, main: Table, search: Table) -> list[str]:
-    """Return the rows of the main table in its order; without any, the search trials, the best first."""
-    if len(main.frame):
-        return main.frame["label"].tolist()
-    best = search.frame["trial_id"].tolist()[:PANELS]
-    return run.trials.set_index("trial_id")["label"].loc[best].tolist()
 
 
 def sensitivity(design: Design, rate: str, ablation: Table) -> "Figure":

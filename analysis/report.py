@@ -197,13 +197,6 @@ SECTIONS: tuple[ReportItem, ...] = (
     ),
     ReportItem("stability_parts", STABILITY, lambda findings: stability.stability_parts(findings.run, findings.main)),
     ReportItem(
-        "stability_parts",
-        STABILITY,
-        lambda findings: stability.parts_figure(findings.run, findings.main, findings.search_trials),
-        "What each row lost its stability to: 1 − S cut by the parts' shares of the summed (x/h)², mean "
-        "over seeds. What a bar leaves free is S.",
-    ),
-    ReportItem(
         "logprob_curves",
         TRAINING,
         lambda findings: figures.logprob_curves(findings.run, findings.main, findings.search_trials),

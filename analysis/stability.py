@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,12 +11,8 @@ from slime_ray.runs import results
 from slime_ray.runs.stability_v1 import TOLERANCES, StabilityParts, damage, spike_flags
 
 from . import rows, statistics
-from .figures import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, new_figure, plain, row_labels, say, style
 from .printing import Column, Table, cells, empty, interval_cells, listed, number, numbers, with_interval
 from .rows import PARTS, name_of, version_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PAIR_DRAWS, STEP_DRAWS, UNSEEN_DRAWS = 1, 2, 3
 """Seeds of the resampling of pairs, of steps and of what was not seen, apart from that of prompts, which is 0."""
@@ -223,33 +219,13 @@ def _spikes(losses: list[float], norms: list[float], place: int, resamples: int)
 
 def damage_shares(trials: pd.DataFrame) -> dict[str, float]:
     """Return each part's share of what the trials of a row lost to all parts; NaN where they lost nothing."""
-    losses = loss_by_part(trials)
-    total = sum(losses[name] for name in PARTS)
-    return {name: losses[name] / total if total else float("nan") for name in PARTS}
-
-
-def loss_by_part(trials: pd.DataFrame) -> dict[str, float]:
-    """Return the mean over seeds of what each part took from 1, with S itself.
-
-    NaN where nothing was measured. What a trial that failed or diverged lost is under `failed`.
-    """
-    nothing = dict.fromkeys([*rows.PARTS, "failed"], 0.0)
-    seeds = []
-    for row in trials[["status", "stability", *rows.PARTS]].to_dict("records"):
-        losses = nothing | {"stability": 0.0}
-        parts = {name: row[name] for name in rows.PARTS}
-        if row["status"] in rows.LOST or (row["stability"] == 0 and not np.isfinite(list(parts.values())).all()):
-            losses["failed"] = 1.0
-        elif pd.isna(list(parts.values())).any():
-            continue
-        else:
-            added = damage(StabilityParts(**parts))
-            losses |= {name: value / (1 + sum(added.values())) for name, value in added.items()}
-            losses["stability"] = row["stability"]
-        seeds.append(losses)
-    if not seeds:
-        return nothing | {"stability": float("nan")}
-    return {name: float(np.mean([losses[name] for losses in seeds])) for name in seeds[0]}
+    parts = trials[[*PARTS]].astype(float)
+    measured = np.isfinite(parts).all(axis=1) & ~trials["status"].isin(rows.LOST)
+    # What failed or diverged lost nothing to a part.
+    added = damage(StabilityParts(**{name: parts[name].where(measured, 0.0) for name in PARTS}))
+    losses = {name: float((value / (1 + sum(added.values()))).mean()) for name, value in added.items()}
+    total = sum(losses.values())
+    return {name: loss / total if total else float("nan") for name, loss in losses.items()}
 
 
 DAMAGE = "parts of the damage"
@@ -350,38 +326,3 @@ def ties(run: results.Run, main_rows: pd.DataFrame, *, judged: bool) -> list[str
             "and its interval are rough. See evaluation.prompts."
         )
     return open_
-
-
-def parts_figure(run: results.Run, main: Table, search: Table) -> "Figure":
-    """Draw what each row lost its stability to: 1 - S cut by the parts' shares of the summed (x/h)^2.
-
-    Mean over seeds; what a bar leaves free is S. A seed that failed or diverged has lost everything to that. search:
-    its trials, which are drawn where there are no rows.
-    """
-    colours = (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, "#bbbbbb")
-    hatches = ("", "///", "", "...", "", "xxx", "\\\\\\")
-    names = {name: f"{letter} {name.replace('_', ' ')}" for name, letter in PARTS.items()} | {"failed": "failed"}
-    labels = row_labels(run, main, search)
-    shares = {label: loss_by_part(rows.of_label(run, run.trials, label)) for label in labels}
-    with style():
-        figure, axes = new_figure(WIDTH, 0.3 * max(3, len(labels)) + 1.2)
-        starts = np.zeros(len(labels))
-        for (name, words), colour, hatch in zip(names.items(), colours, hatches, strict=True):
-            widths = np.array([shares[label][name] for label in labels])
-            if name == "failed" and not widths.any():
-                continue
-            look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.4, "label": words}
-            axes.barh(range(len(labels)), widths, left=starts, height=0.72, **look)
-            starts += widths
-        for place, label in enumerate(labels):
-            score = shares[label]["stability"]
-            axes.text(1.01, place, "S –" if np.isnan(score) else f"S {score:.2f}", va="center", fontsize=8)
-        axes.set_yticks(range(len(labels)), [plain(label) for label in labels])
-        axes.invert_yaxis()
-        axes.set_xlim(0, 1)
-        axes.set_xlabel("lost stability 1 − S, cut by the shares of (x/h)²")
-        if labels:
-            figure.legend(loc="outside upper left", ncols=4, handlelength=1.4)
-        else:
-            say(axes, "No trial to show.")
-    return figure

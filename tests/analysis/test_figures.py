@@ -12,7 +12,7 @@ from fontTools.ttLib import TTFont
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
-from slime_ray.analysis import figures, rows, stability, tables, trial_tables
+from slime_ray.analysis import figures, rows, tables, trial_tables
 
 from slime_ray.runs import results
 
@@ -27,11 +27,7 @@ def logprob_curves(run, main=None):
     return figures.logprob_curves(run, main or tables.win_rate_stability(run), trial_tables.search_trials(run))
 
 
-def parts_figure(run):
-    return stability.parts_figure(run, tables.win_rate_stability(run), trial_tables.search_trials(run))
-
-
-FIGURES = [pareto, logprob_curves, parts_figure]
+FIGURES = [pareto, logprob_curves]
 
 
 def texts(figure):

@@ -65,7 +65,7 @@ def elements(page):
 def test_all_files_are_written_and_no_partial_ones_stay(written):
     tables_ = ["win_rate_stability", "stability_parts", "search_trials", "search_winners", "search_front"]
     tables_ += ["search_budget", "cost", "failures"]
-    drawings = ["pareto", "logprob_curves", "stability_parts", "search_slices", "search_budget"]
+    drawings = ["pareto", "logprob_curves", "search_slices", "search_budget"]
     names = [f"{name}.{kind}" for name in tables_ for kind in ("md", "csv", "tex")]
     names += [f"{name}.{kind}" for name in drawings for kind in ("svg", "png", "pdf")]
     assert sorted(path.name for path in written.folder.iterdir()) == sorted([*names, "report.html"])
