@@ -133,11 +133,6 @@ class Searched:
         """(trials,) whether each is eligible and no other eligible trial beats it."""
         return pareto.on_front(np.where(self.eligible[:, None], self.goals, np.nan)) if self.names else self.complete
 
-    def goal_values(self, goal: int) -> np.ndarray:
-        """Return (trials,) a goal in its own direction and unit, for figures; NaN where a trial is not complete."""
-        values = self.signs[goal] * self.goals[:, goal] * unit_of(self.names[goal])[1]
-        return np.where(self.complete, values, np.nan)
-
 
 def knobs_of(run: results.Run, trials: pd.DataFrame) -> tuple[Knob, ...]:
     """Return the knobs that took more than one value, in the order of the space."""
@@ -361,7 +356,7 @@ def slices(searched: Searched, columns: list[int]) -> "Figure":
         shape = {"nrows": rows, "ncols": wide, "sharex": "col", "sharey": "row", "squeeze": False}
         figure, panels = new_figure(min(WIDTH, 1.5 * wide + 0.7), 1.7 * rows + 0.5, **shape)
         for row, goal in enumerate(searched.names):
-            values = searched.goal_values(row)
+            values = searched.signs[row] * searched.goals[:, row] * unit_of(goal)[1]
             for panel, column in zip(panels[row], columns, strict=True):
                 x = searched.places[:, column]
                 # The axes hold every point, and a file of thousands is half as large where none has a clip of its own.

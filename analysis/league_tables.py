@@ -148,13 +148,8 @@ def defaults(standings: Standings) -> Table:
             _knob(path, value, chosen.get(results.KNOB + path), on_log_scale=path in on_log)
             for path, value in member.entry.defaults.items()
         ]
-        winner_outcomes, default_outcomes, gap = standings.of_entry(label), standings.of_entry(label, DEFAULTS), None
-        if (
-            winner_outcomes is not None
-            and default_outcomes is not None
-            and (d := rows.difference(winner_outcomes, default_outcomes)) is not None
-        ):
-            gap = effects.interval(d, rows.shared_topics([winner_outcomes, default_outcomes], standings.topics))
+        both = standings.of_entry(label), standings.of_entry(label, DEFAULTS)
+        gap = rows.difference_interval(*both, standings.topics)
         score = standings.stability_difference(label, label, DEFAULTS)
         records.append(
             {
@@ -162,8 +157,8 @@ def defaults(standings: Standings) -> Table:
                 "knobs": "; ".join(knobs) or "no knobs",
                 **statistics.columns(
                     {
-                        "tuned": standings.interval(winner_outcomes),
-                        "defaults": standings.interval(default_outcomes),
+                        "tuned": standings.interval(both[0]),
+                        "defaults": standings.interval(both[1]),
                         "difference": gap,
                         "stability_difference": None if score is None else effects.interval(score),
                     }

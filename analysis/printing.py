@@ -5,7 +5,7 @@ import math
 import re
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal
@@ -223,26 +223,21 @@ def number(value: float, digits: int = 2, *, scale: float = 1.0, signed: bool = 
     return text[1:] if text.startswith("-") and float(text) == 0 else text
 
 
-def with_interval(row: pd.Series, name: str, digits: int = 2, *, scale: float = 1.0, signed: bool = False) -> str:
+def with_interval(row: Mapping[Any, Any] | pd.Series, name: str, digits: int = 2, **form: Any) -> str:
     """Write `value [low, high]` of the columns `name`, `name`_low and `name`_high; the value alone without ends."""
-    columns = (name, f"{name}_low", f"{name}_high")
-    value, low, high = (number(row[column], digits, scale=scale, signed=signed) for column in columns)
+    value, low, high = (number(row[f"{name}{end}"], digits, **form) for end in ("", "_low", "_high"))
     return value if ABSENT in (value, low, high) else f"{value} [{low}, {high}]"
 
 
-def numbers(
-    frame: pd.DataFrame, name: str, digits: int = 2, *, scale: float = 1.0, signed: bool = False
-) -> tuple[str, ...]:
+def numbers(frame: pd.DataFrame, name: str, digits: int = 2, **form: Any) -> tuple[str, ...]:
     """Write one `number` a row; ABSENT in all rows where the frame has no such column."""
     values = frame[name] if name in frame else [math.nan] * len(frame)
-    return tuple(number(value, digits, scale=scale, signed=signed) for value in values)
+    return tuple(number(value, digits, **form) for value in values)
 
 
-def interval_cells(
-    frame: pd.DataFrame, name: str, digits: int = 2, *, scale: float = 1.0, signed: bool = False
-) -> tuple[str, ...]:
+def interval_cells(frame: pd.DataFrame, name: str, digits: int = 2, **form: Any) -> tuple[str, ...]:
     """Write one `with_interval` a row."""
-    return cells(frame, lambda row: with_interval(row, name, digits, scale=scale, signed=signed))
+    return cells(frame, lambda row: with_interval(row, name, digits, **form))
 
 
 def measure(

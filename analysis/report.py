@@ -230,11 +230,16 @@ SECTIONS: tuple[ReportItem, ...] = (
         "Every completed trial of the search, the most important knobs first; later trials lighter, the front ringed.",
         paper=True,
     ),
-    ReportItem("search_budget", SEARCH, lambda findings: _budget(findings, front.budget_curve), terminal=False),
     ReportItem(
         "search_budget",
         SEARCH,
-        lambda findings: _budget(findings, front.budget_figure),
+        lambda findings: findings.spent and front.budget_curve(findings.searched, findings.spent),
+        terminal=False,
+    ),
+    ReportItem(
+        "search_budget",
+        SEARCH,
+        lambda findings: findings.spent and front.budget_figure(findings.searched, findings.spent),
         "Blue: the search as it went. Orange: the expected best of as many of its trials at random, with 95 %.",
     ),
     ReportItem("cost", "Budget and cost", lambda findings: trial_tables.cost(findings.run), terminal=False),
@@ -276,10 +281,6 @@ def _slices(findings: Findings) -> ItemContent:
         return None
     ranked = findings.importance.frame["path"] if len(findings.importance.frame) else ()
     return knobs.slices(findings.searched, [paths.index(path) for path in dict.fromkeys([*ranked, *paths])])
-
-
-def _budget(findings: Findings, make: Callable[[Searched, front.Spent], ItemContent]) -> ItemContent:
-    return None if findings.spent is None else make(findings.searched, findings.spent)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from slime_ray.config.metrics import Constraint, violation
 from slime_ray.errors import InputError
 from slime_ray.runs import results
 
+from . import effects
 from .effects import ONE_SEED
+from .statistics import Interval
 
 PARTS = {
     "unlearning": "U",
@@ -224,6 +226,15 @@ def draw(row: Outcomes, reference: Outcomes | None = None) -> np.ndarray:
         return np.asarray(row[1].mean(axis=0))
     _, (first, second) = on_common_seeds([row, reference])
     return np.asarray((first - second).mean(axis=0)) if len(first) else np.full(first.shape[1:], np.nan)
+
+
+def difference_interval(
+    outcomes: Outcomes | None, reference: Outcomes | None, topics: np.ndarray | None = None, **confidence: float
+) -> Interval | None:
+    """Return the interval of `difference`; None where there is none. confidence: where it is another than usual."""
+    if outcomes is None or reference is None or (d := difference(outcomes, reference)) is None:
+        return None
+    return effects.interval(d, shared_topics([outcomes, reference], topics), **confidence)
 
 
 def few_seeds(counts: Iterable[int]) -> str:

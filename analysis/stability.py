@@ -62,8 +62,10 @@ def resampled(run: results.Run, trials: pd.DataFrame, resamples: int) -> dict[st
     if any(name not in by_pairs or name not in by_prompts for name in names):
         return {}
     # Grouped once: a search of the whole table for each of a thousand trials takes longer than all else.
-    series = _spiking(curves)
-    spikes = [_spikes(*series.get(name, ([], [])), place, resamples) for place, name in enumerate(names)]
+    curves = curves[curves["source"] == "train"].sort_values("step", kind="stable")
+    series = curves.groupby(["trial_id", "metric"])["value"].agg(list).to_dict()
+    losses, norms = ([series.get((name, metric), []) for name in names] for metric in SPIKING)
+    spikes = [_spikes(*pair, place, resamples) for place, pair in enumerate(zip(losses, norms, strict=True))]
     resampled_trials = {}
     for name, (steps, quiet) in zip(names, spikes, strict=True):
         (of_pairs, of_tokens), (of_prompts, of_answers) = by_pairs[name], by_prompts[name]
@@ -185,19 +187,6 @@ def _resampled_sums(
         str(trial_id): {name: sums[:, place, row] for place, name in enumerate(columns)}
         for row, trial_id in enumerate(ids)
     }
-
-
-def _spiking(curves: pd.DataFrame) -> dict[str, tuple[list[float], list[float]]]:
-    """Return the values of both metrics of SPIKING in the order of updates, by trial."""
-    curves = curves[curves["source"] == "train"].sort_values("step", kind="stable")
-    groups = dict(curves.groupby(["trial_id", "metric"]).indices)
-    values, none = curves["value"].to_numpy(dtype=float), np.empty(0, dtype=int)
-
-    def of(name: str, metric: str) -> list[float]:
-        return list(values[groups.get((name, metric), none)].tolist())
-
-    loss, norm = SPIKING
-    return {name: (of(name, loss), of(name, norm)) for name in curves["trial_id"].unique()}
 
 
 def _spikes(losses: list[float], norms: list[float], place: int, resamples: int) -> tuple[np.ndarray, bool]:

@@ -12,10 +12,10 @@ import pandas as pd
 
 from slime_ray.runs import results
 
-from . import effects, printing, rows, stability, statistics, trial_tables
+from . import printing, rows, stability, statistics, trial_tables
 from .judging import Votes, votes_by_label
 from .printing import Column, Sentences, Table, cells, interval_cells, listed, measure, names, number, numbers
-from .rows import FINISHED, LOST, MEASURED, PARTS, Outcomes, difference, is_judged, judge_of, shared_topics
+from .rows import FINISHED, LOST, MEASURED, PARTS, Outcomes, difference, is_judged, judge_of
 from .stability import stability_cell
 
 NO_CHANGE_KL = 0.005
@@ -136,8 +136,8 @@ def separable(first: Outcomes | None, second: Outcomes | None, topics: np.ndarra
     """
     if first is None or second is None:
         return True
-    d = difference(first, second)
-    return d is not None and effects.interval(d, shared_topics([first, second], topics)).excludes(0.0)
+    gap = rows.difference_interval(first, second, topics)
+    return gap is not None and gap.excludes(0.0)
 
 
 def best_marks(
