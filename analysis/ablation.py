@@ -197,11 +197,12 @@ def _columns(design_cells: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
         Column("d_z", numbers(frame, "d_z", 2, signed=True), keep=5, words="effect size d_z"),
     )
     by_score = design_cells.metric == "stability"
+    rates = interval_cells(frame, design_cells.rate, 1, scale=100)
     return (
         names("variant", frame),
         *((names("around", frame, "center"),) if several else ()),
         Column("seeds", tuple(map(str, frame["seeds"])), keep=5),
-        measure(f"{rate} %", frame, design_cells.rate, 1, scale=100, marks=tuple(frame["mark"]), keep=8),
+        Column(f"{rate} % [95 %]", rates, tuple(frame["mark"]), keep=8),
         Column("difference", interval_cells(frame, "difference", 1, scale=100), keep=9),
         *(() if by_score else tested),
         Column("P(better) %", numbers(frame, "improvement", 1, scale=100), keep=4),

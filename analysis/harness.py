@@ -80,8 +80,9 @@ def compare_samples(paths: Sequence[Path]) -> Table:
         # Of a metric that several tasks have, the mean over tasks.
         of_tasks = pd.DataFrame([row for row in rows if (row["metric"], row["filter"]) == metric])
         if len(of_tasks) > 1:
-            counts, means = of_tasks[["documents", "left_out"]].sum(), of_tasks[["first", "second"]].mean()
-            rows.append(_row(POOLED, metric, *map(int, counts), means, bool(of_tasks["shares"].all()), changes[metric]))
+            documents, left_out = (int(of_tasks[name].sum()) for name in ("documents", "left_out"))
+            means, shares = of_tasks[["first", "second"]].mean(), bool(of_tasks["shares"].all())
+            rows.append(_row(POOLED, metric, documents, left_out, means, shares, changes[metric]))
     notes = [
         "change: the second minus the first, paired by document, with its 95 % interval over documents (Student's t). "
         "Whether more is better depends on the metric. An interval that covers 0 does not show that nothing was lost.",

@@ -208,11 +208,12 @@ def _spikes(losses: list[float], norms: list[float], place: int, resamples: int)
 
 def damage_shares(trials: pd.DataFrame) -> dict[str, float]:
     """Return each part's share of what the trials of a row lost to all parts; NaN where they lost nothing."""
-    parts = trials[[*PARTS]].astype(float)
-    measured = np.isfinite(parts).all(axis=1) & ~trials["status"].isin(rows.LOST)
+    parts = trials[[*PARTS]].to_numpy(dtype=float)
+    measured = np.isfinite(parts).all(axis=1) & ~trials["status"].isin(rows.LOST).to_numpy()
     # What failed or diverged lost nothing to a part.
-    added = damage(StabilityParts(**{name: parts[name].where(measured, 0.0) for name in PARTS}))
-    losses = {name: float((value / (1 + sum(added.values()))).mean()) for name, value in added.items()}
+    values: Any = dict(zip(PARTS, np.where(measured[:, None], parts, 0.0).T, strict=True))
+    added = damage(StabilityParts(**values))
+    losses = {name: float(np.mean(value / (1 + sum(added.values())))) for name, value in added.items()}
     total = sum(losses.values())
     return {name: loss / total if total else float("nan") for name, loss in losses.items()}
 
