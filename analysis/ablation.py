@@ -54,7 +54,7 @@ class Cells:
         trials = run.trials[run.trials["phase"] == "arm"]
         rate, rates, topics = rows.rates_by_label(run, accuracy=design.metric == "preference_accuracy")
         lost = trials[~trials["status"].isin(rows.MEASURED)].set_index(["label", "seed"])
-        ends = lost["status"] + (": " + lost["reason"].astype("string")).fillna("")
+        ends: Any = lost["status"] + (": " + lost["reason"].astype("string")).fillna("")
         planned = tuple(run.manifest.get("seeds") or sorted(trials["seed"].unique().tolist()))
         return cls(run, design, rate, rates, rows.stabilities_by_label(trials), planned, ends.to_dict(), topics)
 
@@ -184,7 +184,8 @@ def _activity(run: results.Run) -> dict[str, dict[str, float]]:
         return {}
     last = curves.sort_values("step", kind="stable").groupby(["label", "trial_id", "metric"])["value"].last()
     means = last.groupby(level=["label", "metric"]).mean().unstack("metric")
-    return {str(label): row.dropna().to_dict() for label, row in means.iterrows()}
+    records: dict[Any, dict[Any, float]] = {label: row.dropna().to_dict() for label, row in means.iterrows()}
+    return records
 
 
 def _columns(design_cells: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:

@@ -127,7 +127,7 @@ def of_panel(run: results.Run, row: Mapping[Any, Any]) -> list[tuple[dict[Any, A
     for judge, judge_verdicts in verdicts.groupby("judge"):
         wide = judge_verdicts.pivot_table(index="seed", columns="prompt_id", values="outcome", dropna=False)
         rate = statistics.row_interval(wide.to_numpy(dtype=float), rows.topics_by_prompt(run, wide.columns))
-        judge_row = row | statistics.columns({"win_rate": rate}) | {"judge": str(judge)}
+        judge_row = {**row, **statistics.columns({"win_rate": rate}), "judge": str(judge)}
         judge_rows.append((judge_row, Votes.of(judge_verdicts)))
     return judge_rows
 

@@ -309,7 +309,7 @@ def answer(run: results.Run, main: Table, *, of_design: Sentences = ([], [])) ->
         )
     if not judged:
         open_.append("Which answers are better: nothing was judged, so there is no win rate.")
-    # What a league says of its entries stands in its own sentences.
+    # A league has sentences of its entries.
     league = bool((run.manifest.get("experiment") or {}).get("league"))
     rated = frame.dropna(subset=["win_rate" if judged else "preference_accuracy"]) if len(frame) else frame
     if len(rated):
@@ -327,8 +327,8 @@ def answer(run: results.Run, main: Table, *, of_design: Sentences = ([], [])) ->
         open_.append("No arm and no confirmed winner has a finished trial, so nothing can be compared.")
     of_search = ([], []) if league else trial_tables.search_sentences(run, main)
     # What is said of the rows from each SFT checkpoint may be the same.
-    sentences = (open_, of_design[0], of_search[0]), (settled, of_design[1], of_search[1])
-    return tuple([printing.unbroken(sentence) for sentence in dict.fromkeys(chain(*parts))] for parts in sentences)
+    unsettled = dict.fromkeys(map(printing.unbroken, chain(open_, of_design[0], of_search[0])))
+    return [*unsettled], [*dict.fromkeys(map(printing.unbroken, chain(settled, of_design[1], of_search[1])))]
 
 
 def _percent(row: pd.Series, column: str = "win_rate") -> str:

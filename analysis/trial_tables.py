@@ -132,11 +132,12 @@ def winners(run: Run, searched: Searched, main: Table) -> Table:
             if goal == "win_rate" and first is not None:
                 row |= _win_rates(first[place], outcomes.get(str(label)), confirmation)
             else:
-                row |= _plain(run, goal, searched.trials.loc[[place]], group, confirmation)
+                row |= _plain(run, goal, searched.trials[searched.trials["trial_id"] == label], group, confirmation)
         rows.append(row)
+    left_out = ", ".join(map(str, strange))
     warnings = [
-        f"Left out: {', '.join(strange)}, whose confirmations were trained with other knobs than the trial has. Delete "
-        "their folders and resume the sweep to have it confirmed."
+        f"Left out: {left_out}, whose confirmations were trained with other knobs than the trial has. Delete their "
+        "folders and resume the sweep to have it confirmed."
     ] * bool(strange)
     if not rows:
         return Table(pd.DataFrame(columns=["trial_id"]), "No winner of the search was confirmed.", warnings)
