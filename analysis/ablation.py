@@ -332,8 +332,8 @@ def beside_the_paper(design_cells: Cells, table: Table) -> Table:
     frame = pd.DataFrame({"row": list(next(iter(paper["models"].values())))})
     columns = [Column("", tuple(map(_words, frame["row"])), numeric=False, keep=10)]
     for model, scores in paper["models"].items():
-        of_rows = pd.DataFrame.from_dict(scores, orient="index").to_numpy(dtype=float)
-        mt_bench, arena_hard, down, up = of_rows.T
+        padded = [[*score, np.nan, np.nan, np.nan][:4] for score in scores.values()]
+        mt_bench, arena_hard, down, up = np.array(padded).T
         base = scores.get(reference, [np.nan])
         less = arena_hard - (base[1] if base[1:] else np.nan)
         columns_of_model = interval_names(f"{model} arena_hard")

@@ -355,7 +355,7 @@ def failures(run: Run) -> Table:
     frame = frame.sort_values("trial_id", ignore_index=True)
     if frame.empty:
         return Table(frame, f"All {len(run.trials)} trials completed.", [])
-    texts = frame.fillna(ABSENT).astype(str)
+    texts = frame.astype(object).fillna(ABSENT).astype(str)
     return Table(
         frame=frame,
         caption=f"{len(frame)} of {len(run.trials) + len(unrecorded)} trials did not complete.",
