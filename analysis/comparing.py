@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
@@ -14,14 +14,14 @@ from scipy.special import ndtri
 from slime_ray.errors import InputError
 from slime_ray.runs.results import Run
 
-from . import checkpoints, effects, stability, statistics, tables
-from .ablation_table import METRICS
-from .knobs import unit_of
-from .printing import Column, Table, cells, interval_cells, number, numbers, one_line, with_interval
+from . import effects, league_tables, stability, statistics, tables
+from .printing import Column, Table, cells, interval_cells, names, numbers, one_line, seeds_column, unit_of
 from .rows import (
+    METRICS,
     Outcomes,
     baseline_of,
     difference,
+    flat,
     is_judged,
     judge_of,
     judged_answers,
@@ -68,7 +68,7 @@ class ManifestDifference:
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[ManifestDifference]:
     """Return every entry in which two manifests differ, by KINDS and then by path."""
-    left, right = dict(_entries(first)), dict(_entries(second))
+    left, right = _entries(first), _entries(second)
     paths = sorted(left.keys() | right.keys(), key=lambda path: (list(KINDS).index(path.partition(".")[0]), path))
     entries = [
         ManifestDifference(KINDS[path.partition(".")[0]], path, left.get(path, ABSENT), right.get(path, ABSENT))
@@ -78,22 +78,10 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Man
     return [difference for difference in entries if difference.one != difference.other]
 
 
-def _entries(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield every leaf under KINDS with its dotted path. Null counts as absent: a later version adds entries."""
-
-    def walk(value: Any, path: str) -> Iterator[tuple[str, str]]:
-        if isinstance(value, Mapping):
-            for key, item in value.items():
-                yield from walk(item, f"{path}.{key}" if path else str(key))
-        elif isinstance(value, list) and value and all(isinstance(item, Mapping) and "label" in item for item in value):
-            for item in value:
-                yield from walk(
-                    {key: inner for key, inner in item.items() if key != "label"}, f"{path}.{item['label']}"
-                )
-        elif value is not None:
-            yield path, str(value)
-
-    yield from walk({key: manifest[key] for key in KINDS if key in manifest}, "")
+def _entries(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return every leaf under KINDS by its dotted path. Null counts as absent: a later version adds entries."""
+    leaves = flat({key: manifest[key] for key in KINDS if key in manifest})
+    return {path: str(value) for path, value in leaves.items() if value is not None and value != {}}
 
 
 def why_not_comparable(runs: Sequence[Run]) -> list[str]:
@@ -122,8 +110,8 @@ def compare(runs: Sequence[Run]) -> Table:
     Where judge, baseline, prompts, decoding or the version of stability are not the same, the caption says so; rows
     of different judges are refused. Raises InputError for that, for fewer than two runs, and for a run given twice.
     """
-    names = [run.path.resolve() for run in runs]
-    if len(set(names)) < len(names) or len(names) < 2:
+    folders = [run.path.resolve() for run in runs]
+    if len(set(folders)) < len(folders) or len(folders) < 2:
         raise InputError("There is nothing to compare: give the folders of at least two different runs.")
     judges = {judge_of(run): run for run in runs if is_judged(run)}
     if len(judges) > 1:
@@ -134,7 +122,7 @@ def compare(runs: Sequence[Run]) -> Table:
             "and answers."
         )
     mains = [tables.win_rate_stability(run) for run in runs]
-    if table := checkpoints.of_runs(runs, mains, _differing(runs)):
+    if table := league_tables.leagues_of_runs(runs, mains, _differing(runs)):
         return table
     frames = [main.frame.assign(run=run.path.name) for run, main in zip(runs, mains, strict=True) if len(main.frame)]
     if not frames:
@@ -154,9 +142,9 @@ def compare(runs: Sequence[Run]) -> Table:
             *_unequal_seeds(runs),
         ],
         columns=(
-            Column("run", tuple(frame["run"]), numeric=False, keep=10),
-            Column("label", tuple(frame["label"]), numeric=False, keep=10),
-            Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=8),
+            names("run", frame),
+            names("label", frame),
+            seeds_column(frame, keep=8),
             Column("win rate % [95 %]", interval_cells(frame, "win_rate", 1, scale=100), keep=9),
             Column("stability S [95 %]", cells(frame, stability.stability_cell), keep=9),
             Column("K", numbers(frame, "kl_to_sft", 3), keep=5, words="KL to SFT K"),
@@ -281,17 +269,18 @@ def _on_common_seeds(first: Run, second: Run) -> tuple[Run, Run, dict[str, str]]
     A row without any seed in common keeps its trials, and is called APART.
     """
     first_seeds, second_seeds = (run.trials.groupby("label")["seed"].unique() for run in (first, second))
-    remarks, exclusions = {}, set()
+    remarks, excluded = {}, set()
     for label in first_seeds.index.intersection(second_seeds.index):
         pair = {"the first run": sorted(first_seeds[label]), "the second run": sorted(second_seeds[label])}
-        if not set.intersection(*map(set, pair.values())):
+        ours, theirs = map(set, pair.values())
+        if not ours & theirs:
             remarks[label] = APART
-        elif words := left_out(pair):
-            remarks[label] = f"left out: {words}"
-            exclusions |= {(label, seed) for seed in set(pair["the first run"]) ^ set(pair["the second run"])}
-    rows = (zip(run.trials["label"], run.trials["seed"], strict=True) for run in (first, second))
-    masks = [[row not in exclusions for row in of_run] for of_run in rows]
-    return replace(first, trials=first.trials[masks[0]]), replace(second, trials=second.trials[masks[1]]), remarks
+        elif ours != theirs:
+            remarks[label] = f"left out: {left_out(pair)}"
+            excluded |= {(label, seed) for seed in ours ^ theirs}
+    kept = (~run.trials.set_index(["label", "seed"]).index.isin(list(excluded)) for run in (first, second))
+    first, second = (replace(run, trials=run.trials[mask]) for run, mask in zip((first, second), kept, strict=True))
+    return first, second, remarks
 
 
 def _row(
@@ -305,12 +294,8 @@ def _row(
     confidence: float,
 ) -> dict[str, object]:
     first, second = (main.get(label, {}) for main in mains)
-    numbers = statistics.interval_names(rate, "stability")
-    row = {
-        f"{name}_{side}": main_row.get(name, math.nan)
-        for side, main_row in enumerate((first, second), 1)
-        for name in numbers
-    }
+    ends = statistics.interval_names(rate, "stability")
+    row = {f"{end}_{side}": of.get(end, math.nan) for side, of in enumerate((first, second), 1) for end in ends}
     if not first or not second:
         return row | statistics.columns({"difference": None}) | {"agrees": False, "remark": "in one run alone"}
     pair = [label_outcomes[label] for label_outcomes in outcomes if label in label_outcomes]
@@ -361,12 +346,12 @@ def _same_answers(label: str, first: Run, second: Run) -> float:
 def _verification_table(
     frame: pd.DataFrame, rate: str, first: Run, second: Run, confidence: float, *, comparable: bool
 ) -> Table:
-    def pair(name: str, digits: int, scale: float) -> tuple[str, ...]:
-        return cells(
-            frame,
-            lambda row: " and ".join(number(row[f"{name}_{side}"], digits, scale=scale) for side in (1, 2)),
-        )
+    def pair(head: str, name: str, digits: int, scale: float = 1.0) -> Column:
+        sides = (numbers(frame, f"{name}_{side}", digits, scale=scale) for side in (1, 2))
+        return Column(head, tuple(map(" and ".join, zip(*sides, strict=True))))
 
+    # Numbers that do not mean the same neither agree nor disagree.
+    words = {True: "yes", False: "no"} if comparable else {}
     return Table(
         frame=frame,
         caption=f"{first.path.name} and {second.path.name}: the rows of both.",
@@ -378,18 +363,12 @@ def _verification_table(
             *topic_notes(first),
         ],
         columns=(
-            Column("label", tuple(frame["label"]), numeric=False, keep=10),
-            Column(unit_of(rate)[0], pair(rate, 1, 100)),
-            Column("difference, points", cells(frame, lambda row: with_interval(row, "difference", 1, scale=100))),
-            Column("stabilities", pair("stability", 2, 1)),
+            names("label", frame),
+            pair(unit_of(rate)[0], rate, 1, 100),
+            Column("difference, points", interval_cells(frame, "difference", 1, scale=100)),
+            pair("stabilities", "stability", 2),
             Column("same answers %", numbers(frame, "same_answers", 1, scale=100)),
-            # Numbers that do not mean the same neither agree nor disagree.
-            Column(
-                "agrees",
-                cells(frame, lambda row: "yes" if row["agrees"] and comparable else "no" if comparable else "–"),
-                numeric=False,
-                keep=9,
-            ),
+            Column("agrees", tuple(words.get(agrees, "–") for agrees in frame["agrees"]), numeric=False, keep=9),
         )
         if len(frame)
         else (),

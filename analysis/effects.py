@@ -5,7 +5,7 @@ and prompts for both, or (seeds,) for what a seed has one number of, such as sta
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TypeVar
@@ -28,6 +28,8 @@ LEVEL = 0.05
 """A variant is said to matter where no corrected p-value is above this."""
 ONE_SEED = ", but one seed decides"
 """Of a verdict that is another one where some seed is left out."""
+REFERENCE = "compared with"
+"""The verdict of the cell that its center's others are compared with."""
 TESTS = {
     "seeds": "paired t over the seeds' mean differences",
     "prompts": "sign flips over the prompts' mean differences",
@@ -308,12 +310,11 @@ class Claim:
 def p_columns(claim: Claim | None) -> dict[str, float]:
     """Return columns of a comparison's corrected p, that of each test, and the seeds and items it rests on."""
     corrected = {} if claim is None else claim.corrected
-    p_by_test = {f"p_{test}": corrected.get(test, np.nan) for test in TESTS}
-    rests = (0, 0) if claim is None else (claim.seeds, claim.prompts)
     return {
         "p": np.nan if claim is None else claim.p,
-        **p_by_test,
-        **dict(zip(("tested_seeds", "tested_items"), rests, strict=True)),
+        **{f"p_{test}": corrected.get(test, np.nan) for test in TESTS},
+        "tested_seeds": 0 if claim is None else claim.seeds,
+        "tested_items": 0 if claim is None else claim.prompts,
     }
 
 
@@ -349,3 +350,50 @@ def claims(
         name: Claim(d, interval(d, topics_of.get(name)), p_values[name], corrected[name], level, topics_of.get(name))
         for name, d in differences.items()
     }
+
+
+def over(draws: Sequence[np.ndarray], topics: np.ndarray | None = None, *, least: float = -1.0) -> Interval | None:
+    """Return the mean over checkpoints with Student's interval.
+
+    The interval is over checkpoints and, of the same items, over these. Seeds are no unit here: those of one checkpoint
+    say nothing of another's. With one checkpoint there are no ends, and None is returned where none has a value. draws:
+    of each checkpoint, with the same items in the same order. topics: (items,) where these come in topics. least: what
+    a value is at least, since Student's ends know of no bounds: 0 of rates and of S, -1 of their differences.
+    """
+    finite = [sample for sample in draws if np.isfinite(sample).any()]
+    if not finite:
+        return None
+    values = np.stack(finite)
+    mean, error = float(values.mean()), np.nan
+    if values.ndim == 1:
+        error = _error(values) if len(values) > 1 else np.nan
+    else:
+        values, units = _units(values, topics)
+        if not values.size:
+            return None
+        mean = float(values.mean())
+        if min(units.shape) > 1:
+            error = statistics.difference_error(TwoWay.of(units).error()[0] ** 2, values.shape[1])
+    # Not Satterthwaite's degrees: where two or three checkpoints happen to look alike, these are too many.
+    between = statistics.student_interval(mean, error, len(values) - 1)
+    return between.within(least, 1.0)
+
+
+def _units(values: np.ndarray, topics: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (checkpoints, items) values that all have, and those with topics as units."""
+    shared = np.isfinite(values).all(axis=0)
+    values, topics = values[:, shared], None if topics is None else topics[shared]
+    return values, statistics.by_topic(values, topics)
+
+
+def settling_words(draws: Sequence[np.ndarray], topics: np.ndarray | None = None) -> str:
+    """Say how many checkpoints would settle a difference in four of five tries; empty if too little is known."""
+    finite = [sample for sample in draws if np.isfinite(sample).any()]
+    values = np.stack(finite) if finite else np.empty(0)
+    units = values if values.ndim == 1 else _units(values, topics)[1]
+    if min(units.shape) < 2:
+        return ""
+    settling = to_settle(units, LEVEL)
+    count = f"about {settling.seeds}" if settling.seeds else f"more than {MOST_SEEDS:,}"
+    items = f" and {settling.prompts:,} items" if settling.prompts else ""
+    return f"; {count} checkpoints{items} would settle it, were the difference the one seen here"

@@ -1,27 +1,27 @@
 """Figures of every run, and what all figures share: colours of Okabe and Ito, a style without global state, files."""
 
 import io
+import itertools
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from slime_ray.config.design import Design, Level
 from slime_ray.runs.pareto import on_front
 from slime_ray.runs.results import Run
 
-from . import stability, tables, trial_tables
-from .knobs import keeping
+from .effects import REFERENCE
 from .printing import Table, one_line
-from .rows import FINISHED, PARTS, baseline_of, is_judged, of_label, version_of
+from .rows import FINISHED, METRICS, baseline_of, is_judged, keeping, of_label, version_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, BLACK = (
-    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000",
+BLUE, VERMILLION, GREEN, ORANGE, PURPLE, BLACK = (
+    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#000000",
 )  # fmt: skip
 GREY = "#6f6f6f"
 WIDTH = 7.2
@@ -36,7 +36,6 @@ STYLE: dict[str, Any] = {
     "axes.linewidth": 0.8,
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.6,
-    "hatch.linewidth": 0.6,
     "legend.fontsize": 8,
     "legend.frameon": False,
     "pdf.fonttype": 42,
@@ -48,7 +47,7 @@ STYLE: dict[str, Any] = {
 }
 """matplotlib's own defaults with these changes: a user's matplotlibrc does not alter a report."""
 PANELS = 12
-"""At most so many panels or bars where a run has search trials alone."""
+"""At most so many panels where a run has search trials alone."""
 _OFFSETS = [(7, 5), (7, -11), (-7, 5), (-7, -11), (10, -3), (-10, -3), (0, 12), (0, -18)]
 
 
@@ -106,13 +105,13 @@ def say(axes: "Axes", words: str) -> None:
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=GREY)
 
 
-def pareto(run: Run, *, table: Table | None = None) -> "Figure":
+def pareto(run: Run, main: Table) -> "Figure":
     """Draw the win rate against stability; the held-out accuracy where nothing was judged.
 
     Filled: rows of the main table on the report prompts, with the interval of the win rate and the range of S over
-    seeds. Hollow: search trials on the selection prompts, and their front. table: win_rate_stability(run), if at hand.
+    seeds. Hollow: search trials on the selection prompts, and their front. main: win_rate_stability(run).
     """
-    frame = (table or tables.win_rate_stability(run)).frame
+    frame = main.frame
     judged = is_judged(run)
     column = "win_rate" if judged else "preference_accuracy"
     with style():
@@ -269,16 +268,17 @@ def _label(
         boxes.append(box)
 
 
-def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
+def logprob_curves(run: Run, main: Table, search: Table) -> "Figure":
     """Draw held-out chosen and rejected log-probabilities over training: a panel per row, seeds as a band.
 
-    Where no winner was confirmed, the best search trial has a panel too.
+    Where no winner was confirmed, the best trial of the search has a panel too. search: its trials.
     """
     looks = {"chosen_logp": (BLUE, "-"), "rejected_logp": (VERMILLION, "--")}
     curves = run.curves[(run.curves["source"] == "held_out") & run.curves["metric"].isin(looks)]
-    curves_by_label = {label: of_label(run, curves, label) for label in _labels(run, table)}
+    curves_by_label = {label: of_label(run, curves, label) for label in main.frame["label"]}
     if not (run.trials["phase"] == "confirm").any():
-        for trial_id in trial_tables.search_trials(run).frame["trial_id"][:1]:
+        # Of a run that only searched, there are no other rows.
+        for trial_id in search.frame["trial_id"][: 1 if curves_by_label else PANELS]:
             curves_by_label.setdefault(trial_id, curves[curves["trial_id"] == trial_id])
     curves_by_label = {label: label_curves for label, label_curves in curves_by_label.items() if len(label_curves)}
     columns = min(4, max(1, len(curves_by_label)))
@@ -314,44 +314,79 @@ def logprob_curves(run: Run, *, table: Table | None = None) -> "Figure":
     return figure
 
 
-def stability_parts(run: Run, *, table: Table | None = None) -> "Figure":
-    """Draw what each row lost its stability to: 1 - S cut by the parts' shares of the summed (x/h)^2.
+def sensitivity(design: Design, rate: str, ablation: Table) -> "Figure":
+    """Draw rate and S over the value of each knob that a design varies: a column per knob, a line per center.
 
-    Mean over seeds; what a bar leaves free is S. A seed that failed or diverged has lost everything to that.
+    Rates with the intervals of the table; S with its interval, else its lowest and highest seed. The center's own
+    value is a diamond; a hollow point is not separable from it: the interval of the difference covers 0.
     """
-    colours = (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, "#bbbbbb")
-    hatches = ("", "///", "", "...", "", "xxx", "\\\\\\")
-    names = {name: f"{letter} {name.replace('_', ' ')}" for name, letter in PARTS.items()} | {"failed": "failed"}
-    labels = _labels(run, table)
-    shares = {label: stability.loss_by_part(of_label(run, run.trials, label)) for label in labels}
+    measured, centers = ablation.by("label"), design.centers
+    knobs = list(dict.fromkeys(knob for center in centers for knob in design.reference(center).levels))
+    colours = dict(zip(centers, itertools.cycle((BLUE, VERMILLION, GREEN, PURPLE, ORANGE)), strict=False))
     with style():
-        figure, axes = new_figure(WIDTH, 0.3 * max(3, len(labels)) + 1.2)
-        starts = np.zeros(len(labels))
-        for (name, words), colour, hatch in zip(names.items(), colours, hatches, strict=True):
-            widths = np.array([shares[label][name] for label in labels])
-            if name == "failed" and not widths.any():
-                continue
-            look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.4, "label": words}
-            axes.barh(range(len(labels)), widths, left=starts, height=0.72, **look)
-            starts += widths
-        for place, label in enumerate(labels):
-            score = shares[label]["stability"]
-            axes.text(1.01, place, "S –" if np.isnan(score) else f"S {score:.2f}", va="center", fontsize=8)
-        axes.set_yticks(range(len(labels)), [plain(label) for label in labels])
-        axes.invert_yaxis()
-        axes.set_xlim(0, 1)
-        axes.set_xlabel("lost stability 1 − S, cut by the shares of (x/h)²")
-        if labels:
-            figure.legend(loc="outside upper left", ncols=4, handlelength=1.4)
-        else:
-            say(axes, "No trial to show.")
+        shape = {"nrows": 2, "ncols": max(1, len(knobs)), "sharex": "col", "sharey": "row", "squeeze": False}
+        figure, panels = new_figure(min(WIDTH, max(4.2, 2.4 * len(knobs) + 0.8)), 4.4, **shape)
+        for knob, (upper, lower) in zip(knobs, panels.T, strict=False):
+            lines = {center: knob_cells(design, center, knob) for center in centers}
+            values = sorted({value for line in lines.values() for value, _ in line}, key=_rank)
+            # Evenly: most are spaced by factors, and 0 and words have no logarithm.
+            place = {value: float(index) for index, value in enumerate(values)}
+            for center, line in lines.items():
+                rows = [(place[value], measured[label]) for value, label in line]
+                _knob_line(upper, rows, rate, 100, colour=colours[center], label=center)
+                _knob_line(lower, rows, "stability", 1, colour=colours[center], label=center)
+            turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(knobs) > 3 else {}
+            lower.set_xticks(list(place.values()), [plain(str(value)) for value in values], fontsize=8, **turned)
+            lower.set_xlabel(plain(knob.rpartition(".")[2]))
+            for panel in (upper, lower):
+                panel.grid()
+        panels[0, 0].set_ylabel(f"{METRICS[rate]}, %")
+        panels[1, 0].set_ylabel("stability S")
+        if len(colours) > 1:
+            figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return figure
 
 
-def _labels(run: Run, table: Table | None) -> list[str]:
-    """Return the rows of the main table in its order; without any, the search trials, the best first."""
-    frame = (table or tables.win_rate_stability(run)).frame
-    if len(frame):
-        return frame["label"].tolist()
-    best = trial_tables.search_trials(run).frame["trial_id"].tolist()[:PANELS]
-    return run.trials.set_index("trial_id")["label"].loc[best].tolist()
+def _knob_line(
+    axes: "Axes", rows: list[tuple[float, dict[Any, Any]]], name: str, scale: float, *, colour: str, label: str
+) -> None:
+    """Draw one center's line: `rows` by place on the axis."""
+    rows = [(x, row) for x, row in rows if pd.notna(row[name])]
+    axes.plot(
+        [x for x, _ in rows], [scale * row[name] for _, row in rows], color=colour, linewidth=1.1, label=plain(label)
+    )
+    difference = "stability_difference" if name == "stability" else "difference"
+    for x, row in rows:
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        if name == "stability" and pd.isna(low):
+            low, high = row["stability_min"], row["stability_max"]
+        is_center = row["verdict"] == REFERENCE
+        hollow = not is_center and not (row[f"{difference}_low"] > 0 or row[f"{difference}_high"] < 0)
+        axes.errorbar(
+            x, scale * row[name], yerr=[[scale * max(0, row[name] - low)], [scale * max(0, high - row[name])]],
+            fmt="D" if is_center else "o", color=colour, markerfacecolor="white" if hollow else colour, capsize=2,
+            markersize=6 if is_center else 5, linewidth=1, zorder=4,
+        )  # fmt: skip
+
+
+def knob_cells(design: Design, center: str, knob: str) -> list[tuple[Level, str]]:
+    """Return a knob's values around a center with their cells' labels, in order and without controls.
+
+    A cell belongs to the knob that it has another value of than the center; the center belongs to all.
+    """
+    reference = design.reference(center)
+    if knob not in reference.levels:
+        return []
+    level_cells = [
+        (cell.levels[knob], cell.label)
+        for cell in design.around(center)
+        if not cell.control
+        and (cell is reference or cell.levels.get(knob, reference.levels[knob]) != reference.levels[knob])
+    ]
+    return sorted(level_cells, key=lambda item: _rank(item[0]))
+
+
+def _rank(value: Level) -> tuple[bool, float, str]:
+    """Rank numbers by size, then words."""
+    is_number = isinstance(value, (int, float))
+    return not is_number, float(value) if is_number else 0.0, str(value)

@@ -8,6 +8,7 @@ hypervolume by trials and tokens, and the expected best of k random trials.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,24 @@ from slime_ray.runs import pareto
 from slime_ray.runs.results import KNOB, Run
 
 from . import stability, statistics
-from .knobs import Searched, read, short, short_names, unit_of
-from .printing import Column, Table, cells, empty, interval_cells, measure, number, numbers
+from .figures import BLUE, ORANGE, WIDTH, new_figure, style
+from .knobs import Searched, read
+from .printing import (
+    Column,
+    Table,
+    cells,
+    empty,
+    interval_cells,
+    measure,
+    number,
+    numbers,
+    short,
+    short_names,
+    unit_of,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESAMPLES = 2_000
 AT_ONCE = 200_000
@@ -341,3 +358,43 @@ def _budget_notes(searched: Searched, spent: Spent) -> list[str]:
         "the best. It is that of a random search only if the trials were drawn at random.",
         f"Stopped, failed and diverged trials{breaking} count with the tokens they took, and as the worst of the rest.",
     ]
+
+
+def budget_figure(searched: Searched, spent: Spent) -> "Figure":
+    """Draw hypervolume by trials and by tokens, and each goal's best so far and expected best of k trials."""
+    from matplotlib.ticker import EngFormatter
+
+    wide = 0 if spent.hypervolume is None else 2
+    count = wide + len(searched.names)
+    rows = -(-count // 2)
+    with style():
+        figure, panels = new_figure(WIDTH, 2.4 * rows, nrows=rows, ncols=2, squeeze=False)
+        for panel in panels.flat[count:]:
+            panel.set_axis_off()
+        trials = np.arange(1, len(spent.tokens) + 1)
+        if spent.hypervolume is not None:
+            by_trials, by_tokens = panels.flat[:2]
+            by_trials.step(trials, spent.hypervolume, where="post", color=BLUE)
+            by_trials.set_xlabel("trials")
+            by_tokens.step([0, *spent.tokens], [0, *spent.hypervolume], where="post", color=BLUE)
+            by_tokens.set_xlabel("training tokens")
+            by_tokens.xaxis.set_major_formatter(EngFormatter(sep=""))
+            for panel in (by_trials, by_tokens):
+                panel.set_ylabel("hypervolume")
+                panel.set_ylim(bottom=0)
+        for goal, panel in zip(searched.names, panels.flat[wide:], strict=False):
+            head, scale, _ = unit_of(goal)
+            low, high = scale * np.quantile(spent.resampled[goal], statistics.TAILS, axis=0)
+            # As in the table: of more trials the interval would be too narrow.
+            few = trials <= len(trials) / COVERED
+            panel.fill_between(trials[few], low[few], high[few], color=ORANGE, alpha=0.2, linewidth=0)
+            panel.plot(trials, scale * spent.expected[goal], "--", color=ORANGE, label="expected of k at random")
+            panel.step(trials, scale * spent.best[goal], where="post", color=BLUE, label="best so far, as drawn")
+            panel.set_xlabel("trials")
+            panel.set_ylabel(f"best {head}")
+        for place, panel in enumerate(panels.flat[:count]):
+            panel.grid()
+            # The lines of all goals are named in the first's panel.
+            if place == wide:
+                panel.legend(frameon=False, fontsize=7.5, loc="lower right")
+    return figure

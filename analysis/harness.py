@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import pandas as pd
 from slime_ray.errors import InputError
 
 from . import statistics
-from .printing import Column, Table, interval_cells, numbers
+from .printing import Column, Table, interval_cells, names, numbers
+from .rows import reading
 
 _NAME = re.compile(r"samples_(?P<task>.+?)(_\d{4}-\d\d-\d\dT[\d.:-]+)?\.jsonl")
 _HASHES = {"doc_hash": "document", "prompt_hash": "prompt", "target_hash": "target"}
@@ -59,7 +60,8 @@ def compare_samples(paths: Sequence[Path]) -> Table:
             f"{paths[0]} has samples of {', '.join(sorted(first))}, and {paths[1]} of {', '.join(sorted(second))}. "
             "Give samples of the same tasks."
         )
-    rows, changes = [], {}
+    rows: list[dict[str, Any]] = []
+    changes: dict[Metric, list[np.ndarray]] = {}
     for task in tasks:
         _refuse_others(task, first[task], second[task], paths)
         shared = sorted(first[task].keys() & second[task].keys(), key=str)
@@ -69,13 +71,18 @@ def compare_samples(paths: Sequence[Path]) -> Table:
             )
             pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
             if pairs.size:
-                changes[task, metric] = pairs[1] - pairs[0]
                 left_out = sum(len(samples[task]) - pairs.shape[1] for samples in (first, second))
                 shares = bool(((pairs >= 0) & (pairs <= 1)).all())
-                rows.append(
-                    _row(task, metric, pairs.shape[1], left_out, pairs.mean(axis=1), shares, [pairs[1] - pairs[0]])
-                )
-    rows += _pooled(rows, changes)
+                change = pairs[1] - pairs[0]
+                changes.setdefault(metric, []).append(change)
+                rows.append(_row(task, metric, pairs.shape[1], left_out, pairs.mean(axis=1), shares, [change]))
+    for metric in sorted(changes):
+        # Of a metric that several tasks have, the mean over tasks.
+        of_tasks = pd.DataFrame([row for row in rows if (row["metric"], row["filter"]) == metric])
+        if len(of_tasks) > 1:
+            documents, left_out = (int(of_tasks[name].sum()) for name in ("documents", "left_out"))
+            means, shares = of_tasks[["first", "second"]].mean(), bool(of_tasks["shares"].all())
+            rows.append(_row(POOLED, metric, documents, left_out, means, shares, changes[metric]))
     notes = [
         "change: the second minus the first, paired by document, with its 95 % interval over documents (Student's t). "
         "Whether more is better depends on the metric. An interval that covers 0 does not show that nothing was lost.",
@@ -94,9 +101,9 @@ def compare_samples(paths: Sequence[Path]) -> Table:
         caption=caption,
         notes=notes,
         columns=(
-            Column("task", tuple(frame["task"]), numeric=False, keep=10),
-            Column("metric", tuple(frame["metric"]), numeric=False, keep=10),
-            Column("filter", tuple(frame["filter"]), numeric=False, keep=9),
+            names("task", frame),
+            names("metric", frame),
+            names("filter", frame, keep=9),
             Column("documents", numbers(frame, "documents", 0), keep=8),
             Column("left out", numbers(frame, "left_out", 0), keep=7),
             Column("first", numbers(frame, "first", 4), keep=6),
@@ -128,10 +135,8 @@ def _read(path: Path) -> dict[str, Samples]:
 def _read_file(file: Path) -> Samples:
     samples: Samples = {}
     counts: Counter[Any] = Counter()
-    try:
+    with reading(str(file), "Copy it again."):
         lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}. Copy it again.") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -193,8 +198,7 @@ def _row(
         "filter": metric[1],
         "documents": documents,
         "left_out": left_out,
-        "first": float(means[0]),
-        "second": float(means[1]),
+        **dict(zip(("first", "second"), map(float, means), strict=True)),
         "shares": shares,
         **statistics.columns({"change": _mean_of_tasks(changes, shares=shares)}),
     }
@@ -217,16 +221,3 @@ def _mean_of_tasks(changes: Sequence[np.ndarray], *, shares: bool) -> statistics
     most = 1.0 if shares else math.inf
     change = statistics.student_interval(value, math.sqrt(variances.sum()) / len(changes), freedom)
     return change.within(-most, most)
-
-
-def _pooled(
-    rows: Sequence[dict[str, Any]], changes: Mapping[tuple[str, Metric], np.ndarray]
-) -> Iterator[dict[str, Any]]:
-    """Yield the mean over tasks of every metric that several have."""
-    for metric in sorted({metric for _, metric in changes}):
-        of_tasks = [change for (_, key), change in changes.items() if key == metric]
-        metric_rows = [row for row in rows if (row["metric"], row["filter"]) == metric]
-        if len(of_tasks) > 1:
-            documents, left_out = (sum(row[name] for row in metric_rows) for name in ("documents", "left_out"))
-            means = [np.mean([row[name] for row in metric_rows]) for name in ("first", "second")]
-            yield _row(POOLED, metric, documents, left_out, means, all(row["shares"] for row in metric_rows), of_tasks)

@@ -1,21 +1,25 @@
-"""What verdicts say beyond the win rate: Arena-Hard's score, rates at equal length and style, consistency."""
+"""What verdicts say beyond the win rate: Arena-Hard's score, adjusted rates, consistency, and what a panel agrees on.
+
+A judge's leniency is an effect on all of its verdicts. The main table's interval is of these judges alone; that of
+judges in general takes them for a draw from many, in a two-way analysis of variance over judges and prompts.
+"""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from slime_ray.errors import InputError
 from slime_ray.runs import results
 
-from . import controlled, rows, statistics
-from .controlled import Difficulties
-from .printing import Column, Table, cells, empty, interval_cells, numbers
+from . import adjusted, rows, statistics
+from .adjusted import Difficulties
+from .printing import Column, Table, empty, interval_cells, measure, names, numbers
 
 FEWEST_EQUAL = 0.1
 """Below this share of answers near equal length LC rests on the form of the curve: it is extrapolated."""
@@ -28,7 +32,11 @@ RATES = (
 )
 """Heads and columns of the rates, with the words for the heads on the page."""
 EXACT = "exact"
-"""Its verdicts depend on neither order nor strength nor luck: only those that are missing have to be spoken of."""
+"""Its verdicts depend on neither order nor luck: only missing ones have to be spoken of."""
+FEWEST_JUDGES = 5
+"""Judges that speak of judges in general: with fewer the intervals cover less than they say, or say nothing."""
+SHOWN = 5
+"""Prompts that are named where judges disagree."""
 ASIDE = {
     "failed": "comparisons were not judged, since an answer is $ERROR$, a failed generation",
     "empty": "comparisons have an empty answer, judged as it is",
@@ -40,9 +48,9 @@ ASIDE = {
 class Votes:
     """The verdicts on some answers, the policy's answer shown first and then second.
 
-    points: (answers, 2) 1 win, 0.5 tie, 0 loss of the policy; NaN where the verdict is invalid. weights: (answers, 2)
-    votes that a verdict counts as in Arena-Hard's score, 0 where it is invalid. prompts: (answers,) each one's prompt,
-    from 0. more_tokens: (answers,) the answer's tokens minus the baseline answer's.
+    points: (answers, 2) 1 win, 0.5 tie, 0 loss of the policy; NaN where invalid. weights: (answers, 2) as how many
+    votes each counts in Arena-Hard's score. prompts: (answers,) each one's prompt, from 0. more_tokens: (answers,) the
+    answer's tokens minus the baseline answer's.
     """
 
     points: np.ndarray
@@ -56,10 +64,9 @@ class Votes:
     def of(cls, answers: pd.DataFrame) -> "Votes":
         """Collect the votes in rows of answers.parquet."""
         first, second = answers["verdict_ab"], answers["verdict_ba"]
-        votes = [verdicts.map(statistics.VOTES).fillna(0) for verdicts in (first, second)]
         return cls(
             points=np.column_stack([first.map(statistics.POINTS), 1 - second.map(statistics.POINTS)]).astype(float),
-            weights=np.column_stack(votes).astype(float),
+            weights=answers[["verdict_ab", "verdict_ba"]].map(statistics.VOTES.get).fillna(0).to_numpy(dtype=float),
             prompts=pd.factorize(answers["prompt_id"], sort=True)[0],
             more_tokens=(answers["answer_tokens"] - answers["baseline_tokens"]).to_numpy(dtype=float),
             answers=answers if "answer" in answers else None,
@@ -89,7 +96,7 @@ class Votes:
 
     def length_controlled(self) -> statistics.Interval | None:
         """Return LC with its interval over prompts."""
-        return controlled.rate_at_equal_length(self.outcomes, self.more_tokens, self.prompts)
+        return adjusted.rate_at_equal_length(self.outcomes, self.more_tokens, self.prompts)
 
     def equal_lengths(self) -> float:
         """Return the share of answers within a quarter sd of the baseline's length; NaN where none has a length."""
@@ -97,10 +104,7 @@ class Votes:
         return float((np.abs(d) <= d.std() / 4).mean()) if len(d) else np.nan
 
     def consistency(self) -> float | None:
-        """Return the share of answers whose two valid verdicts name the same winner, or a tie, in both orders.
-
-        How strongly a verdict prefers its winner does not count. None where no answer has two valid verdicts.
-        """
+        """Return the share of answers whose two valid verdicts name the same winner or a tie; None without any."""
         both = self.points[~np.isnan(self.points).any(axis=1)]
         return float((both[:, 0] == both[:, 1]).mean()) if len(both) else None
 
@@ -116,52 +120,35 @@ def votes_by_label(run: results.Run) -> dict[str, Votes]:
 def of_panel(run: results.Run, row: Mapping[Any, Any]) -> list[tuple[dict[Any, Any], Votes]]:
     """Split a row of the main table by the judges of a panel, with each one's win rate and votes."""
     answer = ["trial_id", "prompt_id", "turn"]
-    verdicts = rows.judged_verdicts(run)
-    verdicts = verdicts[verdicts["label"] == row["label"]]
     texts = ["answer", "answer_tokens", "baseline_answer", "baseline_tokens"]
-    verdicts = verdicts.merge(run.answers[[*answer, *texts]], on=answer)
+    verdicts = rows.judged_verdicts(run)
+    verdicts = verdicts[verdicts["label"] == row["label"]].merge(run.answers[[*answer, *texts]], on=answer)
     judge_rows = []
     for judge, judge_verdicts in verdicts.groupby("judge"):
         wide = judge_verdicts.pivot_table(index="seed", columns="prompt_id", values="outcome", dropna=False)
         rate = statistics.row_interval(wide.to_numpy(dtype=float), rows.topics_by_prompt(run, wide.columns))
-        columns = statistics.columns({"win_rate": rate})
-        judge_rows.append(({**row, **columns, "judge": str(judge)}, Votes.of(judge_verdicts)))
+        judge_row = {**row, **statistics.columns({"win_rate": rate}), "judge": str(judge)}
+        judge_rows.append((judge_row, Votes.of(judge_verdicts)))
     return judge_rows
 
 
 def judging(run: results.Run, main: Table, difficulties: Difficulties | None = None) -> Table:
     """Return a row for each judged row of the main table; none where the exact judge gave all verdicts.
 
-    In `frame` all rates are shares (0..1). difficulties: of the prompts, for AlpacaEval's rate.
-
-    Raises:
-        InputError: The difficulties are of other prompts.
+    In `frame` all rates are shares (0..1). difficulties: of the prompts, for AlpacaEval's rate; those of other prompts
+    raise InputError.
     """
-    judge = rows.judge_of(run)
-    votes = votes_by_label(run)
-    if (
-        judge.partition(":")[0] == EXACT
-        and difficulties is None
-        and not any(row_votes.invalid for row_votes in votes.values())
-    ):
+    judge, votes = rows.judge_of(run), votes_by_label(run)
+    if judge.partition(":")[0] == EXACT and not difficulties and not any(each.invalid for each in votes.values()):
         votes = {}
     judged_rows: list[tuple[dict[Any, Any], Votes]] = []
     for row in main.frame.to_dict("records"):
         judged_rows += [(row, votes[row["label"]])] if row["label"] in votes else of_panel(run, row)
     if not judged_rows:
         return empty("Of the judging there is nothing to say.")
-    frame = pd.DataFrame([_row(str(row["label"]), row, row_votes) for row, row_votes in judged_rows])
-    if difficulties is not None:
-        prompts = pd.Index(rows.judged_answers(run)["prompt_id"].unique())
-        topics = rows.topics_by_prompt(run, prompts)
-        of_prompts = None if topics is None else pd.Series(topics, index=prompts)
-        rates = [
-            None
-            if row_votes.answers is None
-            else controlled.alpaca_eval_rate(row_votes.answers, difficulties, of_prompts)
-            for _, row_votes in judged_rows
-        ]
-        frame = frame.join(pd.DataFrame([statistics.columns({"alpaca_eval": rate}) for rate in rates]))
+    frame = pd.DataFrame([_row(run, row, row_votes, difficulties) for row, row_votes in judged_rows])
+    low, high = (numbers(frame, name, 1, scale=100) for name in ("worst_case", "best_case"))
+    counts = zip(frame["invalid_verdicts"], frame["verdicts"], low, high, strict=True)
     scope = "of each judge by itself" if "judge" in frame else "as in the main table"
     return Table(
         frame=frame,
@@ -170,9 +157,9 @@ def judging(run: results.Run, main: Table, difficulties: Difficulties | None = N
         "Student's on the log odds with robust errors.",
         notes=[*_notes(frame, difficulties), *_took(run)],
         columns=(
-            Column("label", tuple(frame["label"]), numeric=False, keep=10),
-            *((Column("judge", tuple(frame["judge"]), numeric=False, keep=10),) if "judge" in frame else ()),
-            Column("win rate % [95 %]", interval_cells(frame, "win_rate", 1, scale=100)),
+            names("label", frame),
+            *((names("judge", frame),) if "judge" in frame else ()),
+            measure("win rate %", frame, "win_rate", 1, scale=100),
             *(
                 Column(f"{head} % [95 %]", _rate_cells(frame, name), words=words and f"{words}, {head} % [95 %]")
                 for head, name, words in RATES
@@ -181,7 +168,7 @@ def judging(run: results.Run, main: Table, difficulties: Difficulties | None = N
             Column("longer", numbers(frame, "more_tokens", 1, signed=True), keep=4),
             Column("near %", numbers(frame, "equal_lengths", 0, scale=100), keep=4),
             Column("consistent %", numbers(frame, "order_consistency", 1, scale=100)),
-            Column("missing", cells(frame, _missing_cell)),
+            Column("missing", tuple(f"{n} of {all_}{f' ({a}–{b})' * bool(n)}" for n, all_, a, b in counts)),
         ),
     )
 
@@ -205,42 +192,37 @@ def _notes(frame: pd.DataFrame, difficulties: Difficulties | None) -> list[str]:
         )
     notes.append(
         "SC: rate at equal style, by Arena-Hard's features of length, headers, lists and bold texts; from "
-        f"{controlled.FEWEST} prompts a coefficient on. Arena-Hard's own number fits all models at once."
+        f"{adjusted.FEWEST} prompts a coefficient on. Arena-Hard's own number fits all models at once."
     )
     if any((has_interval & frame[rate].notna() & frame[f"{rate}_low"].isna()).any() for rate in rates):
         notes.append("LC and SC have no ends where all outcomes are the same.")
     if (frame["win_rate"].notna() & frame["length_controlled"].isna()).any():
         notes.append("No LC: length alone tells wins from losses, or equal length is too far from all answers.")
-    notes += [
-        "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both orders.",
-        "missing: verdicts that are missing, with the win rate if all of them were losses and if all were wins.",
-    ]
+    notes.append(
+        "consistent: share of the answers with two valid verdicts that name the same winner, or a tie, in both orders. "
+        "missing: verdicts that are missing, with the win rate if all of them were losses and if all were wins."
+    )
     return notes + [f"Without ends: {statistics.TOO_FEW}."] * bool((frame["win_rate"].notna() & ~has_interval).any())
 
 
 def _took(run: results.Run) -> list[str]:
     """Say what the judge took in the whole run, and why verdicts are missing, from the trials' own files."""
     files = [run.path / "trials" / str(trial_id) / results.JUDGING for trial_id in run.trials["trial_id"]]
-    # Whoever copies a run may leave them out.
     records = [_read(file) for file in files if file.exists()]
     reasons: Counter[str] = Counter()
     for record in records:
         reasons.update(record["missing"])
         reasons["no valid verdict, however often it was asked for"] += record["invalid"]
     missing = [f"{count} since {reason}" for reason, count in sorted((+reasons).items())]
-    judged = len(rows.judged_trials(run))
-    scope = (
-        "all trials"
-        if len(records) >= judged
-        else f"{len(records)} of {judged} trials, whose {results.JUDGING} is there"
-    )
+    judged, scope = len(rows.judged_trials(run)), "all trials"
+    if len(records) < judged:
+        scope = f"{len(records)} of {judged} trials, whose {results.JUDGING} is there"
     sentences = [f"Missing verdicts of {scope}: {'; '.join(missing)}."] if missing else []
     for name, words in ASIDE.items():
         if count := sum(record.get(name, 0) for record in records):
             sentences.append(f"Of {scope} {count} {words}.")
     # Each trial tells of the run so far.
-    last = max(records, key=lambda record: record["requests"], default=None)
-    if last and last["requests"]:
+    if records and (last := max(records, key=lambda record: record["requests"]))["requests"]:
         cost = "" if last["cost"] is None else f", cost {last['cost']:.2f}"
         tokens = last["input_tokens"] + last["output_tokens"]
         sentences.append(
@@ -251,14 +233,12 @@ def _took(run: results.Run) -> list[str]:
 
 def _read(file: Path) -> dict[str, Any]:
     """Read what a trial's judge took. Raises InputError where that cannot be read."""
-    try:
+    with rows.reading(str(file), "Copy it again, or delete it to report without it."):
         record = json.loads(file.read_text(encoding="utf-8"))
-        numbers = [record[name] for name in ("invalid", "requests", "input_tokens", "output_tokens")]
-        if not all(isinstance(count, int) for count in [*numbers, *record["missing"].values()]):
+        counts = [record[name] for name in ("invalid", "requests", "input_tokens", "output_tokens")]
+        if not all(isinstance(count, int) for count in [*counts, *record["missing"].values()]):
             raise ValueError("it is not what a trial writes")
         return {"cost": None, **record}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} cannot be read: {error}. Copy it again, or delete it to report without it.") from None
 
 
 def _rate_cells(frame: pd.DataFrame, name: str) -> tuple[str, ...]:
@@ -267,29 +247,154 @@ def _rate_cells(frame: pd.DataFrame, name: str) -> tuple[str, ...]:
     return tuple(f"{cell}{'*' * starred}" for cell, starred in zip(intervals, far, strict=True))
 
 
-def _row(label: str, main: Mapping[Any, Any], votes: Votes) -> dict[str, object]:
+def _row(
+    run: results.Run, main: Mapping[Any, Any], votes: Votes, difficulties: Difficulties | None
+) -> dict[str, object]:
     low, high = votes.bounds()
     equal = votes.equal_lengths()
     rates = {"arena_hard": votes.arena_hard(), "length_controlled": votes.length_controlled(), "style_controlled": None}
-    if votes.answers is not None:
-        style = controlled.features(votes.answers)
-        rates["style_controlled"] = controlled.rate_at_equal_style(votes.outcomes, style, votes.prompts)
+    of_alpaca: dict[str, statistics.Interval | None] = {} if difficulties is None else {"alpaca_eval": None}
+    if (answers := votes.answers) is not None:
+        style = adjusted.features(answers)
+        rates["style_controlled"] = adjusted.rate_at_equal_style(votes.outcomes, style, votes.prompts)
+        if difficulties is not None:
+            prompts = pd.Index(answers["prompt_id"].unique())
+            topics = rows.topics_by_prompt(run, prompts)
+            by_prompt = None if topics is None else pd.Series(topics, index=prompts)
+            of_alpaca["alpaca_eval"] = adjusted.alpaca_eval_rate(answers, difficulties, by_prompt)
     return {
-        "label": label,
+        "label": str(main["label"]),
         **({"judge": main["judge"]} if "judge" in main else {}),
         **{name: main[name] for name in statistics.interval_names("win_rate")},
         **statistics.columns(rates),
         EXTRAPOLATED: rates["length_controlled"] is not None and equal < FEWEST_EQUAL,
         "equal_lengths": equal,
-        "more_tokens": float(np.nanmean(votes.more_tokens)) if (~np.isnan(votes.more_tokens)).any() else np.nan,
+        "more_tokens": float(pd.Series(votes.more_tokens).mean()),
         "order_consistency": votes.consistency(),
         "verdicts": votes.points.size,
         "invalid_verdicts": votes.invalid,
         "worst_case": low,
         "best_case": high,
+        **statistics.columns(of_alpaca),
     }
 
 
-def _missing_cell(row: pd.Series) -> str:
-    bounds = f" ({100 * row['worst_case']:.1f}–{100 * row['best_case']:.1f})" if row["invalid_verdicts"] else ""
-    return f"{row['invalid_verdicts']} of {row['verdicts']}{bounds}"
+def cohens_kappa(first: np.ndarray, second: np.ndarray) -> float:
+    """Return two judges' agreement beyond chance on the same verdicts (Cohen 1960); NaN where chance is certain."""
+    classes = sorted(set(statistics.POINTS.values()))
+    shares = np.array([[np.mean((first == a) & (second == b)) for b in classes] for a in classes])
+    chance = float(shares.sum(axis=1) @ shares.sum(axis=0))
+    return float((np.trace(shares) - chance) / (1 - chance)) if chance < 1 else float("nan")
+
+
+def pooled_interval(outcomes: np.ndarray, topics: np.ndarray | None = None) -> statistics.Interval | None:
+    """Return the win rate with its interval over other judges and prompts; None below FEWEST_JUDGES judges.
+
+    outcomes: (judges, prompts) means over seeds, turns and repeats. Prompts that a judge lacks are left out. topics:
+    (prompts,) where prompts come in topics.
+    """
+    complete = ~np.isnan(outcomes).any(axis=0)
+    if len(outcomes) < FEWEST_JUDGES or complete.sum() < statistics.FEWEST_UNITS:
+        return None
+    return statistics.row_interval(outcomes[:, complete], None if topics is None else topics[complete])
+
+
+def noise(verdicts: pd.DataFrame) -> float:
+    """Return the mean variance of a judge's outcome between repeats; NaN without repeats."""
+    groups = verdicts.dropna(subset="outcome").groupby(["judge", "trial_id", "prompt_id", "turn"])["outcome"]
+    return float(groups.var().groupby("judge").mean().mean())
+
+
+def panel(run: results.Run, main: Table) -> Table:
+    """Return the pooled win rate of each row of the main table that a panel judged; in `frame` it is a share."""
+    verdicts, records = rows.judged_verdicts(run), []
+    for row in main.frame.to_dict("records"):
+        row_verdicts = verdicts[verdicts["label"] == row["label"]]
+        if row_verdicts.empty:
+            continue
+        answer = row_verdicts.groupby(["judge", "prompt_id", "trial_id", "turn"])["outcome"].mean()
+        outcomes = answer.groupby(["judge", "prompt_id"]).mean().unstack("prompt_id")
+        topics, complete = rows.topics_by_prompt(run, outcomes.columns), outcomes.notna().all()
+        by_judge = outcomes.loc[:, complete].mean(axis=1)
+        records.append(
+            {
+                **{name: row[name] for name in ("label", *statistics.interval_names("win_rate"))},
+                **statistics.columns({"any_judge": pooled_interval(outcomes.to_numpy(dtype=float), topics)}),
+                "judges": len(outcomes),
+                "lowest": by_judge.min(),
+                "highest": by_judge.max(),
+                "noise": np.sqrt(noise(row_verdicts)),
+                "partial": int((~complete & outcomes.notna().any()).sum()),
+                "prompts": int(complete.sum()),
+            }
+        )
+    if not records:
+        return empty("No panel judged this run.")
+    frame = pd.DataFrame(records)
+    few, repeated = frame["judges"].max() < FEWEST_JUDGES, frame["noise"].notna().any()
+    notes = ["any judge: interval over other judges and prompts, both random (two-way analysis of variance)."]
+    if few:
+        notes = [f"Of fewer than {FEWEST_JUDGES} judges nothing is claimed of others: the intervals are of these only."]
+    if repeated:
+        notes.append("noise: standard deviation of a judge's outcome between repeats. The interval has it.")
+    lacking = [(r["partial"], r["partial"] + r["prompts"], r["label"]) for r in records if r["partial"]]
+    if words := "; ".join(f"{some} of {every} prompts of {label}" for some, every, label in lacking):
+        notes.append(f"Partial: not all judges have a verdict on {words}. These prompts are in no pooled win rate.")
+    return Table(
+        frame=frame,
+        caption=f"{rows.name_of(run)}: the panel {rows.judge_of(run)}. Pooled win rate, the mean over judges, with the "
+        "main table's interval, which is of these judges; lowest and highest: of a judge, on the prompts of all.",
+        notes=notes,
+        columns=(
+            names("label", frame),
+            measure("pooled %", frame, "win_rate", 1, scale=100, keep=9),
+            *(() if few else (measure("any judge %", frame, "any_judge", 1, scale=100, keep=8),)),
+            Column("judges", numbers(frame, "judges", 0)),
+            Column("lowest %", numbers(frame, "lowest", 1, scale=100)),
+            Column("highest %", numbers(frame, "highest", 1, scale=100)),
+            *((Column("noise", numbers(frame, "noise", 2)),) if repeated else ()),
+        ),
+    )
+
+
+def agreement(run: results.Run) -> Table:
+    """Return how often the single verdicts of each two judges name the same winner, and that beyond chance."""
+    verdicts = rows.judged_verdicts(run)
+    first = verdicts[verdicts["repeat"] == 1]
+    judges = sorted(first["judge"].unique())
+    if len(judges) < 2:
+        return empty("No two judges judged the same answers.")
+    keys = first.set_index(["judge", "trial_id", "prompt_id", "turn"])
+    # The policy's points of each verdict, in both orders.
+    sides = {"ab": keys["verdict_ab"].map(statistics.POINTS), "ba": 1 - keys["verdict_ba"].map(statistics.POINTS)}
+    points = pd.concat(sides, names=["order"]).astype(float).unstack("judge")
+    distances: dict[str, float] = defaultdict(float)
+    records = []
+    for pair in combinations(judges, 2):
+        both = points[list(pair)].dropna()
+        first_points, second_points = both.to_numpy().T
+        for prompt, gap in both.diff(axis=1).iloc[:, 1].abs().groupby("prompt_id").mean().items():
+            distances[str(prompt)] += gap
+        records.append(
+            {
+                **dict(zip(("judge", "other"), pair, strict=True)),
+                "verdicts": len(both),
+                "agreement": float((first_points == second_points).mean()) if len(both) else np.nan,
+                "kappa": cohens_kappa(first_points, second_points) if len(both) else np.nan,
+            }
+        )
+    frame = pd.DataFrame(records)
+    most = [prompt for prompt, gap in sorted(distances.items(), key=lambda item: (-item[1], item[0])) if gap][:SHOWN]
+    return Table(
+        frame=frame,
+        caption=f"{rows.name_of(run)}: agreement of the panel's judges, of single verdicts on the same answers in the "
+        "same order: win, tie or loss, however strong. kappa: Cohen's, unweighted.",
+        notes=[f"The judges are farthest apart on the prompts {', '.join(most)}."] if most else [],
+        columns=(
+            names("judge", frame),
+            names("other", frame),
+            Column("verdicts", numbers(frame, "verdicts", 0)),
+            Column("agree %", numbers(frame, "agreement", 1, scale=100)),
+            Column("kappa", numbers(frame, "kappa", 2)),
+        ),
+    )

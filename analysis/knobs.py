@@ -1,4 +1,4 @@
-"""The knobs that a run searched, its trials as arrays, and which knobs matter for which goal.
+"""The knobs that a run searched, its trials as arrays, which knobs matter for which goal, and what each did.
 
 Importance is PED-ANOVA (Watanabe, Bansal, Hutter 2023, arXiv 2304.10255, algorithm 1) with intervals of the ranks: a
 knob matters as much as its values among the best trials are spread unlike its values among all. For knobs that some
@@ -7,9 +7,8 @@ Optuna's PedAnovaImportanceEvaluator, against which it is tested; ours computes 
 """
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,9 +17,14 @@ from scipy.special import ndtr
 from slime_ray.config.metrics import Constraint, violation
 from slime_ray.runs import pareto, results
 
-from . import statistics
-from .printing import ABSENT, Column, Table, cells, empty, number, numbers, one_line
+from . import rows, statistics
+from .figures import VERMILLION, WIDTH, new_figure, plain, style
+from .printing import Column, Table, empty, interval_cells, is_number, names, numbers, short_names, unit_of
 from .rows import FINISHED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BEST = 0.1
 """The share of trials that counts as the best."""
@@ -30,6 +34,8 @@ ENOUGH = 50
 """With fewer trials a rank is a hint."""
 RESAMPLES = 1_000
 GRID = 50
+SLICED = 6
+"""At most so many knobs have slices, the most important ones."""
 TINY = 1e-12
 
 
@@ -51,10 +57,10 @@ class Knob:
 
     def places(self, column: pd.Series) -> np.ndarray:
         """Return (trials,) each trial's value, or the place of its option; NaN where it has no such knob."""
+        values = read(column)
         if self.scale == "choice":
-            option_places = {option: float(place) for place, option in enumerate(self.options)}
-            return np.array([np.nan if value is None else option_places[_written(value)] for value in read(column)])
-        return np.array([np.nan if value is None else float(value) for value in read(column)])
+            values = [None if value is None else self.options.index(_written(value)) for value in values]
+        return np.array([np.nan if value is None else float(value) for value in values])
 
     def unit(self, places: np.ndarray) -> np.ndarray:
         """Return places as shares of the range, 0 to 1 from low to high, on the knob's scale."""
@@ -100,11 +106,11 @@ class Searched:
         return cls(
             trials=trials,
             knobs=knobs,
-            places=np.column_stack(places) if places else np.empty((len(trials), 0)),
+            places=np.array(places).reshape(len(knobs), len(trials)).T,
             names=tuple(goal_ways),
             ways=tuple(goal_ways.values()),
             goals=trials[list(goal_ways)].to_numpy(dtype=float) * signs,
-            constraints=constraints_of(run.manifest),
+            constraints=rows.constraints_of(run.manifest),
         )
 
     @property
@@ -129,22 +135,6 @@ class Searched:
         """(trials,) whether each is eligible and no other eligible trial beats it."""
         return pareto.on_front(np.where(self.eligible[:, None], self.goals, np.nan)) if self.names else self.complete
 
-    def goal_values(self, goal: int) -> np.ndarray:
-        """Return (trials,) a goal in its own direction and unit, for figures; NaN where a trial is not complete."""
-        values = self.signs[goal] * self.goals[:, goal] * unit_of(self.names[goal])[1]
-        return np.where(self.complete, values, np.nan)
-
-
-def constraints_of(manifest: Mapping[str, Any]) -> tuple[Constraint, ...]:
-    """Return what winners of a run's searches had to keep."""
-    return tuple(map(Constraint.parse, (manifest.get("experiment") or {}).get("constraints") or ()))
-
-
-def keeping(run: results.Run, trials: pd.DataFrame) -> pd.DataFrame:
-    """Return those trials that keep the constraints of their search."""
-    limits = constraints_of(run.manifest)
-    return trials[[violation(row, limits) == 0 for row in trials.to_dict("records")]] if limits else trials
-
 
 def knobs_of(run: results.Run, trials: pd.DataFrame) -> tuple[Knob, ...]:
     """Return the knobs that took more than one value, in the order of the space."""
@@ -160,18 +150,6 @@ def knobs_of(run: results.Run, trials: pd.DataFrame) -> tuple[Knob, ...]:
     return tuple(_knob(path, names[path], space.get(path), trials[results.KNOB + path]) for path in varied)
 
 
-def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """Shorten each path to its last word; two with the same one keep their whole paths."""
-    short = {path: path.rpartition(".")[2] for path in paths}
-    return short if len(set(short.values())) == len(short) else {path: path for path in paths}
-
-
-def unit_of(goal: str) -> tuple[str, float, int]:
-    """Return how a goal is shown: head, factor, digits."""
-    percent = {"win_rate": "win rate %", "preference_accuracy": "acc. %"}
-    return (percent[goal], 100.0, 1) if goal in percent else (goal.replace("_", " "), 1.0, 2)
-
-
 def _knob(path: str, name: str, spec: Any, column: pd.Series) -> Knob:
     """Build a knob from its dimension in the manifest; from the values where they do not fit, or it is unknown."""
     spec = spec if isinstance(spec, dict) else {}
@@ -180,7 +158,7 @@ def _knob(path: str, name: str, spec: Any, column: pd.Series) -> Knob:
         options = [_written(option) for option in spec.get("choice") or []]
         options += sorted({_written(value) for value in values} - set(options))
         return Knob(path, name, "choice", 0.0, len(options) - 1.0, 1.0, tuple(options))
-    # `choice` is none here; a range is the one entry with two numbers.
+    # A range is the one entry with two numbers.
     kind = next((key for key, value in spec.items() if isinstance(value, list) and all(map(is_number, value))), "")
     ends = [float(value) for value in [*spec.get(kind, ()), *values]]
     low, high, step = min(ends), max(ends), spec.get("step")
@@ -197,25 +175,11 @@ def read(column: pd.Series) -> list[Any]:
     return [None if pd.isna(value) else json.loads(value) for value in column]
 
 
-def is_number(value: Any) -> bool:
-    """Tell whether a knob's value is a number; of true and false it is not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _written(value: Any) -> str:
     """Write an option as text; equal numbers are the same option, such as 8 and 8.0."""
     if isinstance(value, str):
         return value
     return f"{value:.12g}" if is_number(value) else json.dumps(value, ensure_ascii=False, sort_keys=True)
-
-
-def short(value: Any) -> str:
-    """Write a knob's value with three digits, or all before the point; ABSENT for null."""
-    if not is_number(value):
-        return ABSENT if value is None else one_line(str(value))
-    if pd.isna(value):
-        return ABSENT
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def of_goal(
@@ -241,9 +205,9 @@ def best_share(trials: int) -> float:
 
 
 def is_best(values: np.ndarray, counts: np.ndarray, share: float) -> np.ndarray:
-    """Return (trials, draws) whether a trial is among the best `share`, or equals the last of them.
+    """Return (trials, draws) whether a trial of (trials,) values is among the best `share`, or equals the last of them.
 
-    values: (trials,). counts: (trials, draws) how often each draw has each trial.
+    counts: (trials, draws) how often each draw has each trial.
     """
     order = np.argsort(-values, kind="stable")
     quota = np.ceil(share * counts.sum(axis=0) - 1e-9)
@@ -322,16 +286,13 @@ def _smoothed(counts: np.ndarray, widths: np.ndarray, *, shift: float = 0.0) -> 
 
 def importance(searched: Searched) -> Table:
     """Return each knob's share of the importance for each goal, and its rank's interval."""
-    complete = searched.complete
-    lost = (searched.trials["status"] == "diverged").to_numpy()
+    complete, lost = searched.complete, (searched.trials["status"] == "diverged").to_numpy()
     counted = complete | lost
     trials = int(counted.sum())
+    few = "fewer than two knobs varied" if len(searched.knobs) < 2 else f"{int(complete.sum())} trials completed"
     if len(searched.knobs) < 2 or int(complete.sum()) <= FEWEST_BEST:
-        reason = "fewer than two knobs varied" if len(searched.knobs) < 2 else f"{int(complete.sum())} trials completed"
-        return empty(f"Nothing is said about the importance of knobs: {reason}.", "knob")
-    frame = pd.DataFrame(
-        {"knob": [knob.name for knob in searched.knobs], "path": [knob.path for knob in searched.knobs]}
-    )
+        return empty(f"Nothing is said about the importance of knobs: {few}.", "knob")
+    frame = pd.DataFrame([{"knob": knob.name, "path": knob.path} for knob in searched.knobs])
     for place, goal in enumerate(searched.names):
         values = np.where(lost, -np.inf, searched.goals[:, place])[counted]
         shares, ranks = of_goal(searched.knobs, searched.places[counted], values)
@@ -346,7 +307,7 @@ def importance(searched: Searched) -> Table:
         caption=f"Importance of the knobs for each goal, over {trials} trials.",
         notes=_notes(searched, trials, int(lost.sum())),
         columns=(
-            Column("knob", tuple(frame["knob"]), numeric=False, keep=10),
+            names("knob", frame),
             *(column for goal in searched.names for column in _columns(frame, goal)),
         ),
     )
@@ -361,13 +322,10 @@ def _ends(resampled: np.ndarray) -> np.ndarray:
 
 
 def _columns(frame: pd.DataFrame, goal: str) -> tuple[Column, Column]:
-    def rank(row: pd.Series) -> str:
-        ends = [number(row[f"{goal}_rank{end}"], 0) for end in ("", "_low", "_high")]
-        return ABSENT if ABSENT in ends else "{} [{}, {}]".format(*ends)
-
-    head = unit_of(goal)[0].removesuffix(" %")
     shares = numbers(frame, f"{goal}_share", 0, scale=100)
-    return Column(f"{head}: share %", shares, keep=8), Column("rank [95 %]", cells(frame, rank), keep=9)
+    ranks = interval_cells(frame, f"{goal}_rank", 0)
+    head = unit_of(goal)[0].removesuffix(" %")
+    return Column(f"{head}: share %", shares, keep=8), Column("rank [95 %]", ranks, keep=9)
 
 
 def _notes(searched: Searched, trials: int, lost: int) -> list[str]:
@@ -385,3 +343,55 @@ def _notes(searched: Searched, trials: int, lost: int) -> list[str]:
     if trials < ENOUGH:
         notes.append(f"With {trials} trials this is a hint: ranks settle with {ENOUGH} or more.")
     return notes
+
+
+def slices(searched: Searched, columns: list[int]) -> "Figure":
+    """Draw every completed trial: each knob (columns: places among the search's) against each goal (rows).
+
+    Later trials are lighter, and those on a front of two goals are ringed.
+    """
+    columns = columns[:SLICED]
+    complete, ringed = searched.complete, searched.on_front & (len(searched.names) == 2)
+    drawn = np.arange(len(complete))
+    with style():
+        rows, wide = len(searched.names), len(columns)
+        shape = {"nrows": rows, "ncols": wide, "sharex": "col", "sharey": "row", "squeeze": False}
+        figure, panels = new_figure(min(WIDTH, 1.5 * wide + 0.7), 1.7 * rows + 0.5, **shape)
+        for row, goal in enumerate(searched.names):
+            values = searched.signs[row] * searched.goals[:, row] * unit_of(goal)[1]
+            for panel, column in zip(panels[row], columns, strict=True):
+                x = searched.places[:, column]
+                # The axes hold every point, and a file of thousands is half as large where none has a clip of its own.
+                panel.scatter(
+                    x[complete], values[complete], c=drawn[complete], cmap="cividis", s=14, linewidths=0, alpha=0.9,
+                    clip_on=False,
+                )  # fmt: skip
+                panel.plot(
+                    x[ringed], values[ringed], "o", markerfacecolor="none", markeredgecolor=VERMILLION, markersize=6,
+                    linestyle="none",
+                )  # fmt: skip
+                panel.grid()
+            panels[row, 0].set_ylabel(unit_of(goal)[0])
+        for panel, column in zip(panels[-1], columns, strict=True):
+            _knob_axis(panel, searched.knobs[column])
+    return figure
+
+
+def _knob_axis(axes: "Axes", knob: Knob) -> None:
+    """Draw a knob's scale, range, ticks and name below a panel."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    if knob.scale == "log":
+        axes.set_xscale("log")
+        # Small panels: few ticks, each with its value; within a decade there would be none without those between.
+        between = (1.0,) if knob.high >= 30 * knob.low else (1.0, 2.0, 5.0)
+        axes.xaxis.set_major_locator(LogLocator(subs=between, numticks=3))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    if knob.scale == "choice":
+        axes.set_xticks(range(len(knob.options)), [plain(option) for option in knob.options])
+        axes.set_xlim(-0.5, len(knob.options) - 0.5)
+    else:
+        axes.set_xlim(*knob.at(np.array([-0.04, 1.04])))
+    axes.set_xlabel(plain(knob.name), fontsize=8)
+    axes.xaxis.set_tick_params(labelsize=7)

@@ -1,137 +1,42 @@
-"""Tables of a league and its sentences: standings, pairs, what tuning bought, what the defaults give."""
+"""A league's further tables: pairs, what tuning bought, what the defaults give, what holds over SFT checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from slime_ray.config.league import DEFAULTS, LEARNING_RATE, entry_of
+from slime_ray.config.league import DEFAULTS, weights_at
 from slime_ray.runs import results
+from slime_ray.runs.results import Run
 
 from . import effects, rows, statistics
-from .ablation_table import p_words
 from .front import expected_best
-from .knobs import is_number, short, unit_of
-from .league import Member, Standings
-from .printing import ABSENT, Column, Sentences, Table, cells, empty, interval_cells, measure, number, numbers
-from .rows import FINISHED, basis
-from .stability import stability_cell
+from .league import Standings, main_note, more_tuning
+from .printing import (
+    Column,
+    Sentences,
+    Table,
+    cells,
+    empty,
+    interval_cells,
+    is_number,
+    measure,
+    names,
+    number,
+    numbers,
+    p_words,
+    short,
+    unit_of,
+)
+from .rows import Outcomes, draw
 from .statistics import Interval
 
 SHOWN = (1, 2, 4, 8, 16, 32)
 """Numbers of tuning trials whose expected best is printed, up to all there are."""
 COVERED, ESTIMATED = 5, 2
 """Trials to each of k for the expected best of k to be printed with an interval, and to be printed at all."""
-
-
-def standings(standings: Standings) -> Table:
-    """Return a row per entry, the best first; what has no confirmed winner is last, with its reason."""
-    main_rows = standings.main.by("label")
-    frame = pd.DataFrame([_standing(standings, member, main_rows) for member in standings.members.values()])
-    frame = frame.sort_values([standings.rate, "entry"], ascending=[False, True], na_position="last", ignore_index=True)
-    frame["rank"] = frame[standings.rate].rank(ascending=False, method="min").where(frame["rank_low"].notna())
-    rate = unit_of(standings.rate)[0]
-    measured = f"{rate} against {rows.baseline_of(standings.run)}'s answers, judge {rows.judge_of(standings.run)}"
-    return Table(
-        frame=frame,
-        caption=f"{rows.name_of(standings.run)}: {len(frame)} entries, {standings.league.trials} tuning trials each, "
-        f"winners confirmed with {standings.league.seeds} seeds on other prompts. "
-        + (f"{measured}." if standings.rate == "win_rate" else f"Not judged: {rate} on held-out pairs leads instead."),
-        notes=_notes(standings, frame),
-        columns=(
-            Column("entry", tuple(frame["entry"]), numeric=False, keep=10),
-            Column(f"{rate} [95 %]", interval_cells(frame, standings.rate, 1, scale=100), keep=9),
-            Column("not separable", tuple(frame["letters"]), numeric=False, keep=9),
-            Column("rank [95 %]", interval_cells(frame, "rank", 0), keep=8),
-            Column("stability S [95 %]", cells(frame, stability_cell), keep=8),
-            Column("learning rate", cells(frame, lambda row: short(row["learning_rate"])), keep=6),
-            Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']:.0f}/{row['seeds']:.0f}"), keep=5),
-            Column("tuned", cells(frame, lambda row: f"{row['completed']:.0f}/{row['trials']:.0f}"), keep=5),
-            Column("tokens", cells(frame, lambda row: f"{row['tokens']:,.0f}"), keep=4),
-            Column("worker-min", numbers(frame, "seconds", 1, scale=1 / 60), keep=4),
-            Column("verdicts", cells(frame, lambda row: f"{row['verdicts']:,}"), keep=3),
-            Column("winner", cells(frame, lambda row: row["winner"] or ABSENT), numeric=False, keep=3),
-        ),
-        remarks=tuple(frame["note"]),
-    )
-
-
-def _standing(standings: Standings, member: Member, main_rows: Mapping[Any, Any]) -> dict[str, Any]:
-    label, winner = member.entry.label, member.winner
-    row = main_rows.get(winner, {})
-    ends = statistics.interval_names("win_rate", "stability")
-    columns = ["preference_accuracy", "stability_min", "stability_max", "seeds_finished", "seeds"]
-    low, high = standings.ranks.get(label, (np.nan, np.nan))
-    trials = standings.run.trials
-    entry_trials = trials[(trials["trial_id"].map(entry_of) == label) | (trials["label"] == winner)]
-    of_answers = standings.run.answers[standings.run.answers["trial_id"].isin(entry_trials["trial_id"])]
-    rate = results.KNOB + LEARNING_RATE
-    chosen = member.trials[member.trials["trial_id"] == winner]
-    values = {name: row.get(name, np.nan) for name in [*ends, *columns]}
-    if standings.rate == "preference_accuracy":
-        values |= statistics.columns({"preference_accuracy": standings.interval(standings.of_entry(label))})
-    return {
-        "entry": label,
-        "objective": member.entry.objective,
-        **values,
-        "letters": standings.groups.get(label, ""),
-        "rank_low": low,
-        "rank_high": high,
-        "learning_rate": float(chosen[rate].iloc[0]) if len(chosen) and rate in chosen else np.nan,
-        "winner": winner or "",
-        "completed": int((member.trials["status"] == FINISHED).sum()),
-        "trials": standings.league.trials,
-        "tokens": int(entry_trials["tokens"].fillna(0).sum()),
-        "seconds": float((entry_trials["total_seconds"].fillna(0) * entry_trials["workers"].fillna(1)).sum()),
-        "verdicts": int(of_answers[["verdict_ab", "verdict_ba"]].count().sum()),
-        "note": _note(member, row),
-    }
-
-
-def _note(member: Member, row: Mapping[str, Any]) -> str:
-    completed = (member.trials["status"] == FINISHED).any()
-    cause = "no completed trial keeps the constraints" if completed else "no trial completed"
-    remarks = [] if row else ["no confirmed winner" if member.winner else cause]
-    for status, ended in member.trials[member.trials["status"] != FINISHED].groupby("status"):
-        reasons = list(dict.fromkeys(str(reason) for reason in ended["reason"].dropna()))
-        more = f", and {len(reasons) - 1} more reasons" if len(reasons) > 1 else ""
-        remarks.append(f"tuning: {status} {len(ended)}: {reasons[0] if reasons else 'no reason was recorded'}{more}")
-    return "; ".join([*remarks, *filter(None, [_main_note(row)])])
-
-
-def _main_note(row: Mapping[str, Any]) -> str:
-    """Return a main table row's note, without what it says of all confirmed rows."""
-    return str(row.get("note") or "").removeprefix("confirmed").lstrip("; ")
-
-
-def _notes(standings: Standings, frame: pd.DataFrame) -> list[str]:
-    notes = [f"How winners were chosen: {standings.league.rule}."]
-    if standings.few:
-        notes += [*rows.few_seeds_notes([standings.few]), "Nothing is separated, and no rank is given."]
-    else:
-        notes.append(
-            "not separable: entries that share a letter are not told apart, by all tests below "
-            f"{effects.LEVEL} after Holm's correction over all {len(standings.differences)} pairs. rank: of the "
-            f"{len(standings.ranks)} confirmed, 95 % for each entry alone, by the same tests "
-            "against every other one, corrected by Holm over these (Mogstad et al. 2024)."
-        )
-        if lacking := [label for label in standings.groups if np.isnan(standings.ranks[label][0])]:
-            notes.append(
-                f"Fewer than {statistics.FEWEST_SEEDS} seeds in common with every other: {', '.join(lacking)}. It is "
-                "not separable from any, and the ranks of the others leave open on which side of it they are."
-            )
-    notes += rows.left_out_notes({label: seeds for label, (seeds, _) in standings.confirmed.items()})
-    notes += rows.topic_notes(standings.run) if standings.rate == "win_rate" else []
-    notes.append(
-        f"{'One' if standings.sft_seed is None else 'Each row is from one'} SFT checkpoint: how methods do from "
-        "another one is not in these intervals. tuned: trials that completed. "
-        "tokens, worker-min (GPU-minutes on GPUs), verdicts: of tuning and of the winner's confirmation, added up over "
-        "trials and workers that ran side by side."
-    )
-    if frame["completed"].min() < standings.league.trials:
-        notes.append("An entry whose trials failed or diverged keeps its place; its winner is of those that completed.")
-    return notes
 
 
 def pairs(standings: Standings) -> Table:
@@ -165,14 +70,14 @@ def pairs(standings: Standings) -> Table:
             f"the tests ({'; '.join(effects.TESTS.values())})."
         ],
         columns=(
-            Column("entry", tuple(frame["better"]), numeric=False, keep=10),
-            Column("minus", tuple(frame["other"]), numeric=False, keep=10),
+            names("entry", frame, "better"),
+            names("minus", frame, "other"),
             Column("difference [95 %]", interval_cells(frame, "difference", 1, scale=100), keep=9),
             Column("corrected p", cells(frame, lambda row: p_words(row["p"])), keep=9),
             Column("S difference [95 %]", interval_cells(frame, "stability_difference"), keep=7),
             Column("corrected p of S", cells(frame, lambda row: p_words(row["stability_p"])), keep=6),
             Column("seeds", cells(frame, lambda row: str(row["seeds"])), keep=5),
-            Column("verdict", tuple(frame["verdict"]), numeric=False, keep=10),
+            names("verdict", frame),
         ),
     )
 
@@ -202,7 +107,7 @@ def tuning(standings: Standings) -> Table:
             "and may lie below the best of all.",
         ],
         columns=(
-            Column("entry", tuple(frame["entry"]), numeric=False, keep=10),
+            names("entry", frame),
             *(measure(f"best of {k}", frame, f"best_of_{k}", 1, scale=100, keep=7) for k in budgets),
             Column(f"best of all {trials}", numbers(frame, "best_of_all", 1, scale=100), keep=8),
             Column("confirmed [95 %]", interval_cells(frame, "confirmed", 1, scale=100), keep=9),
@@ -243,13 +148,8 @@ def defaults(standings: Standings) -> Table:
             _knob(path, value, chosen.get(results.KNOB + path), on_log_scale=path in on_log)
             for path, value in member.entry.defaults.items()
         ]
-        winner_outcomes, default_outcomes, gap = standings.of_entry(label), standings.of_entry(label, DEFAULTS), None
-        if (
-            winner_outcomes is not None
-            and default_outcomes is not None
-            and (d := rows.difference(winner_outcomes, default_outcomes)) is not None
-        ):
-            gap = effects.interval(d, rows.shared_topics([winner_outcomes, default_outcomes], standings.topics))
+        both = standings.of_entry(label), standings.of_entry(label, DEFAULTS)
+        gap = rows.difference_interval(*both, standings.topics)
         score = standings.stability_difference(label, label, DEFAULTS)
         records.append(
             {
@@ -257,13 +157,13 @@ def defaults(standings: Standings) -> Table:
                 "knobs": "; ".join(knobs) or "no knobs",
                 **statistics.columns(
                     {
-                        "tuned": standings.interval(winner_outcomes),
-                        "defaults": standings.interval(default_outcomes),
+                        "tuned": standings.interval(both[0]),
+                        "defaults": standings.interval(both[1]),
                         "difference": gap,
                         "stability_difference": None if score is None else effects.interval(score),
                     }
                 ),
-                "note": _main_note(main_rows.get(member.winner + DEFAULTS, {})),
+                "note": main_note(main_rows.get(member.winner + DEFAULTS, {})),
             }
         )
     if not records:
@@ -279,8 +179,8 @@ def defaults(standings: Standings) -> Table:
             "run (league.defaults)."
         ],
         columns=(
-            Column("entry", tuple(frame["entry"]), numeric=False, keep=10),
-            Column("knobs", tuple(frame["knobs"]), numeric=False, keep=8),
+            names("entry", frame),
+            names("knobs", frame, keep=8),
             Column("tuned % [95 %]", interval_cells(frame, "tuned", 1, scale=100), keep=7),
             Column("defaults % [95 %]", interval_cells(frame, "defaults", 1, scale=100), keep=8),
             Column("difference [95 %]", interval_cells(frame, "difference", 1, scale=100), keep=9),
@@ -302,82 +202,198 @@ def _knob(path: str, default: Any, value: Any, *, on_log_scale: bool) -> str:
     return f"{words} ({value - default:+.2g})"
 
 
-def sentences(standings: Standings, table: Table) -> Sentences:
-    """Say what a league leaves open and what it shows: who is not separable, who is best, what more would change."""
-    frame = table.frame.dropna(subset=[standings.rate])
-    open_: list[str] = []
-    settled: list[str] = []
-    for row in table.frame[table.frame[standings.rate].isna()].to_dict("records"):
-        open_.append(f"How {row['entry']} does: {row['note'].removesuffix('.') or 'nothing of it was confirmed'}.")
-    if frame.empty:
-        return open_, settled
-    unit = unit_of(standings.rate)[0].removesuffix(" %")
-    first = frame.iloc[0]
-    ends = ", ".join(number(first[f"{standings.rate}_{end}"], 1, scale=100) for end in ("low", "high"))
-    shape = standings.confirmed[str(first["entry"])][1].shape
-    settled.append(
-        f"Highest {unit}: {first['entry']} with {number(first[standings.rate], 1, scale=100)} % [{ends}], at stability "
-        f"{number(first['stability'])} ({basis(standings.run, *shape, label=str(first['winner']))})."
+def leagues_of_runs(runs: Sequence[Run], mains: Sequence[Table], differing: Sequence[str]) -> Table | None:
+    """Return one row per entry over several leagues; None unless all runs are leagues of the same entries.
+
+    mains: their main tables. differing: what is not the same in these runs, as the caption says it.
+    """
+    leagues_by_run = [Standings.by_checkpoint(run, main) for run, main in zip(runs, mains, strict=True)]
+    leagues = [league for leagues_of_run in leagues_by_run for league in leagues_of_run]
+    if not all(leagues_by_run) or any(_winners(league).keys() != _winners(leagues[0]).keys() for league in leagues):
+        return None
+    if len({league.rate for league in leagues}) > 1:
+        return None
+    return leagues_over(leagues, f"Not the same in all: {'; '.join(differing) or 'nothing that was recorded'}.")
+
+
+def leagues_over(leagues: Sequence[Standings], remark: str = "") -> Table:
+    """Return one row per method over the leagues of several SFT checkpoints. remark: ends the caption."""
+    runs = list({league.run.path: league.run for league in leagues}.values())
+    outcomes_by_league = [_winners(league) for league in leagues]
+    rates = pd.DataFrame(
+        [
+            {
+                method: np.nan if row is None else np.nanmean(statistics.prompt_means(row[1]))
+                for method, row in outcomes.items()
+            }
+            for outcomes in outcomes_by_league
+        ]
     )
-    scored = frame.dropna(subset=["stability"])
-    steady = scored.sort_values("stability", ascending=False, kind="stable").iloc[0] if len(scored) else None
-    if steady is not None:
-        settled.append(
-            f"Highest stability: {steady['entry']} with {number(steady['stability'])}, at a {unit} of "
-            f"{number(steady[standings.rate], 1, scale=100)} % "
-            f"({basis(standings.run, int(steady['seeds_finished']), 0)})."
-        )
-    if not standings.claims:
-        open_.append("Which entries differ: no two of them have confirmed seeds in common.")
-        return open_, settled
-    if standings.few:
-        open_.append("Which entries differ: with so few seeds it is about these checkpoints only.")
-        return open_, settled
-    for name, label, claims in (
-        (unit, str(first["entry"]), standings.claims),
-        ("stability", "" if steady is None else str(steady["entry"]), standings.stability_claims),
-    ):
-        ties = [entry for pair, claim in claims.items() if label in pair and not claim.matters for entry in pair]
-        if rivals := [entry for entry in frame["entry"] if entry in ties and entry != label]:
-            open_.append(f"Which is best of {', '.join([label, *rivals])}: they are not separable by {name}.")
-        apart = sum(claim.matters for claim in claims.values())
-        rests = ""
-        if claims:
-            least = (min(claim.seeds for claim in claims.values()), min(claim.prompts for claim in claims.values()))
-            rests = f" (at least {basis(standings.run, *least)} each)"
-        settled.append(f"{apart} of {len(standings.differences)} pairs are separable by {name}{rests}.")
-    near = {pair: claim for pair, claim in standings.claims.items() if not claim.matters}
-    three = 3 * standings.league.seeds
-    more = [
-        " and ".join(pair)
-        for pair, claim in near.items()
-        if claim.settling and claim.settling.seeds and claim.settling.seeds <= three and claim.settling.prompts is None
+    places = rates.rank(axis=1, ascending=False, method="min")
+    # Which leagues start from one checkpoint is not known where one of them does not say from which it does.
+    starts = [_weights(league) for league in leagues]
+    starts = [None] * len(starts) if None in starts else starts
+    # An entry that was not confirmed from one of them cannot lead over all.
+    everywhere = rates.loc[:, rates.notna().all()].groupby(pd.factorize(np.asarray(starts, dtype=object))[0]).mean()
+    leader = None if everywhere.empty else str(everywhere.mean().idxmax())
+    frame = pd.DataFrame([_row(str(method), leader, outcomes_by_league, leagues, starts) for method in rates])
+    frame["ranks"] = [
+        ", ".join("–" if np.isnan(place) else f"{place:.0f}" for place in places[method]) for method in frame["entry"]
     ]
-    if near:
-        which = f"{len(more) or 'none'} of the {len(near)} open pairs would be"
-        examples = f" ({'; '.join(more[:4])}{'; ...' if len(more) > 4 else ''})" if more else ""
-        open_.append(
-            f"With three times the seeds ({three}) {which} settled in four of five tries{examples}, were the "
-            "differences those seen here."
-        )
-    open_.append(f"What three times the tuning would change: {more_tuning(standings)}")
-    return open_, settled
-
-
-def more_tuning(standings: Standings) -> str:
-    """Say how much the expected best rises from a third of the trials to all of them."""
-    rises = []
-    for label in standings.members:
-        values = standings.searched(label)
-        if len(values) >= 3:
-            best = expected_best(values)
-            rises.append((100 * float(best[-1] - best[len(values) // 3 - 1]), label))
-    if not rises:
-        return "too few trials completed to say."
-    rise, label = max(rises)
-    middle = np.median([points for points, _ in rises])
-    return (
-        f"from a third of the trials to all of them the expected best rose by {middle:.1f} points in the median entry "
-        f"and by {rise:.1f} in {label}. That is on the selection prompts, where luck raises it too, and three times "
-        "the trials were not measured."
+    frame = frame.sort_values(["rate", "entry"], ascending=[False, True], na_position="last").reset_index(drop=True)
+    rate, count = unit_of(leagues[0].rate)[0], len(set(starts))
+    within, repeated = "", []
+    if count < len(leagues):
+        within = f" in {len(leagues)} leagues"
+        reason = "start from the same SFT checkpoint in part, and those from one are"
+        if None in starts:
+            reason = "do not all say from which SFT checkpoint they start, so they are"
+        repeated = [f"These leagues {reason} one draw, their mean. ranks, behind and separable count leagues."]
+    items = "" if _same_items(leagues) is None else " and items"
+    return Table(
+        frame=frame,
+        caption=f"{' and '.join(run.path.name for run in runs)}: {len(frame)} entries from {count} SFT "
+        f"checkpoint{'s' * (count > 1)}{within}. {remark}".rstrip(),
+        notes=[
+            f"{rate} and its difference to {leader or 'a leader, which there is not'}: mean over checkpoints, each of "
+            f"which counts as one draw, with Student's t over them{items}; one comparison each, not corrected. Winners "
+            "were tuned anew from each, so that the intervals hold tuning too.",
+            "ranks: from each checkpoint, in their order. behind: from how many checkpoints the entry is "
+            "below the leader; separable: from how many the league's own table tells the two apart that way.",
+            *repeated,
+        ],
+        columns=(
+            names("entry", frame),
+            Column(f"{rate} [95 %]", interval_cells(frame, "rate", 1, scale=100), keep=9),
+            Column("stability S [95 %]", interval_cells(frame, "stability", 2), keep=8),
+            names("ranks", frame, keep=9),
+            Column("to the first [95 %]", interval_cells(frame, "difference", 1, scale=100, signed=True), keep=8),
+            Column("behind", cells(frame, lambda row: f"{row['behind']} of {row['checkpoints']}"), keep=7),
+            Column("separable", cells(frame, lambda row: f"{row['separable']} of {row['checkpoints']}"), keep=7),
+        ),
     )
+
+
+def _winners(league: Standings) -> dict[str, Outcomes | None]:
+    """Return the confirmed outcomes of each method's winner."""
+    return {member.entry.method: league.confirmed.get(label) for label, member in league.members.items()}
+
+
+def _same_items(leagues: Sequence[Standings]) -> tuple[np.ndarray | None] | None:
+    """Return the topics of the items that all leagues share; None where they are not known to be the same."""
+    first = leagues[0]
+    hashes = [(league.run.manifest.get("hashes") or {}).get("prompts_report") for league in leagues]
+    alike = len(set(hashes)) == 1 and hashes[0] is not None and first.rate == "win_rate"
+    return (first.topics,) if alike or all(league.run is first.run for league in leagues) else None
+
+
+def _row(
+    method: str,
+    leader: str | None,
+    outcomes_by_league: Sequence[dict[str, Outcomes | None]],
+    leagues: Sequence[Standings],
+    starts: Sequence[Any],
+) -> dict[str, Any]:
+    rates = [None if (row := outcomes[method]) is None else draw(row) for outcomes in outcomes_by_league]
+    pairs = (
+        [(outcomes[method], outcomes[leader]) for outcomes in outcomes_by_league]
+        if leader not in (None, method)
+        else []
+    )
+    gaps = [None if row is None or first is None else draw(row, first) for row, first in pairs]
+    means = [float(np.nanmean(gap)) for gap in gaps if gap is not None and np.isfinite(gap).any()]
+    labels = [{member.entry.method: label for label, member in league.members.items()} for league in leagues]
+    claims = [
+        league.claims.get((label_of.get(str(leader), ""), label_of[method]))
+        for league, label_of in zip(leagues, labels, strict=True)
+    ]
+    winners = [league.members[label_of[method]].winner for league, label_of in zip(leagues, labels, strict=True)]
+    scores = [league.scores.get(winner or "") for league, winner in zip(leagues, winners, strict=True)]
+    steady = [None if score is None else draw(score) for score in scores]
+    item_topics = _same_items(leagues)
+    topics = item_topics[0] if item_topics else None
+    draws_by_start = [_mean_by_start(each, starts, items=item_topics is not None) for each in (rates, gaps)]
+    return {
+        "entry": method,
+        **statistics.columns(
+            {
+                "rate": effects.over(draws_by_start[0], topics, least=0.0),
+                "difference": effects.over(draws_by_start[1], topics),
+                "stability": effects.over(_mean_by_start(steady, starts, items=True), least=0.0),
+            }
+        ),
+        "behind": sum(mean < 0 for mean in means),
+        "separable": sum(claim is not None and claim.matters for claim in claims),
+        "checkpoints": sum(each is not None for each in rates),
+        "settling": effects.settling_words(draws_by_start[1], topics),
+    }
+
+
+def _mean_by_start(draws: Sequence[np.ndarray | None], starts: Sequence[Any], *, items: bool) -> list[np.ndarray]:
+    """Average the draws of the leagues from each SFT checkpoint. items: keep the items apart."""
+    draws_by_start: dict[Any, list[np.ndarray]] = {}
+    for drawn, start in zip(draws, starts if draws else (), strict=True):
+        if drawn is not None and np.isfinite(drawn).any():
+            draws_by_start.setdefault(start, []).append(drawn if items else np.asarray(np.nanmean(drawn)))
+    return [np.asarray(np.mean(each, axis=0)) for each in draws_by_start.values()]
+
+
+def _weights(league: Standings) -> Any:
+    """Return the hash of the SFT checkpoint that a league starts from."""
+    hashes = league.run.manifest.get("hashes") or {}
+    weights = None if league.sft_seed is None else hashes.get(weights_at(league.sft_seed))
+    recorded = weights or hashes.get("sft_weights") or hashes.get("sft_checkpoint")
+    return recorded or (None if league.sft_seed is None else f"sft.seed {league.sft_seed}")
+
+
+def stacked(leagues: Sequence[Standings], tables: Sequence[Table]) -> Table | None:
+    """Stack the tables of the checkpoints' leagues, with a column for the checkpoint; None without any."""
+    parts = [(league.sft_seed, table) for league, table in zip(leagues, tables, strict=True)]
+    if len(parts) < 2:
+        return parts[0][1] if parts else None
+    first = next((table for _, table in parts if table.columns), parts[0][1])
+    parts = [(seed, table) for seed, table in parts if table.columns]
+    if not parts:
+        return first
+    seeds = [seed for seed, table in parts for _ in range(len(table.frame))]
+    stacked_columns = [
+        replace(
+            column,
+            cells=tuple(cell for _, table in parts for cell in table.columns[place].cells),
+            marks=tuple(mark for _, table in parts for mark in table.columns[place].marks),
+        )
+        for place, column in enumerate(first.columns)
+    ]
+    return replace(
+        first,
+        frame=pd.concat([table.frame for _, table in parts], ignore_index=True).assign(sft_seed=pd.Series(seeds)),
+        notes=list(dict.fromkeys(note for _, table in parts for note in table.notes)),
+        columns=(stacked_columns[0], Column("sft.seed", tuple(map(str, seeds)), keep=10), *stacked_columns[1:]),
+        remarks=tuple(remark for _, table in parts for remark in table.remarks),
+    )
+
+
+def sentences_over(leagues: Sequence[Standings], table: Table) -> Sentences:
+    """Say what leagues from several checkpoints leave open, and what holds from all of them."""
+    frame = table.frame.dropna(subset=["rate"])
+    open_ = [f"How {entry} does: it was confirmed from no checkpoint." for entry in table.frame["entry"][len(frame) :]]
+    if frame.empty:
+        return open_, []
+    unit, first = unit_of(leagues[0].rate)[0].removesuffix(" %"), frame.iloc[0]
+    settled = [
+        f"Highest {unit} over {len(leagues)} SFT checkpoints: {first['entry']} with "
+        f"{number(first['rate'], 1, scale=100)} %."
+    ]
+    for row in frame.iloc[1:].to_dict("records"):
+        words = (
+            f"{row['entry']} is behind {first['entry']}: {number(row['difference'], 1, scale=100, signed=True)} points "
+            f"[{number(row['difference_low'], 1, scale=100, signed=True)}, "
+            f"{number(row['difference_high'], 1, scale=100, signed=True)}] over checkpoints, behind from "
+            f"{row['behind']} of {row['checkpoints']}, separable from {row['separable']}"
+        )
+        holds = row["difference_high"] < 0 and row["behind"] == len(leagues)
+        (settled if holds else open_).append(f"{words}." if holds else f"Whether {words}{row['settling']}.")
+    more = {league.sft_seed: more_tuning(league).removesuffix(".") for league in leagues}
+    alike = len(set(more.values())) == 1
+    words = "; ".join(dict.fromkeys(text if alike else f"sft.seed {seed}: {text}" for seed, text in more.items()))
+    return [*open_, f"What three times the tuning would change: {words}."], settled

@@ -17,7 +17,6 @@ from slime_ray.runs.stability_v1 import TOLERANCES
 from . import statistics
 from .printing import Column, Table, latex_text, one_line
 from .rows import PARTS, baseline_of, decoding_words, flat, is_judged, judge_of, name_of, of_label, version_of
-from .sections import Findings, ReportItem
 
 Facts = list[tuple[str, str]]
 """Names and values, for a list on the page."""
@@ -126,12 +125,12 @@ def _pairs(mapping: Mapping[str, Any] | None) -> str:
     return ", ".join(f"{key} {value}" for key, value in (mapping or {}).items() if value is not None)
 
 
-def paper(findings: Findings, tables: Sequence[tuple[ReportItem, Table]]) -> str:
+def paper(run: Run, main: Table, tables: Mapping[str, Table]) -> str:
     """Write the part of a paper that the run supports, for LaTeX's input command. tables: all of the report."""
-    run, space, run_facts = findings.run, _space(findings.run), dict(facts(findings.run))
+    space, run_facts = _space(run), dict(facts(run))
     # Without arms and confirmed winners the search trials are all there is.
-    names = TABLES if len(findings.main.frame) else (*TABLES, "search_trials")
-    placed = [(item.name, table) for item, table in tables if item.name in names and len(table.frame)]
+    names = TABLES if len(main.frame) else (*TABLES, "search_trials")
+    placed = [(name, table) for name, table in tables.items() if name in names and len(table.frame)]
     # Not the name of the machine, which may say who wrote the paper.
     host = {key: value for key, value in (run.manifest.get("host") or {}).items() if key != "node"}
     about = [*((key, run_facts[key]) for key in RUN_FACTS if key in run_facts), ("machine", _words(host) or UNKNOWN)]
@@ -141,10 +140,10 @@ def paper(findings: Findings, tables: Sequence[tuple[ReportItem, Table]]) -> str
         "% needs \\usepackage{booktabs,graphicx}; labels beyond Latin letters need XeLaTeX or LuaLaTeX",
         r"\section{Methods}",
         r"\begin{sloppypar}",
-        *map(latex_text, methods_paragraph(findings)),
+        *map(latex_text, methods_paragraph(run)),
         r"\end{sloppypar}",
         r"\section{Details of the experiment}",
-        *_listed("Methods and their knobs, drawn ones to six digits", _terms(_objectives(findings))),
+        *_listed("Methods and their knobs, drawn ones to six digits", _terms(_objectives(run, main))),
         *([_placed("search_space", space, "manifest.json")] if space is not None else []),
         *_listed("Statistics", (rf"\item {{}}{latex_text(note)}" for note in methods(run)), "itemize"),
         *_listed("The run", _terms(about)),
@@ -155,9 +154,9 @@ def paper(findings: Findings, tables: Sequence[tuple[ReportItem, Table]]) -> str
     return "\n".join(lines) + "\n"
 
 
-def methods_paragraph(findings: Findings) -> list[str]:
+def methods_paragraph(run: Run) -> list[str]:
     """Say in a sentence each what was trained, on what, and how it was searched and judged."""
-    run, settings = findings.run, _settings(findings.run)
+    settings = _settings(run)
     experiment = run.manifest.get("experiment") or {}
     recorded, plan = dict(facts(run)), dict(plan_facts(run))
     objectives = sorted({str(name) for name in run.trials["objective"].dropna()})
@@ -224,10 +223,10 @@ def _judging(run: Run, judge: str) -> str:
     return f"Judge: {judge}, of answers beside those of {baseline_of(run)}{prompts}."
 
 
-def _objectives(findings: Findings) -> Iterator[tuple[str, str]]:
+def _objectives(run: Run, main: Table) -> Iterator[tuple[str, str]]:
     """Return each row of the main table with its objective, the knobs, and other settings."""
-    for row in findings.main.frame.to_dict("records"):
-        trial = of_label(findings.run, findings.run.trials, str(row["label"])).iloc[0]
+    for row in main.frame.to_dict("records"):
+        trial = of_label(run, run.trials, str(row["label"])).iloc[0]
         settings, set_ = (flat(_read(trial[column])) for column in ("settings", "overrides"))
         knobs = [
             f"{path.removeprefix(OBJECTIVE)} {_words(value)}"

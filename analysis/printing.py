@@ -5,7 +5,7 @@ import math
 import re
 import textwrap
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal
@@ -223,26 +223,21 @@ def number(value: float, digits: int = 2, *, scale: float = 1.0, signed: bool = 
     return text[1:] if text.startswith("-") and float(text) == 0 else text
 
 
-def with_interval(row: pd.Series, name: str, digits: int = 2, *, scale: float = 1.0, signed: bool = False) -> str:
+def with_interval(row: Mapping[Any, Any] | pd.Series, name: str, digits: int = 2, **form: Any) -> str:
     """Write `value [low, high]` of the columns `name`, `name`_low and `name`_high; the value alone without ends."""
-    columns = (name, f"{name}_low", f"{name}_high")
-    value, low, high = (number(row[column], digits, scale=scale, signed=signed) for column in columns)
-    return value if ABSENT in (low, high) else f"{value} [{low}, {high}]"
+    value, low, high = (number(row[f"{name}{end}"], digits, **form) for end in ("", "_low", "_high"))
+    return value if ABSENT in (value, low, high) else f"{value} [{low}, {high}]"
 
 
-def numbers(
-    frame: pd.DataFrame, name: str, digits: int = 2, *, scale: float = 1.0, signed: bool = False
-) -> tuple[str, ...]:
+def numbers(frame: pd.DataFrame, name: str, digits: int = 2, **form: Any) -> tuple[str, ...]:
     """Write one `number` a row; ABSENT in all rows where the frame has no such column."""
     values = frame[name] if name in frame else [math.nan] * len(frame)
-    return tuple(number(value, digits, scale=scale, signed=signed) for value in values)
+    return tuple(number(value, digits, **form) for value in values)
 
 
-def interval_cells(
-    frame: pd.DataFrame, name: str, digits: int = 2, *, scale: float = 1.0, signed: bool = False
-) -> tuple[str, ...]:
+def interval_cells(frame: pd.DataFrame, name: str, digits: int = 2, **form: Any) -> tuple[str, ...]:
     """Write one `with_interval` a row."""
-    return cells(frame, lambda row: with_interval(row, name, digits, scale=scale, signed=signed))
+    return cells(frame, lambda row: with_interval(row, name, digits, **form))
 
 
 def measure(
@@ -253,12 +248,29 @@ def measure(
     *,
     scale: float = 1.0,
     signed: bool = False,
-    keep: int = 5,
+    **column: Any,
 ) -> Column:
-    """Build a column of numbers, with intervals and a head that says so where there are any."""
+    """Build a column of numbers, with intervals and a head that says so where there are any. column: its fields."""
     has_ends = f"{name}_low" in frame and frame[f"{name}_low"].notna().any()
     column_cells = (interval_cells if has_ends else numbers)(frame, name, digits, scale=scale, signed=signed)
-    return Column(f"{head} [95 %]" if has_ends else head, column_cells, keep=keep)
+    return Column(f"{head} [95 %]" if has_ends else head, column_cells, **column)
+
+
+def names(head: str, frame: pd.DataFrame, name: str = "", keep: int = NAMES) -> Column:
+    """Build a column of texts. name: of the frame's column, which is the head if nothing is given."""
+    return Column(head, tuple(frame[name or head]), numeric=False, keep=keep)
+
+
+def seeds_column(frame: pd.DataFrame, keep: int) -> Column:
+    """Build the column of finished seeds, of how many there are."""
+    pairs = zip(frame["seeds_finished"], frame["seeds"], strict=True)
+    return Column("seeds", tuple(f"{finished:.0f}/{all_:.0f}" for finished, all_ in pairs), keep=keep)
+
+
+def ranges(frame: pd.DataFrame, low: str, high: str) -> tuple[str, ...]:
+    """Write the values of two columns as a range, equal ones once."""
+    ends = zip(numbers(frame, low), numbers(frame, high), strict=True)
+    return tuple("–".join(dict.fromkeys(pair)) for pair in ends)
 
 
 def cells(frame: pd.DataFrame, say: Callable[[pd.Series], str]) -> tuple[str, ...]:
@@ -266,9 +278,51 @@ def cells(frame: pd.DataFrame, say: Callable[[pd.Series], str]) -> tuple[str, ..
     return tuple(say(row) for _, row in frame.iterrows())
 
 
+def p_words(p: float) -> str:
+    """Write a p-value as a cell says it."""
+    return "<0.001" if p < 0.001 else number(p, 3)
+
+
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Shorten each path to its last word; two with the same one keep their whole paths."""
+    short = {path: path.rpartition(".")[2] for path in paths}
+    return short if len(set(short.values())) == len(short) else {path: path for path in paths}
+
+
+def unit_of(goal: str) -> tuple[str, float, int]:
+    """Return how a goal is shown: head, factor, digits."""
+    percent = {"win_rate": "win rate %", "preference_accuracy": "acc. %"}
+    return (percent[goal], 100.0, 1) if goal in percent else (goal.replace("_", " "), 1.0, 2)
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a knob's value is a number; of true and false it is not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def short(value: Any) -> str:
+    """Write a knob's value with three digits, or all before the point; ABSENT for null."""
+    if not is_number(value):
+        return ABSENT if value is None else one_line(str(value))
+    if pd.isna(value):
+        return ABSENT
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
 def one_line(text: str) -> str:
     """Strip `text` of line breaks and control characters (a terminal would obey them)."""
     return " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text).split())
+
+
+def listed(texts: Iterable[str]) -> str:
+    """Write texts as a sentence lists them."""
+    *rest, last = texts
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+def unbroken(sentence: str) -> str:
+    """Keep a percent sign on the line of its number."""
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -1,123 +1,287 @@
-"""The report of a run: tables and figures as files, and one self-contained page that says first what is not settled."""
+"""The report of a run: every table and figure in one list, as files and on one page. To add one is to add an item."""
 
-import base64
-import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Union
 
-import jinja2
-import pandas as pd
-
+from slime_ray.config.design import Design
 from slime_ray.errors import InputError
 from slime_ray.runs import results
 from slime_ray.runs.files import write
 from slime_ray.runs.results import Run
 
-from . import judges, methods, tables, trial_tables
-from .controlled import Difficulties
-from .figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, render
-from .interactive import examples, front_data, pieces
-from .printing import Sentences, Table, number, one_line
-from .rows import LOST, basis, few_seeds, is_judged, judged_answers, name_of
-from .sections import SECTIONS, Findings, ReportItem, made
-from .statistics import TOO_FEW, Interval, independent_difference, interval_names
+from . import (
+    ablation,
+    adjusted,
+    factorial,
+    figures,
+    front,
+    judging,
+    knobs,
+    league,
+    league_tables,
+    methods,
+    stability,
+    tables,
+    trial_tables,
+)
+from .ablation import Cells
+from .adjusted import Difficulties
+from .figures import render
+from .knobs import Searched
+from .league import Standings
+from .page import ReportItem, build_page
+from .printing import Sentences, Table, unbroken
 
-FEWEST_PROMPTS = 20
-"""With fewer, a resampled interval is too rough to claim anything by."""
-HERE = Path(__file__).parent
-COLOURS = {
-    "#ffffff": "page",
-    "#000000": "ink",
-    "#e4e4e4": "grid",
-    GREY: "grey",
-    BLUE: "blue",
-    VERMILLION: "vermillion",
-    GREEN: "green",
-    ORANGE: "orange",
-}
-"""Colours of drawings that are others where a reader prefers a dark page: the variables of web/report.css."""
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
-
-def build_page(findings: Findings, things: Sequence[tuple[ReportItem, Table | bytes]]) -> str:
-    """Build the page. things: its tables, and its figures as SVG, in the order of their items."""
-    unsettled, settled = answer(findings.run, findings.main, of_design=findings.of_design())
-    settled += map(unbroken, findings.on_search())
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["pieces"] = pieces
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
-    template = environment.get_template("report.html.jinja")
-    front = front_data(findings)
-    scripts = [_web("vega.min.js"), _web("report.js")] if front else []
-    return template.render(
-        name=one_line(name_of(findings.run)),
-        plan_facts=methods.plan_facts(findings.run),
-        unsettled=unsettled,
-        settled=settled,
-        sections=[
-            {"title": under, "things": [_placed(item, thing) for item, thing in group]}
-            for under, group in groupby(things, key=lambda item: item[0].under)
-        ],
-        examples=examples(findings.run, findings.main),
-        methods=methods.methods(findings.run),
-        facts=methods.facts(findings.run),
-        style=_web("report.css"),
-        scripts=scripts,
-        policy=_policy(scripts),
-        front=front,
-        front_spec=json.loads(_web("front.vega.json")),
-        curves_spec=json.loads(_web("curves.vegalite.json")),
-    )
+ItemContent = Union[Table, "Figure", None]
+LEAGUE, ROWS, ABLATION, STABILITY, TRAINING, SEARCH, LOST = (
+    "The league",
+    "Win rate and stability",
+    "The ablation",
+    "What stability was lost to",
+    "Training",
+    "The search",
+    "Trials that did not complete",
+)
+"""Headings of the page."""
 
 
-def _web(name: str) -> str:
-    return (HERE / "web" / name).read_text(encoding="utf-8")
+@dataclass(frozen=True)
+class Findings:
+    """A run and what was found in it. What the run has nothing of is None.
 
-
-def _policy(scripts: Sequence[str]) -> str:
-    """Return what a browser may do with the page: run these scripts, and load nothing.
-
-    Whatever an answer holds, a script in it is none of these.
+    Attributes:
+        run: The run.
+        labels: Strong verdicts on some of its answers, as `adjusted.read_labels` gives them.
+        difficulties: Of its prompts, for AlpacaEval's rate.
     """
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes) or "'none'"
-    return f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; script-src {allowed}"
+
+    run: Run
+    labels: "pd.DataFrame | None" = None
+    difficulties: Difficulties | None = None
+
+    @cached_property
+    def main(self) -> Table:
+        """Win rate and stability by arm and confirmed winner."""
+        return tables.win_rate_stability(self.run)
+
+    @cached_property
+    def cells(self) -> Cells | None:
+        """What was measured of the run's design."""
+        design = Design.of(self.run.manifest)
+        return None if design is None else Cells.of(self.run, design)
+
+    @cached_property
+    def ablation_table(self) -> Table | None:
+        """What each cell of the design does."""
+        return None if self.cells is None else ablation.ablation(self.cells, self.main)
+
+    @cached_property
+    def factorial_table(self) -> Table | None:
+        """The effects of a factorial design's components."""
+        return None if self.cells is None else factorial.factorial_effects(self.cells)
+
+    @cached_property
+    def leagues(self) -> list[Standings]:
+        """What a league's tables are made of, for each SFT checkpoint that it is run across."""
+        return Standings.by_checkpoint(self.run, self.main)
+
+    @cached_property
+    def standings(self) -> list[Table]:
+        """A league's entries, for each SFT checkpoint."""
+        return [league.standings(each) for each in self.leagues]
+
+    @cached_property
+    def over_checkpoints(self) -> Table | None:
+        """What holds from several SFT checkpoints, of a league's entries or a design's cells."""
+        if self.cells is not None:
+            return factorial.over_checkpoints(self.cells)
+        return league_tables.leagues_over(self.leagues) if len(self.leagues) > 1 else None
+
+    @cached_property
+    def search_trials(self) -> Table:
+        """The trials of the search; without rows in a run that did not search."""
+        return trial_tables.search_trials(self.run)
+
+    @cached_property
+    def searched(self) -> Searched:
+        """The search's trials as arrays. Those of a league's methods have no knobs in common."""
+        searched = Searched.of(self.run)
+        return replace(searched, knobs=(), places=searched.places[:, :0]) if self.leagues else searched
+
+    @cached_property
+    def spent(self) -> front.Spent | None:
+        """The search by its first trials; None of a league, whose methods have no budget in common."""
+        return None if self.leagues else front.Spent.of(self.searched)
+
+    @cached_property
+    def pareto_front(self) -> Table | None:
+        """The front of the search; None of a league."""
+        return None if self.leagues else front.front(self.searched, self.run)
+
+    @cached_property
+    def importance(self) -> Table:
+        """Which knobs matter, the most important first; without rows where nothing can be said of that."""
+        return knobs.importance(self.searched)
+
+    def claims(self) -> Sentences:
+        """Say what the run does not settle, and what it shows."""
+        open_, settled = tables.answer(self.run, self.main, of_design=self.of_design())
+        return open_, [*settled, *map(unbroken, self.on_search())]
+
+    def on_search(self) -> list[str]:
+        """Say what is clear of constraints, the knee and the most important knobs."""
+        sentences = trial_tables.constraint_notes(self.searched)
+        if self.pareto_front is not None and len(self.pareto_front.frame) and self.pareto_front.frame["knee"].any():
+            row = self.pareto_front.frame[self.pareto_front.frame["knee"]].iloc[0]
+            sure = f" (in {100 * row['knee_share']:.0f} % of resamples)" if "knee_share" in row else ""
+            sentences.append(f"The knee of the search's front is {row['trial_id']}{sure}.")
+        ranks = self.importance.frame
+        for goal in self.searched.names if len(ranks) else ():
+            first = ranks[ranks[f"{goal}_rank_high"] == 1]["knob"].tolist()
+            if first:
+                trials = int(self.searched.complete.sum())
+                words = f"{first[0]} is the most important knob that was searched ({trials} trials, one seed each)"
+                sentences.append(f"For {goal.replace('_', ' ')} {words}.")
+        return sentences
+
+    def of_design(self) -> Sentences:
+        """Say what is open and shown of a league's entries, a factorial's main effects, or a design's cells."""
+        if self.over_checkpoints is not None:
+            over = self.over_checkpoints
+            return league_tables.sentences_over(self.leagues, over) if self.leagues else factorial.sentences_over(over)
+        if self.leagues:
+            return league.sentences(self.leagues[0], self.standings[0])
+        if self.cells is None or self.ablation_table is None or self.factorial_table is None:
+            return [], []
+        if self.cells.design.kind == "factorial":
+            return factorial.sentences(self.cells, self.factorial_table)
+        return ablation.sentences(self.cells, self.ablation_table)
 
 
-def _placed(item: ReportItem, thing: Table | bytes) -> dict[str, Any]:
-    if isinstance(thing, Table):
-        return {"name": item.name, "table": thing}
-    svg = _inline(thing, item.name)
-    for colour, variable in () if item.paper else COLOURS.items():
-        svg = re.sub(rf"(?<=[ :\"]){colour}(?=[;\"])", f"var(--{variable})", svg, flags=re.IGNORECASE)
-    return {"name": item.name, "table": None, "svg": svg, "caption": item.caption, "paper": item.paper}
+SECTIONS: tuple[ReportItem, ...] = (
+    ReportItem("league_checkpoints", LEAGUE, lambda findings: findings.over_checkpoints if findings.leagues else None),
+    ReportItem("league", LEAGUE, lambda findings: league_tables.stacked(findings.leagues, findings.standings)),
+    ReportItem("league_pairs", LEAGUE, lambda findings: _of_league(findings, league_tables.pairs), terminal=False),
+    ReportItem("league_tuning", LEAGUE, lambda findings: _of_league(findings, league_tables.tuning)),
+    ReportItem("league_defaults", LEAGUE, lambda findings: _of_league(findings, league_tables.defaults)),
+    ReportItem("win_rate_stability", ROWS, lambda findings: findings.main, without_rows=True),
+    ReportItem(
+        "pareto",
+        ROWS,
+        lambda findings: figures.pareto(findings.run, findings.main),
+        "Filled: rows of the table, with its 95 % intervals and the range of S over seeds. Hollow: "
+        "trials of the search, measured on other prompts with one seed; the line is their front in these two measures.",
+    ),
+    ReportItem(
+        "ablation_checkpoints", ABLATION, lambda findings: None if findings.leagues else findings.over_checkpoints
+    ),
+    ReportItem("ablation", ABLATION, lambda findings: findings.ablation_table),
+    ReportItem(
+        "sensitivity",
+        ABLATION,
+        lambda findings: _of_design(findings, _sensitivity, "sensitivity", "exponent"),
+        "What each knob does around the center, whose own value is the diamond. Bars: 95 % intervals as in "
+        "the tables. Hollow: the 95 % interval of the difference to the center covers 0.",
+    ),
+    ReportItem("factorial", "Effects of the components", lambda findings: findings.factorial_table),
+    ReportItem(
+        "beside_the_paper", "Beside the paper", lambda findings: _of_design(findings, ablation.beside_the_paper)
+    ),
+    ReportItem("stability_parts", STABILITY, lambda findings: stability.stability_parts(findings.run, findings.main)),
+    ReportItem(
+        "logprob_curves",
+        TRAINING,
+        lambda findings: figures.logprob_curves(findings.run, findings.main, findings.search_trials),
+        "Mean log-probability per token of held-out chosen and rejected completions during training; "
+        "bands span the seeds. A chosen curve that falls is unlearning.",
+    ),
+    ReportItem("alarms", "The sentinel", lambda findings: trial_tables.alarms(findings.run)),
+    ReportItem(
+        "judging", "The judging", lambda findings: judging.judging(findings.run, findings.main, findings.difficulties)
+    ),
+    ReportItem(
+        "corrected",
+        "The judging",
+        lambda findings: (
+            None if findings.labels is None else adjusted.corrected(findings.run, findings.main, findings.labels)
+        ),
+        without_rows=True,
+    ),
+    ReportItem("panel", "The judging", lambda findings: judging.panel(findings.run, findings.main)),
+    ReportItem("agreement", "The judging", lambda findings: judging.agreement(findings.run)),
+    ReportItem("search_trials", SEARCH, lambda findings: findings.search_trials, terminal=False),
+    ReportItem(
+        "search_winners", SEARCH, lambda findings: trial_tables.winners(findings.run, findings.searched, findings.main)
+    ),
+    ReportItem("search_front", SEARCH, lambda findings: findings.pareto_front),
+    ReportItem("search_importance", SEARCH, lambda findings: findings.importance),
+    ReportItem(
+        "search_slices",
+        SEARCH,
+        lambda findings: _slices(findings),
+        "Every completed trial of the search, the most important knobs first; later trials lighter, the front ringed.",
+        paper=True,
+    ),
+    ReportItem(
+        "search_budget",
+        SEARCH,
+        lambda findings: findings.spent and front.budget_curve(findings.searched, findings.spent),
+        terminal=False,
+    ),
+    ReportItem(
+        "search_budget",
+        SEARCH,
+        lambda findings: findings.spent and front.budget_figure(findings.searched, findings.spent),
+        "Blue: the search as it went. Orange: the expected best of as many of its trials at random, "
+        "with 95 % up to a fifth of them.",
+    ),
+    ReportItem("cost", "Budget and cost", lambda findings: trial_tables.cost(findings.run), terminal=False),
+    ReportItem(
+        "failures", LOST, lambda findings: trial_tables.failures(findings.run), without_rows=True, terminal=False
+    ),
+)
 
 
-def _inline(svg: bytes, name: str) -> str:
-    """Turn a drawing into a part of a page: no XML head, metadata or namespaces, and ids that no other has.
+def made(findings: Findings, items: Sequence[ReportItem] = SECTIONS) -> Iterator[tuple[ReportItem, "Table | Figure"]]:
+    """Yield the tables and figures that this run has, in the order of the page. items: those to make."""
+    for item in items:
+        thing = item.make(findings)
+        if isinstance(thing, Table) and thing.frame.empty and not item.without_rows:
+            continue
+        if thing is not None:
+            yield item, thing
 
-    Coordinates keep a hundredth of a point, and no space is left between tags: of a large search that is a third.
-    """
-    text = svg.decode()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text, count=2)
-    text = re.sub(r">\s+<", "><", text)
-    text = re.sub(r' (?:d|x|y)="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), text)
-    text = (
-        text.replace(' id="', f' id="{name}-').replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    )
-    text = text.replace("xlink:href=", "href=")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{name.replace("_", " ")}" ', 1)
+
+def _of_league(findings: Findings, make: Callable[[Standings], Table]) -> Table | None:
+    return league_tables.stacked(findings.leagues, [make(league) for league in findings.leagues])
+
+
+def _of_design(findings: Findings, make: Callable[[Cells, Table], ItemContent], *kinds: str) -> ItemContent:
+    """Make an item of a design's cells and their table; None where the run has no design of these kinds."""
+    if findings.cells is None or findings.ablation_table is None or (kinds and findings.cells.design.kind not in kinds):
+        return None
+    return make(findings.cells, findings.ablation_table)
+
+
+def _sensitivity(cells: Cells, table: Table) -> ItemContent:
+    return figures.sensitivity(cells.design, cells.rate, table)
+
+
+def _slices(findings: Findings) -> ItemContent:
+    """Draw the slices where trials and knobs are enough; the most important knobs first."""
+    paths = [knob.path for knob in findings.searched.knobs]
+    if not paths or findings.searched.complete.sum() < 2:
+        return None
+    ranked = findings.importance.frame["path"] if len(findings.importance.frame) else ()
+    return knobs.slices(findings.searched, [paths.index(path) for path in dict.fromkeys([*ranked, *paths])])
 
 
 @dataclass(frozen=True)
@@ -150,18 +314,19 @@ def write_report(
 
     Every file is made whole before the first is moved into place: what fails leaves an older report as it was. The same
     run gives the same bytes. Raises InputError where `run_path` is no run, where nothing has finished, where its judges
-    differ, or where `out` cannot be written. labels: a file of strong verdicts (`judges.read_labels`). difficulties:
-    a file of the prompts' (`controlled.Difficulties.read`).
+    differ, or where `out` cannot be written. labels: a file of strong verdicts (`adjusted.read_labels`). difficulties:
+    a file of the prompts' (`adjusted.Difficulties.read`).
     """
     folder = Path(run_path) / "report" if out is None else Path(out)
     findings = Findings(
         results.load(run_path),
-        None if labels is None else judges.read_labels(Path(labels)),
+        None if labels is None else adjusted.read_labels(Path(labels)),
         None if difficulties is None else Difficulties.read(Path(difficulties)),
     )
     files, placed = _render_files(findings)
     if paper:
-        files["paper.tex"] = methods.paper(findings, placed).encode()
+        placed_tables = {item.name: table for item, table in placed}
+        files["paper.tex"] = methods.paper(findings.run, findings.main, placed_tables).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -188,7 +353,7 @@ def build_live_page(run_path: str | Path) -> str:
         (item, thing if isinstance(thing, Table) else render(thing, "svg")["svg"])
         for item, thing in made(findings, quick)
     ]
-    return build_page(findings, things)
+    return build_page(findings.run, findings.main, findings.searched, findings.claims(), things)
 
 
 def _render_files(findings: Findings) -> tuple[dict[str, bytes], list[tuple[ReportItem, Table]]]:
@@ -205,174 +370,6 @@ def _render_files(findings: Findings) -> tuple[dict[str, bytes], list[tuple[Repo
             kinds = render(thing)
             placed.append((item, kinds["svg"]))
         files |= {f"{item.name}.{kind}": content for kind, content in kinds.items()}
-    files["report.html"] = build_page(findings, placed).encode()
+    page = build_page(findings.run, findings.main, findings.searched, findings.claims(), placed)
+    files["report.html"] = page.encode()
     return files, [(item, thing) for item, thing in placed if isinstance(thing, Table)]
-
-
-def answer(run: Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentences:
-    """Say what the run does not settle, and what it shows. of_design: the same of its design, where it has one."""
-    frame = main.frame
-    open_: list[str] = []
-    settled: list[str] = []
-    lost = run.trials["status"].isin(LOST)
-    if not run.manifest.get("finished"):
-        open_.append("The run has not finished: this is what there is so far.")
-    if lost.any():
-        open_.append(
-            f"{int(lost.sum())} of {len(run.trials)} trials failed or diverged. They count as stability 0; win rates "
-            "are of the seeds that finished."
-        )
-    judged = is_judged(run)
-    # What a league says of its entries stands in its own sentences.
-    league = bool((run.manifest.get("experiment") or {}).get("league"))
-    if not judged:
-        open_.append("Which answers are better: nothing was judged, so there is no win rate.")
-    lead = "win_rate" if judged else "preference_accuracy"
-    rows = frame.dropna(subset=[lead]) if len(frame) else frame
-    if len(rows):
-        if seeds := few_seeds(frame["seeds_finished"]):
-            open_.append(
-                f"Whether this holds for other seeds: with {seeds} finished per row it is about these checkpoints only."
-            )
-        if not league:
-            for start_rows in tables.by_start(rows):
-                if judged:
-                    _say_win_rates(run, start_rows, open_, settled)
-                else:
-                    settled.append(_on_accuracy(run, start_rows))
-                open_ += _on_stability(run, start_rows, judged=judged)
-            if judged and not ((rows["stability"] >= 0.5) & (rows["win_rate_low"] > 0.5)).any():
-                settled.append("No row both wins with an interval above 50 % and keeps a stability of 0.5 or more.")
-    elif len(frame):
-        words = lead.replace("_", " ")
-        open_.append(f"No arm and no confirmed winner has a {words}, so nothing can be compared.")
-    open_ += of_design[0]
-    settled += of_design[1]
-    if not league:
-        _say_search(run, frame, judged, open_, settled)
-    # What is said of the rows from each SFT checkpoint may be the same.
-    return [unbroken(sentence) for sentence in dict.fromkeys(open_)], [
-        unbroken(text) for text in dict.fromkeys(settled)
-    ]
-
-
-def unbroken(sentence: str) -> str:
-    """Keep a percent sign on the line of its number."""
-    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
-
-
-def _percent(row: pd.Series, column: str = "win_rate") -> str:
-    return f"{100 * row[column]:.1f} %"
-
-
-def _at_stability(row: pd.Series) -> str:
-    return f", at stability {number(row['stability'])}" if pd.notna(row["stability"]) else ""
-
-
-def _say_win_rates(run: Run, rows: pd.DataFrame, open_: list[str], settled: list[str]) -> None:
-    best, from_ = rows.iloc[0], " from its SFT checkpoint" if tables.START in rows else ""
-    tied = rows[rows["win_rate_mark"] == "best"]["label"].tolist()
-    if len(tied) > 1:
-        open_.append(f"Which of {_list(tied)} wins most: their win rates cannot be told apart on these prompts.")
-    covers = (rows["win_rate_low"] <= 0.5) & (rows["win_rate_high"] >= 0.5)
-    # An arm without updates is the SFT checkpoint.
-    unclear = rows[covers & (rows["objective"] != "none")]["label"].tolist()
-    if unclear:
-        open_.append(f"Whether {_list(unclear)} {'is' if len(unclear) == 1 else 'are'} better or worse than the SFT "
-                     "checkpoint: the win interval covers 50 %.")  # fmt: skip
-    prompts = int(rows["prompts"].max())
-    few = prompts < FEWEST_PROMPTS
-    if few:
-        open_.append(
-            f"Everything here: {prompts} prompts were answered and judged; below {FEWEST_PROMPTS} intervals are rough. "
-            "See evaluation.prompts, and selection_prompts and data.held_out_pairs beside it."
-        )
-    # Nor where it is open whether it is better than the SFT checkpoint, which is a row or stands behind all of them.
-    shared = len(tied) > 1 or len(rows) == 1 or few or best["label"] in unclear
-    separable = "" if shared else f", separable from every other row{from_}"
-    low, high = 100 * best["win_rate_low"], 100 * best["win_rate_high"]
-    ends = f"({TOO_FEW})" if pd.isna(low) else f"[{low:.1f}, {high:.1f}]"
-    settled.append(
-        f"{best['label']} has the highest win rate{from_}: {_percent(best)} {ends}{separable}{_at_stability(best)} "
-        f"({basis(run, best['seeds_finished'], best['prompts'], label=best['label'])})."
-    )
-    if len(tied) > 1 and rows["stability"][rows["label"].isin(tied)].notna().any():
-        calm = rows[rows["label"].isin(tied)].sort_values("stability", ascending=False, kind="stable").iloc[0]
-        settled.append(
-            f"Of the rows that cannot be told apart, {calm['label']} has the highest stability: "
-            f"{number(calm['stability'])}."
-        )
-    worse = rows[rows["win_rate_high"] < 0.5]
-    if len(worse):
-        rests = basis(run, int(worse["seeds_finished"].min()), int(worse["prompts"].min()))
-        settled.append(
-            f"Worse than the baseline on these prompts: {_list(worse['label'].tolist())} (at least {rests})."
-        )
-
-
-def _on_accuracy(run: Run, rows: pd.DataFrame) -> str:
-    best, from_ = rows.iloc[0], " from its SFT checkpoint" if tables.START in rows else ""
-    pairs = int(run.trials["pairs"].max()) if run.trials["pairs"].notna().any() else 0
-    value = _percent(best, "preference_accuracy")
-    tied = rows[rows["preference_accuracy"] == best["preference_accuracy"]]
-    rests = basis(run, int(tied["seeds_finished"].min()), pairs)
-    if len(rows) == 1:
-        claim = f"The held-out preference accuracy of {best['label']} is {value}{_at_stability(best)}"
-    elif len(tied) > 1:
-        rests = f"at least {rests}"
-        labels = _list(tied["label"].tolist())
-        claim = f"{labels} have the same held-out preference accuracy{from_}, the highest: {value}"
-    else:
-        claim = f"{best['label']} has the highest held-out preference accuracy{from_}: {value}{_at_stability(best)}"
-    return f"{claim} ({rests}). Accuracy can rise while answers get worse."
-
-
-def _on_stability(run: Run, rows: pd.DataFrame, *, judged: bool) -> list[str]:
-    """Say where S rests on too few answers, and which rows its intervals do not tell apart."""
-    # An arm without updates is the SFT checkpoint, whose S is 1.
-    scored = rows[(rows["objective"] != "none") & rows["stability"].notna()]
-    scored = scored.sort_values("stability", ascending=False, kind="stable")
-    answers = judged_answers(run)
-    answers = answers[answers["label"].isin(scored["label"])]
-    if answers.empty:
-        return []
-    answers_per_trial = int(answers.groupby("trial_id")["prompt_id"].nunique().min())
-    open_ = []
-    scores = [Interval(*ends) for ends in scored[interval_names("stability")].to_numpy(dtype=float)]
-    # A row without an interval is not told apart, either.
-    tied = [
-        label
-        for label, score in zip(scored["label"], scores, strict=True)
-        if not independent_difference(scores[0], score).excludes(0.0)
-    ]
-    if len(tied) > 1:
-        open_.append(f"Which of {_list(tied)} is the most stable: no interval of S tells them apart "
-                     f"({answers_per_trial} answers of each trial).")  # fmt: skip
-    if answers_per_trial < FEWEST_PROMPTS and not judged:
-        open_.append(
-            f"How stable the rows are: S rests on {answers_per_trial} answers of each trial; "
-            f"below {FEWEST_PROMPTS} S and its interval are rough. See evaluation.prompts."
-        )
-    return open_
-
-
-def _say_search(run: Run, frame: pd.DataFrame, judged: bool, open_: list[str], settled: list[str]) -> None:
-    search = trial_tables.search_trials(run).frame
-    confirmed = frame[frame["phase"] == "confirm"] if len(frame) else frame
-    if search.empty:
-        return
-    front = search[search["on_front"]]["trial_id"].tolist()
-    lead = "win_rate" if judged else "preference_accuracy"
-    if not len(confirmed):
-        open_.append("How good the search's trials are on other prompts and seeds: no winner was confirmed.")
-    if front:
-        top = search[search["eligible"]].sort_values(lead, ascending=False, na_position="last", kind="stable").iloc[0]
-        number = f", highest {_percent(top, lead)} ({top['trial_id']})" if pd.notna(top[lead]) else ""
-        where = "on the selection prompts" if judged else "by held-out accuracy"
-        items = search["prompts"].max() if judged else run.trials["pairs"].max()
-        rests = f" (a trial: {basis(run, 1, int(items))})" if pd.notna(items) else ""
-        settled.append(f"Search: {len(front)} of {len(search)} trials on the front{number} {where}{rests}.")
-
-
-def _list(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

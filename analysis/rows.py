@@ -1,5 +1,6 @@
 """Which trials a row of a table stands for, and by whom they were judged. Result frames in, frames and arrays out."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,8 +9,13 @@ import numpy as np
 import pandas as pd
 
 from slime_ray.config.design import FEWEST_SEEDS
+from slime_ray.config.metrics import Constraint, violation
 from slime_ray.errors import InputError
 from slime_ray.runs import results
+
+from . import effects
+from .effects import ONE_SEED
+from .statistics import Interval
 
 PARTS = {
     "unlearning": "U",
@@ -22,6 +28,7 @@ PARTS = {
 """The scored parts of stability: column in trials.parquet -> letter."""
 PART_WORDS = {name: f"{name.replace('_', ' ')} {letter}" for name, letter in PARTS.items()}
 """Their heads on the page."""
+METRICS = {"win_rate": "win rate", "preference_accuracy": "held-out accuracy", "stability": "stability S"}
 FINISHED = "completed"
 MEASURED = (FINISHED, "stopped")
 """How trials end that have a policy whose answers were judged. To leave out what was stopped would flatter its row."""
@@ -33,13 +40,13 @@ Outcomes = tuple[list[int], np.ndarray]
 
 
 @contextmanager
-def reading(name: str, file_kind: str) -> Iterator[None]:
-    """Raise InputError for a file that cannot be read. name: as the message begins. file_kind: what to give."""
+def reading(name: str, way_out: str) -> Iterator[None]:
+    """Raise InputError for a file that cannot be read, or holds something else. name: as the message begins."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0].rstrip(".")
-        raise InputError(f"{name}: cannot be read: {reason}. Give {file_kind}.") from None
+        raise InputError(f"{name} cannot be read: {reason}. {way_out}") from None
 
 
 def is_judged(run: results.Run) -> bool:
@@ -213,6 +220,23 @@ def difference(outcomes: Outcomes, reference: Outcomes) -> np.ndarray | None:
     return first - second if first.size else None
 
 
+def draw(row: Outcomes, reference: Outcomes | None = None) -> np.ndarray:
+    """Return what one checkpoint says of a row, or of a row minus another on the seeds that both have."""
+    if reference is None:
+        return np.asarray(row[1].mean(axis=0))
+    _, (first, second) = on_common_seeds([row, reference])
+    return np.asarray((first - second).mean(axis=0)) if len(first) else np.full(first.shape[1:], np.nan)
+
+
+def difference_interval(
+    outcomes: Outcomes | None, reference: Outcomes | None, topics: np.ndarray | None = None, **confidence: float
+) -> Interval | None:
+    """Return the interval of `difference`; None where there is none. confidence: where it is another than usual."""
+    if outcomes is None or reference is None or (d := difference(outcomes, reference)) is None:
+        return None
+    return effects.interval(d, shared_topics([outcomes, reference], topics), **confidence)
+
+
 def few_seeds(counts: Iterable[int]) -> str:
     """Say how many seeds the rows with too few of them have; empty where all with any have FEWEST_SEEDS or more."""
     seeds = sorted({int(count) for count in counts if 0 < count < FEWEST_SEEDS})
@@ -226,6 +250,20 @@ def few_seeds_notes(counts: Iterable[int]) -> list[str]:
         f"These checkpoints only: {seeds} per row cannot say how a method does over other seeds. Intervals of fewer "
         f"than {FEWEST_SEEDS} are over prompts. Give {FEWEST_SEEDS} seeds or more."
     ] * bool(seeds)
+
+
+def seeds_behind_claims(verdicts: pd.Series, seeds: pd.Series) -> list[str]:
+    """Say what so few seeds cannot show of the claims of a table; empty where it has none."""
+    notes = []
+    if verdicts.str.endswith(ONE_SEED).any():
+        notes.append(f'"{ONE_SEED[2:]}": without some one of its seeds the verdict would be another one.')
+    if verdicts.str.startswith("matters").any():
+        count = int(seeds[seeds >= FEWEST_SEEDS].min())
+        notes.append(
+            f"What breaks rarely cannot be seen: where none of {count} seeds broke, up to "
+            f"{100 * (1 - 0.05 ** (1 / count)):.0f} % of others still may (95 %)."
+        )
+    return notes
 
 
 def left_out(seeds: Mapping[str, Sequence[int]]) -> str:
@@ -243,6 +281,54 @@ def left_out_notes(seeds: Mapping[str, Sequence[int]]) -> list[str]:
     """Say which seeds a table's comparisons may leave out; empty where all rows have the same. seeds: by row."""
     words = left_out(seeds) if seeds else ""
     return [f"Rows are compared on the seeds that both have. Not common to all: {words}."] if words else []
+
+
+START = "sft"
+"""Of the main table's frame: the SFT checkpoint of a row's trials, where rows start from several."""
+
+
+def starts_of(groups: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Return what tells the SFT checkpoints of rows apart.
+
+    Another checkpoint has other weights and other answers. Where a row's trials have recorded none, failed early or are
+    of an earlier version, all settings that it can follow from tell it.
+    """
+    keys = {label: _checkpoint_settings(trials["settings"].iloc[0]) for label, trials in groups.items()}
+    recorded = {
+        label: str(checkpoints.iloc[0])
+        for label, trials in groups.items()
+        if "sft_checkpoint" in trials and len(checkpoints := trials["sft_checkpoint"].dropna())
+    }
+    same = {keys[label]: checkpoint for label, checkpoint in recorded.items()}
+    return {label: recorded.get(label, same.get(key, key)) for label, key in keys.items()}
+
+
+def _checkpoint_settings(settings: Any) -> str:
+    """Return the settings that a trial's SFT checkpoint can follow from, without adapters trained on it."""
+    if not isinstance(settings, str):
+        return ""
+    record = json.loads(settings)
+    model, sft = dict(record.get("model") or {}), record.get("sft")
+    lora = model.pop("lora", None)
+    if sft:
+        sft = sft | {"lora": lora if sft.get("lora") == "same" else sft.get("lora")}
+    return json.dumps([sft, model, record.get("data")], sort_keys=True)
+
+
+def by_start(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """Split the table by SFT checkpoint: only rows from the same one can be compared."""
+    return [group for _, group in frame.groupby(START, sort=False)] if START in frame else [frame]
+
+
+def constraints_of(manifest: Mapping[str, Any]) -> tuple[Constraint, ...]:
+    """Return what winners of a run's searches had to keep."""
+    return tuple(map(Constraint.parse, (manifest.get("experiment") or {}).get("constraints") or ()))
+
+
+def keeping(run: results.Run, trials: pd.DataFrame) -> pd.DataFrame:
+    """Return those trials that keep the constraints of their search."""
+    limits = constraints_of(run.manifest)
+    return trials[[violation(row, limits) == 0 for row in trials.to_dict("records")]] if limits else trials
 
 
 def name_of(run: results.Run) -> str:
@@ -285,7 +371,9 @@ def basis(run: results.Run, seeds: int, items: int, *, label: str | None = None)
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Flatten settings by path; a list, and an empty mapping within, is a value."""
+    """Flatten settings by path: lists of labelled mappings, too, other lists and empty mappings within are values."""
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) and "label" in item for item in value):
+        value = {item["label"]: {key: item[key] for key in item if key != "label"} for item in value}
     if not isinstance(value, Mapping) or (path and not value):
         return {path: value}
     inner = [flat(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()]

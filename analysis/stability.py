@@ -11,7 +11,7 @@ from slime_ray.runs import results
 from slime_ray.runs.stability_v1 import TOLERANCES, StabilityParts, damage, spike_flags
 
 from . import rows, statistics
-from .printing import Column, Table, cells, empty, interval_cells, number, numbers, with_interval
+from .printing import Column, Table, cells, empty, interval_cells, listed, number, numbers, with_interval
 from .rows import PARTS, name_of, version_of
 
 PAIR_DRAWS, STEP_DRAWS, UNSEEN_DRAWS = 1, 2, 3
@@ -62,8 +62,10 @@ def resampled(run: results.Run, trials: pd.DataFrame, resamples: int) -> dict[st
     if any(name not in by_pairs or name not in by_prompts for name in names):
         return {}
     # Grouped once: a search of the whole table for each of a thousand trials takes longer than all else.
-    series = _spiking(curves)
-    spikes = [_spikes(*series.get(name, ([], [])), place, resamples) for place, name in enumerate(names)]
+    curves = curves[curves["source"] == "train"].sort_values("step", kind="stable")
+    series = curves.groupby(["trial_id", "metric"])["value"].agg(list).to_dict()
+    losses, norms = ([series.get((name, metric), []) for name in names] for metric in SPIKING)
+    spikes = [_spikes(*pair, place, resamples) for place, pair in enumerate(zip(losses, norms, strict=True))]
     resampled_trials = {}
     for name, (steps, quiet) in zip(names, spikes, strict=True):
         (of_pairs, of_tokens), (of_prompts, of_answers) = by_pairs[name], by_prompts[name]
@@ -189,19 +191,6 @@ def _resampled_sums(
     }
 
 
-def _spiking(curves: pd.DataFrame) -> dict[str, tuple[list[float], list[float]]]:
-    """Return the values of both metrics of SPIKING in the order of updates, by trial."""
-    curves = curves[curves["source"] == "train"].sort_values("step", kind="stable")
-    groups = dict(curves.groupby(["trial_id", "metric"]).indices)
-    values, none = curves["value"].to_numpy(dtype=float), np.empty(0, dtype=int)
-
-    def of(name: str, metric: str) -> list[float]:
-        return list(values[groups.get((name, metric), none)].tolist())
-
-    loss, norm = SPIKING
-    return {name: (of(name, loss), of(name, norm)) for name in curves["trial_id"].unique()}
-
-
 def _spikes(losses: list[float], norms: list[float], place: int, resamples: int) -> tuple[np.ndarray, bool]:
     """Resample part T in blocks of steps; say also whether no step spiked. place: the trial's among its row's.
 
@@ -221,33 +210,14 @@ def _spikes(losses: list[float], norms: list[float], place: int, resamples: int)
 
 def damage_shares(trials: pd.DataFrame) -> dict[str, float]:
     """Return each part's share of what the trials of a row lost to all parts; NaN where they lost nothing."""
-    losses = loss_by_part(trials)
-    total = sum(losses[name] for name in PARTS)
-    return {name: losses[name] / total if total else float("nan") for name in PARTS}
-
-
-def loss_by_part(trials: pd.DataFrame) -> dict[str, float]:
-    """Return the mean over seeds of what each part took from 1, with S itself.
-
-    NaN where nothing was measured. What a trial that failed or diverged lost is under `failed`.
-    """
-    nothing = dict.fromkeys([*rows.PARTS, "failed"], 0.0)
-    seeds = []
-    for row in trials[["status", "stability", *rows.PARTS]].to_dict("records"):
-        losses = nothing | {"stability": 0.0}
-        parts = {name: row[name] for name in rows.PARTS}
-        if row["status"] in rows.LOST or (row["stability"] == 0 and not np.isfinite(list(parts.values())).all()):
-            losses["failed"] = 1.0
-        elif pd.isna(list(parts.values())).any():
-            continue
-        else:
-            added = damage(StabilityParts(**parts))
-            losses |= {name: value / (1 + sum(added.values())) for name, value in added.items()}
-            losses["stability"] = row["stability"]
-        seeds.append(losses)
-    if not seeds:
-        return nothing | {"stability": float("nan")}
-    return {name: float(np.mean([losses[name] for losses in seeds])) for name in seeds[0]}
+    parts = trials[[*PARTS]].to_numpy(dtype=float)
+    measured = np.isfinite(parts).all(axis=1) & ~trials["status"].isin(rows.LOST).to_numpy()
+    # What failed or diverged lost nothing to a part.
+    values: Any = dict(zip(PARTS, np.where(measured[:, None], parts, 0.0).T, strict=True))
+    added = damage(StabilityParts(**values))
+    losses = {name: float(np.mean(value / (1 + sum(added.values())))) for name, value in added.items()}
+    total = sum(losses.values())
+    return {name: loss / total if total else float("nan") for name, loss in losses.items()}
 
 
 DAMAGE = "parts of the damage"
@@ -321,3 +291,30 @@ def _part_and_share(frame: pd.DataFrame, name: str) -> tuple[Column, Column]:
         Column(letter, interval_cells(frame, name, DIGITS.get(name, 2)), keep=8, words=words),
         Column(f"{letter} %", numbers(frame, shares, 0, scale=100), keep=1, **of_damage),
     )
+
+
+def ties(run: results.Run, main_rows: pd.DataFrame, *, judged: bool) -> list[str]:
+    """Say where S rests on too few answers, and which rows of the main table its intervals do not tell apart."""
+    # An arm without updates is the SFT checkpoint, whose S is 1.
+    scored = main_rows[(main_rows["objective"] != "none") & main_rows["stability"].notna()]
+    scored = scored.sort_values("stability", ascending=False, kind="stable")
+    answers = rows.judged_answers(run)
+    answers = answers[answers["label"].isin(scored["label"])]
+    if answers.empty:
+        return []
+    count = int(answers.groupby("trial_id")["prompt_id"].nunique().min())
+    scores = [statistics.Interval(*ends) for ends in scored[statistics.interval_names("stability")].to_numpy(float)]
+    # A row without an interval is not told apart, either.
+    apart = [statistics.independent_difference(scores[0], score).excludes(0.0) for score in scores]
+    tied, open_ = scored["label"][~np.array(apart)], []
+    if len(tied) > 1:
+        open_.append(
+            f"Which of {listed(tied)} is the most stable: no interval of S tells them apart ({count} answers of each "
+            "trial)."
+        )
+    if count < statistics.FEWEST_PROMPTS and not judged:
+        open_.append(
+            f"How stable the rows are: S rests on {count} answers of each trial; below {statistics.FEWEST_PROMPTS} S "
+            "and its interval are rough. See evaluation.prompts."
+        )
+    return open_

@@ -22,6 +22,8 @@ TAILS = ((1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) / 2)
 """Quantiles at the ends of a percentile interval."""
 FEWEST_UNITS = 3
 """Prompts or pairs that an interval takes: fewer have hardly any resamples that differ."""
+FEWEST_PROMPTS = 20
+"""With fewer, an interval is too rough to claim anything by."""
 PRIOR = 0.5
 """Items that are added at either extreme in how outcomes scatter: what was not seen may still be there."""
 TOO_FEW = "too few prompts for an interval"

@@ -3,6 +3,8 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -10,17 +12,15 @@ import pandas as pd
 
 from slime_ray.runs import results
 
-from . import effects, rows, stability, statistics
+from . import printing, rows, stability, statistics, trial_tables
 from .judging import Votes, votes_by_label
-from .printing import Column, Mark, Table, cells, empty, interval_cells, measure, numbers
-from .rows import FINISHED, LOST, MEASURED, PARTS, Outcomes, difference, is_judged, judge_of, shared_topics
+from .printing import Column, Sentences, Table, cells, interval_cells, listed, measure, names, number, numbers
+from .rows import FINISHED, LOST, MEASURED, PARTS, Outcomes, difference, is_judged, judge_of
 from .stability import stability_cell
 
 NO_CHANGE_KL = 0.005
 """Below this KL to the SFT checkpoint (nat/token), with a win interval that covers 50 %, a row is "no change"."""
 
-START = "sft"
-"""Of the table's frame: the SFT checkpoint of a row's trials, where rows start from several."""
 OVER = ("prompts", "seeds and prompts")
 """What the interval of a row's win rate is over: with few seeds, and with enough of them."""
 
@@ -34,7 +34,7 @@ def win_rate_stability(run: results.Run) -> Table:
     trials = run.trials[run.trials["phase"].isin(["arm", "confirm"])]
     judged, judge = is_judged(run), judge_of(run)
     if trials.empty:
-        return empty(
+        return printing.empty(
             f"{rows.name_of(run)}: this run has no arms and no confirmed winner; its search trials are in a table of "
             "their own."
         )
@@ -53,9 +53,9 @@ def win_rate_stability(run: results.Run) -> Table:
     frame = pd.DataFrame(records).sort_values(
         [lead, "stability", "label"], ascending=[False, False, True], na_position="last", ignore_index=True
     )
-    starts = frame["label"].map(_starts(groups))
+    starts = frame["label"].map(rows.starts_of(groups))
     if starts.nunique() > 1:
-        frame[START] = starts
+        frame[rows.START] = starts
     for _, start_rows in frame.groupby(starts, sort=False):
         rates = dict(zip(start_rows["label"], start_rows["win_rate"], strict=True))
         frame.loc[start_rows.index, "win_rate_mark"] = best_marks(rates, outcomes, topics)
@@ -68,39 +68,6 @@ def win_rate_stability(run: results.Run) -> Table:
         columns=_main_columns(frame, judged=judged),
         remarks=tuple(frame["note"]),
     )
-
-
-def _starts(groups: Mapping[str, pd.DataFrame]) -> dict[str, str]:
-    """Return what tells the SFT checkpoints of rows apart.
-
-    Another checkpoint has other weights and other answers. Where a row's trials have recorded none, failed early or are
-    of an earlier version, all settings that it can follow from tell it.
-    """
-    keys = {label: _checkpoint_settings(trials["settings"].iloc[0]) for label, trials in groups.items()}
-    recorded = {
-        label: str(checkpoints.iloc[0])
-        for label, trials in groups.items()
-        if "sft_checkpoint" in trials and len(checkpoints := trials["sft_checkpoint"].dropna())
-    }
-    same = {keys[label]: checkpoint for label, checkpoint in recorded.items()}
-    return {label: recorded.get(label, same.get(key, key)) for label, key in keys.items()}
-
-
-def _checkpoint_settings(settings: Any) -> str:
-    """Return the settings that a trial's SFT checkpoint can follow from, without adapters trained on it."""
-    if not isinstance(settings, str):
-        return ""
-    record = json.loads(settings)
-    model, sft = dict(record.get("model") or {}), record.get("sft")
-    lora = model.pop("lora", None)
-    if sft:
-        sft = sft | {"lora": lora if sft.get("lora") == "same" else sft.get("lora")}
-    return json.dumps([sft, model, record.get("data")], sort_keys=True)
-
-
-def by_start(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """Split the table by SFT checkpoint: only rows from the same one can be compared."""
-    return [group for _, group in frame.groupby(START, sort=False)] if START in frame else [frame]
 
 
 def _row(
@@ -119,8 +86,7 @@ def _row(
     # A trial that failed or diverged counts as 0, however far it got.
     scores = group["stability"].where(~group["status"].isin(LOST), 0.0)
     seed_rates = done["win_rate"].dropna()
-    trained = not (len(done) and (done["updates"] == 0).all())
-    kl = done["kl_to_sft"].mean()
+    trained, kl = done.empty or not (done["updates"] == 0).all(), done["kl_to_sft"].mean()
     remarks = ["confirmed"] if (group["phase"] == "confirm").all() else []
     remarks += [] if trained else ["no updates"]
     if judged and interval is not None and interval.covers(0.5) and kl < NO_CHANGE_KL:
@@ -133,9 +99,8 @@ def _row(
     if judged and interval is not None and math.isnan(interval.low):
         remarks.append(statistics.TOO_FEW)
     phase = str(group["phase"].iloc[0])
-    budget = (run.manifest.get("experiment") or {}).get("budget") or {}
-    seeds = run.manifest.get("seeds") or ()
-    planned = len(seeds) if phase == "arm" else int((budget.get("confirm") or {}).get("seeds") or 0)
+    confirm = ((run.manifest.get("experiment") or {}).get("budget") or {}).get("confirm") or {}
+    planned = len(run.manifest.get("seeds") or ()) if phase == "arm" else int(confirm.get("seeds") or 0)
     if votes and votes.invalid:
         low, high = votes.bounds()
         remarks.append(f"{votes.invalid} missing verdicts: between {100 * low:.1f} and {100 * high:.1f} %")
@@ -147,7 +112,7 @@ def _row(
         "seeds": max(len(group), planned),
         **statistics.columns({"win_rate": interval}),
         "win_rate_over": OVER[outcomes is not None and statistics.is_of_method(outcomes[1])],
-        "prompts": int(done["prompts"].max()) if done["prompts"].notna().any() else 0,
+        "prompts": int(done["prompts"].fillna(0).max()) if len(done) else 0,
         "sigma": seed_rates.std(ddof=1) if len(seed_rates) > 1 else math.nan,
         "stability_min": scores.min(),
         "stability_max": scores.max(),
@@ -171,16 +136,16 @@ def separable(first: Outcomes | None, second: Outcomes | None, topics: np.ndarra
     """
     if first is None or second is None:
         return True
-    d = difference(first, second)
-    return d is not None and effects.interval(d, shared_topics([first, second], topics)).excludes(0.0)
+    gap = rows.difference_interval(first, second, topics)
+    return gap is not None and gap.excludes(0.0)
 
 
 def best_marks(
     rates: Mapping[str, float], outcomes: Mapping[str, Outcomes], topics: np.ndarray | None = None
-) -> list[Mark]:
+) -> list[printing.Mark]:
     """Mark the highest rate and all not separable from it best, the highest of the rest second, in their order."""
     order = sorted((label for label in rates if label in outcomes), key=lambda label: -rates[label])
-    marks: dict[str, Mark] = {}
+    marks: dict[str, printing.Mark] = {}
     for label in order:
         if label == order[0] or not separable(outcomes[order[0]], outcomes[label], topics):
             marks[label] = "best"
@@ -189,48 +154,42 @@ def best_marks(
     return [marks.get(label, "") for label in rates]
 
 
-def _marks(values: pd.Series) -> list[Mark]:
+def _marks(values: pd.Series) -> list[printing.Mark]:
     """Mark the highest and the second highest value; no claim."""
-    levels = sorted(values.dropna().unique(), reverse=True)
-    names: dict[float, Mark] = dict(zip(levels[:2], ("best", "second"), strict=False))
-    return [names.get(value, "") for value in values]
+    marks: dict[float, printing.Mark] = {1.0: "best", 2.0: "second"}
+    return [marks.get(rank, "") for rank in values.rank(method="dense", ascending=False)]
 
 
 def _main_columns(frame: pd.DataFrame, *, judged: bool) -> tuple[Column, ...]:
-    accuracy = Column(
-        "acc. %",
-        numbers(frame, "preference_accuracy", 1, scale=100),
-        () if judged else tuple(frame["preference_accuracy_mark"]),
-        keep=4 if judged else 9,
-        words="held-out accuracy %",
-    )
-    margin = Column("margin", numbers(frame, "mean_margin"), keep=8)
-    win_rate = Column("win rate", ("not judged",) * len(frame))
+    marks = {name: tuple(frame[f"{name}_mark"]) for name in ("preference_accuracy", "stability")}
+    accuracy = measure("acc. %", frame, "preference_accuracy", 1, scale=100, keep=4, words="held-out accuracy %")
+    lead = [
+        replace(accuracy, marks=marks["preference_accuracy"], keep=9),
+        Column("margin", numbers(frame, "mean_margin"), keep=8),
+        Column("win rate", ("not judged",) * len(frame)),
+    ]
     if judged:
         rates = interval_cells(frame, "win_rate", 1, scale=100)
-        win_rate = Column("win rate % [95 %]", rates, tuple(frame["win_rate_mark"]), keep=9)
-    retention = [measure("retention", frame, "retention", 3, signed=True, keep=8)]
-    retention = retention if frame["retention"].notna().any() else []
-    stability_head = "stability S [95 %]" if frame["stability_low"].notna().any() else "stability S"
-    sigma = Column("σ", numbers(frame, "sigma", 1, scale=100), keep=6, words="deviation σ")
+        sigma = Column("σ", numbers(frame, "sigma", 1, scale=100), keep=6, words="deviation σ")
+        lead = [Column("win rate % [95 %]", rates, tuple(frame["win_rate_mark"]), keep=9), sigma]
+    has_retention, has_ends = (frame[name].notna().any() for name in ("retention", "stability_low"))
     return (
-        Column("label", tuple(frame["label"]), numeric=False, keep=10),
-        Column("objective", tuple(frame["objective"]), numeric=False, keep=1),
-        Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=8),
-        *((win_rate, sigma) if judged else (accuracy, margin, win_rate)),
-        Column(stability_head, cells(frame, stability_cell), tuple(frame["stability_mark"]), keep=9),
+        names("label", frame),
+        names("objective", frame, keep=1),
+        printing.seeds_column(frame, keep=8),
+        *lead,
+        Column(f"stability S{' [95 %]' if has_ends else ''}", cells(frame, stability_cell), marks["stability"], keep=9),
         *stability.part_columns(frame, keep=7),
         Column("K", numbers(frame, "kl_to_sft", 3), keep=7, words="KL to SFT K"),
         Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6, words="drift of chosen"),
-        *retention,
+        *([measure("retention", frame, "retention", 3, signed=True, keep=8)] if has_retention else []),
         Column("format %", numbers(frame, "format_valid", 1, scale=100), keep=3),
-        *((accuracy,) if judged else ()),
+        *([accuracy] if judged else []),
     )
 
 
 def _caption(run: results.Run, trials: pd.DataFrame, frame: pd.DataFrame, *, judge: str | None) -> str:
-    prompts = int(trials["prompts"].max()) if trials["prompts"].notna().any() else 0
-    pairs = int(trials["pairs"].max()) if trials["pairs"].notna().any() else 0
+    prompts, pairs = trials[["prompts", "pairs"]].max().fillna(0).astype(int)
     versus = (
         f"Win rate against {rows.baseline_of(run)}'s answers (50 % is no change) on {prompts} report prompts, judge "
         f"{judge}; {_interval_words(frame)}."
@@ -284,7 +243,7 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
             f"difference covers 0 (over prompts; with {statistics.FEWEST_SEEDS} or more common seeds over seeds and "
             "prompts). Underlined: the highest of the rest. Marks of S go by the mean alone and claim nothing."
         )
-        starts = by_start(frame)
+        starts = rows.by_start(frame)
         if len(starts) > 1:
             notes.append(
                 f"Rows start from {len(starts)} SFT checkpoints, and each has its win rate against the answers of its "
@@ -333,3 +292,110 @@ def _notes(run: results.Run, frame: pd.DataFrame, outcomes: Mapping[str, Outcome
             f"{run.trials['lost_seconds'].fillna(0).sum():.0f} worker-seconds were computed twice."
         )
     return notes
+
+
+def answer(run: results.Run, main: Table, *, of_design: Sentences = ([], [])) -> Sentences:
+    """Say what the run does not settle, and what it shows. of_design: the same of its design, where it has one."""
+    frame, judged = main.frame, is_judged(run)
+    open_: list[str] = []
+    settled: list[str] = []
+    lost = run.trials["status"].isin(LOST)
+    if not run.manifest.get("finished"):
+        open_.append("The run has not finished: this is what there is so far.")
+    if lost.any():
+        open_.append(
+            f"{int(lost.sum())} of {len(run.trials)} trials failed or diverged. They count as stability 0; win rates "
+            "are of the seeds that finished."
+        )
+    if not judged:
+        open_.append("Which answers are better: nothing was judged, so there is no win rate.")
+    # A league has sentences of its entries.
+    league = bool((run.manifest.get("experiment") or {}).get("league"))
+    lead = "win_rate" if judged else "preference_accuracy"
+    rated = frame.dropna(subset=[lead]) if len(frame) else frame
+    if len(rated):
+        if seeds := rows.few_seeds(frame["seeds_finished"]):
+            open_.append(
+                f"Whether this holds for other seeds: with {seeds} finished per row it is about these checkpoints only."
+            )
+        for start_rows in () if league else rows.by_start(rated):
+            more = _on_win_rates(run, start_rows) if judged else ([], [_on_accuracy(run, start_rows)])
+            open_ += [*more[0], *stability.ties(run, start_rows, judged=judged)]
+            settled += more[1]
+        if judged and not league and not ((rated["stability"] >= 0.5) & (rated["win_rate_low"] > 0.5)).any():
+            settled.append("No row both wins with an interval above 50 % and keeps a stability of 0.5 or more.")
+    elif len(frame):
+        open_.append(f"No arm and no confirmed winner has a {lead.replace('_', ' ')}, so nothing can be compared.")
+    of_search = ([], []) if league else trial_tables.search_sentences(run, main)
+    # What is said of the rows from each SFT checkpoint may be the same.
+    unsettled = dict.fromkeys(map(printing.unbroken, chain(open_, of_design[0], of_search[0])))
+    return [*unsettled], [*dict.fromkeys(map(printing.unbroken, chain(settled, of_design[1], of_search[1])))]
+
+
+def _percent(row: pd.Series, column: str = "win_rate") -> str:
+    return f"{100 * row[column]:.1f} %"
+
+
+def _at_stability(row: pd.Series) -> str:
+    return f", at stability {number(row['stability'])}" if pd.notna(row["stability"]) else ""
+
+
+def _on_win_rates(run: results.Run, rated: pd.DataFrame) -> Sentences:
+    open_: list[str] = []
+    best, from_ = rated.iloc[0], " from its SFT checkpoint" if rows.START in rated else ""
+    tied = rated[rated["win_rate_mark"] == "best"]
+    if len(tied) > 1:
+        open_.append(
+            f"Which of {listed(tied['label'])} wins most: their win rates cannot be told apart on these prompts."
+        )
+    covers = (rated["win_rate_low"] <= 0.5) & (rated["win_rate_high"] >= 0.5)
+    # An arm without updates is the SFT checkpoint.
+    unclear = rated[covers & (rated["objective"] != "none")]["label"].tolist()
+    if unclear:
+        are = "is" if len(unclear) == 1 else "are"
+        open_.append(
+            f"Whether {listed(unclear)} {are} better or worse than the SFT checkpoint: the win interval covers 50 %."
+        )
+    prompts = int(rated["prompts"].max())
+    if few := prompts < statistics.FEWEST_PROMPTS:
+        open_.append(
+            f"Everything here: {prompts} prompts were answered and judged; below {statistics.FEWEST_PROMPTS} intervals "
+            "are rough. See evaluation.prompts, and selection_prompts and data.held_out_pairs beside it."
+        )
+    # Nor where it is open whether it is better than the SFT checkpoint, which is a row or stands behind all of them.
+    shared = len(tied) > 1 or len(rated) == 1 or few or best["label"] in unclear
+    separable = "" if shared else f", separable from every other row{from_}"
+    low, high = 100 * best["win_rate_low"], 100 * best["win_rate_high"]
+    ends = f"({statistics.TOO_FEW})" if pd.isna(low) else f"[{low:.1f}, {high:.1f}]"
+    rests = rows.basis(run, best["seeds_finished"], best["prompts"], label=best["label"])
+    settled = [
+        f"{best['label']} has the highest win rate{from_}: {_percent(best)} {ends}{separable}{_at_stability(best)} "
+        f"({rests})."
+    ]
+    if len(tied) > 1 and tied["stability"].notna().any():
+        calm = tied.sort_values("stability", ascending=False, kind="stable").iloc[0]
+        settled.append(
+            f"Of the rows that cannot be told apart, {calm['label']} has the highest stability: "
+            f"{number(calm['stability'])}."
+        )
+    worse = rated[rated["win_rate_high"] < 0.5]
+    if len(worse):
+        rests = rows.basis(run, int(worse["seeds_finished"].min()), int(worse["prompts"].min()))
+        settled.append(f"Worse than the baseline on these prompts: {listed(worse['label'])} (at least {rests}).")
+    return open_, settled
+
+
+def _on_accuracy(run: results.Run, rated: pd.DataFrame) -> str:
+    best, from_ = rated.iloc[0], " from its SFT checkpoint" if rows.START in rated else ""
+    pairs = int(run.trials["pairs"].fillna(0).max())
+    value = _percent(best, "preference_accuracy")
+    tied = rated[rated["preference_accuracy"] == best["preference_accuracy"]]
+    rests = rows.basis(run, int(tied["seeds_finished"].min()), pairs)
+    if len(rated) == 1:
+        claim = f"The held-out preference accuracy of {best['label']} is {value}{_at_stability(best)}"
+    elif len(tied) > 1:
+        rests = f"at least {rests}"
+        claim = f"{listed(tied['label'])} have the same held-out preference accuracy{from_}, the highest: {value}"
+    else:
+        claim = f"{best['label']} has the highest held-out preference accuracy{from_}: {value}{_at_stability(best)}"
+    return f"{claim} ({rests}). Accuracy can rise while answers get worse."

@@ -15,11 +15,11 @@ from slime_ray.runs import results
 from slime_ray.runs.results import Run
 from slime_ray.runs.stability_v1 import WITHIN_TOLERANCE
 
-from . import stability, statistics
+from . import printing, stability, statistics
 from .front import knob_notes, outcomes_of
-from .knobs import Searched, short, short_names, unit_of
-from .printing import ABSENT, Column, Table, cells, empty, measure, number, numbers
-from .rows import FINISHED, MEASURED, Outcomes, is_judged, judge_of, name_of, outcomes_by_label
+from .knobs import Searched
+from .printing import ABSENT, Column, Sentences, Table, cells, empty, measure, names, short, unit_of
+from .rows import FINISHED, MEASURED, Outcomes, basis, is_judged, judge_of, name_of, outcomes_by_label
 
 PHASES = {"arm": "arms", "search": "search", "confirm": "confirmation"}
 LIMITS = {"trials": "search trials", "hours": "hours", "gpu_hours": "GPU-hours", "judge_calls": "calls of the judge",
@@ -44,13 +44,11 @@ def search_trials(run: Run) -> Table:
     frame = frame.sort_values(
         ["on_front", lead, "trial_id"], ascending=[False, False, True], na_position="last", ignore_index=True
     )
-    heads = short_names([name.removeprefix(results.KNOB) for name in knobs])
-    words = "win rate %" if judged else "held-out accuracy %"
-    rate = Column("win rate %" if judged else "acc. %", numbers(frame, lead, 1, scale=100), keep=9, words=words)
+    heads = printing.short_names([name.removeprefix(results.KNOB) for name in knobs])
+    rate, words = ("win rate %", "win rate %") if judged else ("acc. %", "held-out accuracy %")
     goals = ", ".join(f"{name} ({way})" for name, way in (run.manifest.get("goals") or {}).items()) or "none recorded"
     prompts = int(frame["prompts"].max()) if frame["prompts"].notna().any() else 0
     where = f"{prompts} selection prompts, judge {judge}" if judged else "the held-out pairs; nothing was judged"
-    eligible_cells = cells(frame, lambda row: "yes" if row["eligible"] else "no")
     return Table(
         frame=frame,
         caption=f"{name_of(run)}: {len(frame)} search trials, measured on {where}.",
@@ -62,16 +60,20 @@ def search_trials(run: Run) -> Table:
             "row, which was measured on other prompts.",
         ],
         columns=(
-            Column("trial", tuple(frame["trial_id"]), numeric=False, keep=10),
+            names("trial", frame, "trial_id"),
             *(Column(heads[name.removeprefix(results.KNOB)], tuple(map(short, frame[name])), keep=4) for name in knobs),
-            rate,
-            Column("stability S", numbers(frame, "stability"), keep=9),
-            Column("drift", numbers(frame, "chosen_drift", 3, signed=True), keep=6),
-            Column("status", tuple(frame["status"]), numeric=False, keep=7),
-            Column("front", cells(frame, lambda row: "yes" if row["on_front"] else ""), numeric=False, keep=8),
-            *([Column("keeps all", eligible_cells, numeric=False, keep=7)] if searched.constraints else []),
+            measure(rate, frame, lead, 1, scale=100, keep=9, words=words),
+            measure("stability S", frame, "stability", keep=9),
+            measure("drift", frame, "chosen_drift", 3, signed=True, keep=6),
+            names("status", frame, keep=7),
+            Column("front", tuple(frame["on_front"].map({True: "yes", False: ""})), numeric=False, keep=8),
+            *(
+                [Column("keeps all", tuple(frame["eligible"].map({True: "yes", False: "no"})), numeric=False, keep=7)]
+                if searched.constraints
+                else []
+            ),
         ),
-        remarks=cells(frame, lambda row: "" if pd.isna(row["reason"]) else str(row["reason"])),
+        remarks=tuple(frame["reason"].fillna("")),
     )
 
 
@@ -83,6 +85,28 @@ def _partly_judged(frame: pd.DataFrame, most: int) -> list[str]:
     )
     words = "Judged on fewer prompts, as judge_first has it or verdicts are missing"
     return [f"{words}: {trials}."] if trials else []
+
+
+def search_sentences(run: Run, main: Table) -> Sentences:
+    """Say what of a search is open, and how many trials are on its front."""
+    search = search_trials(run).frame
+    if search.empty:
+        return [], []
+    confirmed = len(main.frame) and (main.frame["phase"] == "confirm").any()
+    open_ = (
+        [] if confirmed else ["How good the search's trials are on other prompts and seeds: no winner was confirmed."]
+    )
+    if not (front := int(search["on_front"].sum())):
+        return open_, []
+    judged = is_judged(run)
+    lead, where = (
+        ("win_rate", "on the selection prompts") if judged else ("preference_accuracy", "by held-out accuracy")
+    )
+    top = search[search["eligible"]].sort_values(lead, ascending=False, na_position="last", kind="stable").iloc[0]
+    highest = f", highest {100 * top[lead]:.1f} % ({top['trial_id']})" if pd.notna(top[lead]) else ""
+    items = search["prompts"].max() if judged else run.trials["pairs"].max()
+    rests = f" (a trial: {basis(run, 1, int(items))})" if pd.notna(items) else ""
+    return open_, [f"Search: {front} of {len(search)} trials on the front{highest} {where}{rests}."]
 
 
 def constraint_notes(searched: Searched) -> list[str]:
@@ -103,58 +127,45 @@ def winners(run: Run, searched: Searched, main: Table) -> Table:
     if confirmed.empty or not searched.names:
         return empty("No winner of the search was confirmed.", "trial_id")
     first = outcomes_of(searched, run.answers) if "win_rate" in searched.names else None
-    drawn = searched.trials["trial_id"].tolist()
-    outcomes = outcomes_by_label(run)
-    remarks: dict[str, str] = {}
-    # A confirmation that set something else than the trial does confirms another point.
-    overrides = dict(zip(searched.trials["trial_id"], searched.trials["overrides"], strict=True))
-    confirmations = zip(confirmed["label"], confirmed["overrides"], strict=True)
-    strange = sorted(
-        {
-            label
-            for label, knobs in confirmations
-            if label in overrides and json.loads(knobs) != json.loads(overrides[label])
-        }
-    )
-    rows = []
-    for label, group in confirmed.groupby("label", sort=True):
-        if label not in drawn or label in strange:
+    trials, outcomes = searched.trials.set_index("trial_id"), outcomes_by_label(run)
+    rows, remarks, strange = [], {}, []
+    for label, group in confirmed[confirmed["label"].isin(trials.index)].groupby("label", sort=True):
+        # A confirmation that set something else than the trial does confirms another point.
+        if any(json.loads(knobs) != json.loads(trials["overrides"][label]) for knobs in group["overrides"]):
+            strange.append(label)
             continue
-        place = drawn.index(label)
+        place = trials.index.get_loc(label)
         confirmation = main.frame[main.frame["label"] == label].iloc[0]
         ended = group[group["status"] != FINISHED].groupby("status").size()
-        remarks[str(label)] = "; ".join(f"{status} {count} of {len(group)}" for status, count in ended.items())
+        remarks[label] = "; ".join(f"{status} {count} of {len(group)}" for status, count in ended.items())
         row = {"trial_id": label, "seeds_finished": int((group["status"] == FINISHED).sum()), "seeds": len(group)}
         for goal in searched.names:
             if goal == "win_rate" and first is not None:
                 row |= _win_rates(first[place], outcomes.get(str(label)), confirmation)
             else:
-                row |= _plain(run, goal, searched.trials.loc[[place]], group, confirmation)
+                row |= _plain(run, goal, searched.trials[searched.trials["trial_id"] == label], group, confirmation)
         rows.append(row)
+    left_out = ", ".join(map(str, strange))
+    warnings = [
+        f"Left out: {left_out}, whose confirmations were trained with other knobs than the trial has. Delete their "
+        "folders and resume the sweep to have it confirmed."
+    ] * bool(strange)
     if not rows:
-        return Table(pd.DataFrame(columns=["trial_id"]), "No winner of the search was confirmed.", _warnings(strange))
-    lead = searched.names[0]
-    order, ascending = [f"{lead}_confirmed", "trial_id"], [searched.ways[0] == "minimize", True]
+        return Table(pd.DataFrame(columns=["trial_id"]), "No winner of the search was confirmed.", warnings)
+    order, ascending = [f"{searched.names[0]}_confirmed", "trial_id"], [searched.ways[0] == "minimize", True]
     frame = pd.DataFrame(rows).sort_values(order, ascending=ascending, na_position="last", ignore_index=True)
     return Table(
         frame=frame,
         caption="The winners of the search, as the search measured them (one seed, the selection prompts, the best of "
         f"{int(searched.complete.sum())} completed trials) and confirmed (other seeds, the report prompts).",
-        notes=[*_warnings(strange), *knob_notes(searched, frame["trial_id"]), *_winner_notes(searched, frame)],
+        notes=[*warnings, *knob_notes(searched, frame["trial_id"]), *_winner_notes(searched, frame)],
         columns=(
-            Column("trial", tuple(frame["trial_id"]), numeric=False, keep=10),
-            Column("seeds", cells(frame, lambda row: f"{row['seeds_finished']}/{row['seeds']}"), keep=5),
+            names("trial", frame, "trial_id"),
+            printing.seeds_column(frame, keep=5),
             *(column for goal in searched.names for column in _winner_columns(frame, goal)),
         ),
         remarks=tuple(frame["trial_id"].map(remarks)),
     )
-
-
-def _warnings(strange: list[str]) -> list[str]:
-    return [
-        f"Left out: {', '.join(strange)}, whose confirmations were trained with other knobs than the trial has. Delete "
-        "their folders and resume the sweep to have it confirmed."
-    ] * bool(strange)
 
 
 def _win_rates(first: np.ndarray, confirmed_outcomes: Outcomes | None, row: pd.Series) -> dict[str, float]:
@@ -224,30 +235,31 @@ def cost(run: Run) -> Table:
     groups = {words: run.trials[run.trials["phase"] == phase] for phase, words in PHASES.items()}
     groups = {words: group for words, group in groups.items() if len(group)} | {"all": run.trials}
     frame = pd.DataFrame([_cost_row(words, group) for words, group in groups.items()])
-    shares = frame["updates"] / frame["planned_updates"].where(frame["planned_updates"] > 0)
+    frame["of_planned"] = frame["updates"] / frame["planned_updates"].where(frame["planned_updates"] > 0)
     unit, per = ("min", 60.0) if run.trials["total_seconds"].sum() < IN_MINUTES else ("h", 3600.0)
+    seconds = (
+        ("training", "train_seconds", 7),
+        ("evaluation", "evaluation_seconds", 6),
+        ("in all", "total_seconds", 9),
+        ("computed twice", "lost_seconds", 4),
+    )
 
     def counts(name: str) -> tuple[str, ...]:
-        return cells(frame, lambda row: f"{int(row[name]):,}")
-
-    def times(name: str) -> tuple[str, ...]:
-        return numbers(frame, name, 1, scale=1 / per)
+        return tuple(map("{:,.0f}".format, frame[name]))
 
     return Table(
-        frame=frame,
+        frame=frame.drop(columns="of_planned"),
         caption=f"{name_of(run)}: what the trials took, added up over trials that ran side by side.",
         notes=_cost_notes(run),
         columns=(
-            Column("phase", tuple(frame["phase"]), numeric=False, keep=10),
-            Column("trials", counts("trials"), keep=9),
-            Column("completed", counts("completed"), keep=8),
-            Column("updates", counts("updates"), keep=6),
-            Column("of planned %", tuple(number(share, 0, scale=100) for share in shares), keep=3),
+            names("phase", frame),
+            *(
+                Column(name, counts(name), keep=keep)
+                for name, keep in (("trials", 9), ("completed", 8), ("updates", 6))
+            ),
+            measure("of planned %", frame, "of_planned", 0, scale=100, keep=3),
             Column("training tokens", counts("tokens"), keep=7),
-            Column(f"training {unit}", times("train_seconds"), keep=7),
-            Column(f"evaluation {unit}", times("evaluation_seconds"), keep=6),
-            Column(f"in all {unit}", times("total_seconds"), keep=9),
-            Column(f"computed twice {unit}", times("lost_seconds"), keep=4),
+            *(measure(f"{head} {unit}", frame, name, 1, scale=1 / per, keep=keep) for head, name, keep in seconds),
         ),
     )
 
@@ -303,9 +315,8 @@ def alarms(run: Run) -> Table:
     trials = run.trials[run.trials["status"] != "failed"]
     if trials["alarm"].isna().all():
         return empty("The sentinel raised no alarm.")
-    names = trials["label"].where(trials["phase"] != "search", "search")
     rows = []
-    for label, group in trials.groupby(names, sort=False):
+    for label, group in trials.groupby(trials["label"].where(trials["phase"] != "search", "search"), sort=False):
         alarm_texts = group["alarm"].dropna()
         steps = alarm_texts.str.extract(r" at step (\d{1,9})$")[0].dropna().astype(int)
         # An alarm begins with the name of its sign.
@@ -323,11 +334,6 @@ def alarms(run: Run) -> Table:
             }
         )
     frame = pd.DataFrame(rows)
-
-    def first_at(row: pd.Series) -> str:
-        first, last = row["first_step"], row["last_step"]
-        return ABSENT if pd.isna(first) else str(first) if first == last else f"{first}–{last}"
-
     scores, raised = trials["stability"], trials["alarm"].notna()
     collapsed, others = scores < COLLAPSED, scores >= COLLAPSED
     unscored = f"; {scores.isna().sum()} that were stopped early have no S" if scores.isna().any() else ""
@@ -340,44 +346,35 @@ def alarms(run: Run) -> Table:
             "alarm counts as it was then.",
         ],
         columns=(
-            Column("label", tuple(frame["label"]), numeric=False, keep=10),
-            Column("runs", tuple(map(str, frame["runs"])), keep=8),
-            Column("alarms", tuple(map(str, frame["alarms"])), keep=9),
-            Column("first at step", cells(frame, first_at), keep=9),
-            Column(
-                "stability S",
-                cells(
-                    frame,
-                    lambda row: "–".join(dict.fromkeys(number(row[f"stability_{end}"]) for end in ("min", "max"))),
-                ),
-                keep=8,
-            ),
+            names("label", frame),
+            measure("runs", frame, "runs", 0, keep=8),
+            measure("alarms", frame, "alarms", 0, keep=9),
+            Column("first at step", cells(frame, _first_steps), keep=9),
+            Column("stability S", printing.ranges(frame, "stability_min", "stability_max"), keep=8),
             Column("signs", tuple(sign or ABSENT for sign in frame["signs"]), numeric=False, keep=5),
         ),
     )
 
 
+def _first_steps(row: pd.Series) -> str:
+    ends = (row["first_step"], row["last_step"])
+    return ABSENT if pd.isna(ends[0]) else "–".join(dict.fromkeys(map(str, ends)))
+
+
 def failures(run: Run) -> Table:
     """Return every trial that did not complete, with its reason, also those that the manifest alone knows."""
-    incomplete = run.trials[run.trials["status"] != FINISHED][
-        ["trial_id", "phase", "label", "seed", "status", "reason"]
-    ]
-    listed = run.manifest.get("failed_trials") or []
-    recorded_ids = set(run.trials["trial_id"])
-    unrecorded = pd.DataFrame(
-        [item for item in listed if isinstance(item, dict) and item.get("trial_id") not in recorded_ids]
-    )
-    frame = (
-        pd.concat([incomplete, unrecorded], ignore_index=True) if len(unrecorded) else incomplete.reset_index(drop=True)
-    )
-    frame = frame.sort_values("trial_id").reset_index(drop=True)
+    shown = ["trial_id", "phase", "label", "seed", "status", "reason"]
+    incomplete = run.trials.loc[run.trials["status"] != FINISHED, shown]
+    recorded, listed = set(run.trials["trial_id"]), run.manifest.get("failed_trials") or []
+    unrecorded = [item for item in listed if isinstance(item, dict) and item.get("trial_id") not in recorded]
+    frame = pd.concat([incomplete, pd.DataFrame(unrecorded)]) if unrecorded else incomplete
+    frame = frame.sort_values("trial_id", ignore_index=True)
     if frame.empty:
         return Table(frame, f"All {len(run.trials)} trials completed.", [])
-    names = ("trial_id", "status", "reason")
-    texts = {name: tuple(ABSENT if pd.isna(value) else str(value) for value in frame[name]) for name in names}
+    texts = frame.astype(object).fillna(ABSENT).astype(str)
     return Table(
         frame=frame,
         caption=f"{len(frame)} of {len(run.trials) + len(unrecorded)} trials did not complete.",
         notes=["Failed and diverged trials count as stability 0 and have no win rate; stopped ones count as measured."],
-        columns=tuple(Column(name, cells_, numeric=False) for name, cells_ in texts.items()),
+        columns=tuple(names(name, texts, keep=5) for name in ("trial_id", "status", "reason")),
     )

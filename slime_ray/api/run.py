@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from slime_ray.analysis.printing import Table
-    from slime_ray.analysis.sections import Findings
+    from slime_ray.analysis.report import Findings
     from slime_ray.runs import results
 
 
@@ -65,14 +65,14 @@ class Run:
 
     @cached_property
     def _findings(self) -> "Findings":
-        from slime_ray.analysis.sections import Findings
+        from slime_ray.analysis.report import Findings
 
         return Findings(self._results)
 
     @cached_property
     def _artifacts(self) -> Mapping[str, Mapping[str, Any]]:
         from slime_ray.analysis.printing import Table
-        from slime_ray.analysis.sections import made
+        from slime_ray.analysis.report import made
 
         artifacts: dict[str, dict[str, Any]] = {"tables": {}, "figures": {}}
         for entry, artifact in made(self._findings):

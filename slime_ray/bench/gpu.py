@@ -7,10 +7,10 @@ says that it works and nothing about a GPU.
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-from .gpu_parts import rows_of
+from .gpu_parts import GpuSizes, rows_of
 from .machine import Say, find_device, in_a_process
 from .report import Report, machine
 
@@ -22,20 +22,6 @@ PARTS = (
     ("attention", "kernels"), *(("step", name) for name in RECIPES), ("memory", "against the plan"),
     ("answers", "batch 64"), ("answers", "batch 256"), ("trial", "bfloat16, end to end"),
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class GpuSizes:
-    """How large the parts are. shape: of the model. pairs: of a step. row: tokens of a row. prompt, answer: tokens of
-    each of the answers that are drawn in batches. seconds: that a part may take at most."""
-
-    shape: str
-    device: str
-    pairs: int
-    row: int
-    prompt: int
-    answer: int
-    seconds: float
 
 
 FULL = GpuSizes(shape="gemma3-4b", device="cuda", pairs=32, row=8192, prompt=180, answer=256, seconds=240.0)

@@ -5,8 +5,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import torch
 
@@ -20,9 +21,6 @@ from .memory import weigh
 from .options import SHAPES, Options
 from .step import measure_speed
 from .stepper import Stepper
-
-if TYPE_CHECKING:
-    from .gpu import GpuSizes
 
 Row = dict[str, Any]
 """case: what was measured. figures: numbers by what they are, with units; or failure: why there are none."""
@@ -41,12 +39,26 @@ base:
 """
 
 
-def rows_of(part: str, case: str, sizes: "GpuSizes") -> list[Row]:
+@dataclass(frozen=True, kw_only=True)
+class GpuSizes:
+    """How large the parts are. shape: of the model. pairs: of a step. row: tokens of a row. prompt, answer: tokens of
+    each of the answers that are drawn in batches. seconds: that a part may take at most."""
+
+    shape: str
+    device: str
+    pairs: int
+    row: int
+    prompt: int
+    answer: int
+    seconds: float
+
+
+def rows_of(part: str, case: str, sizes: GpuSizes) -> list[Row]:
     """Return one part's rows."""
     return PARTS[part](case, sizes)
 
 
-def attention(case: str, sizes: "GpuSizes") -> list[Row]:
+def attention(case: str, sizes: GpuSizes) -> list[Row]:
     """Compare outputs and gradients of each kernel in bfloat16, over one row, with float32 by segments."""
     from slime_ray.model.attention import Kernel
 
@@ -94,7 +106,7 @@ def attend(
     return tensors, [timed(run, weights.device) for _ in range(3)][-1]
 
 
-def step(case: str, sizes: "GpuSizes") -> list[Row]:
+def step(case: str, sizes: GpuSizes) -> list[Row]:
     """Time a recipe's training step at its best micro-batch."""
     options = Options(
         shape=sizes.shape, device=sizes.device, pairs=sizes.pairs, steps=2, rounds=2, recipes=(case,), best_batch=True
@@ -113,13 +125,13 @@ def _gpu_peak(kind: str) -> dict[str, float]:
     return {f"{kind} GiB": getattr(torch.cuda, f"max_memory_{kind}")() / 2**30}
 
 
-def _case(sizes: "GpuSizes") -> Case:
+def _case(sizes: GpuSizes) -> Case:
     shape, device = SHAPES[sizes.shape], find_device(sizes.device)
     dtype = getattr(torch, shape.dtype)
     return build_case(shape, vocabulary=shape.vocabulary, shrink=1, dtype=dtype, device=device, seed=0)
 
 
-def memory(case: str, sizes: "GpuSizes") -> list[Row]:
+def memory(case: str, sizes: GpuSizes) -> list[Row]:
     """Measure the highest memory of a row's step next to the plan's figure."""
     from slime_ray.config.model import Lora, Model
     from slime_ray.model.footprint import Footprint, fill_row
@@ -141,7 +153,7 @@ def memory(case: str, sizes: "GpuSizes") -> list[Row]:
     return rows
 
 
-def answers(case: str, sizes: "GpuSizes") -> list[Row]:
+def answers(case: str, sizes: GpuSizes) -> list[Row]:
     """Time a batch of answers of one length."""
     from slime_ray.model.logprobs import Policy
 
@@ -163,7 +175,7 @@ def answers(case: str, sizes: "GpuSizes") -> list[Row]:
     return [{"case": case, "figures": figures | _gpu_peak("allocated")}]
 
 
-def trial(case: str, sizes: "GpuSizes") -> list[Row]:
+def trial(case: str, sizes: GpuSizes) -> list[Row]:
     """Time `slime-ray train` of a tiny model: stages, updates, answers, verdicts, files."""
     with tempfile.TemporaryDirectory() as folder:
         space = Path(folder, "tiny.yaml")
@@ -178,6 +190,6 @@ def trial(case: str, sizes: "GpuSizes") -> list[Row]:
     return [{"case": case, "figures": {"s": seconds}}]
 
 
-PARTS: dict[str, Callable[[str, "GpuSizes"], list[Row]]] = {
+PARTS: dict[str, Callable[[str, GpuSizes], list[Row]]] = {
     function.__name__: function for function in (attention, step, memory, answers, trial)
 }

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
-from slime_ray.analysis import ablation_table, effects, factorial_table, paper_tables, tables
-from slime_ray.analysis.ablation_table import Cells
+from slime_ray.analysis import effects, printing, tables
+from slime_ray.analysis.ablation import Cells, beside_the_paper, paper_tables, sentences
+from slime_ray.analysis.ablation import ablation as ablation_of
+from slime_ray.analysis.factorial import factorial_effects
+from slime_ray.analysis.factorial import sentences as effect_sentences
 
 from slime_ray.config.design import COMPONENTS, Design
 from slime_ray.errors import InputError
@@ -17,8 +20,8 @@ PROMPTS = 200
 def tables_of(run, design):
     """Ablation, factorial and the paper's."""
     found = Cells.of(run, design)
-    ablation = ablation_table.ablation(found, tables.win_rate_stability(run))
-    return ablation, factorial_table.factorial_effects(found), paper_tables.beside_the_paper(found, ablation)
+    ablation = ablation_of(found, tables.win_rate_stability(run))
+    return ablation, factorial_effects(found), beside_the_paper(found, ablation)
 
 
 def played(design, lacks, *, seeds=6, prompts=PROMPTS, spread=0.0):
@@ -269,16 +272,14 @@ def test_a_metric_that_was_not_measured_is_not_tested():
 
 
 def test_the_papers_tables_are_as_printed():
-    gemma = paper_tables.TABLE_3["Gemma3-4B"]
-    assert (gemma["slime"].mt_bench, gemma["slime"].arena_hard, gemma["slime"].down, gemma["slime"].up) == (
-        6.15,
-        13.1,
-        1.5,
-        1.2,
-    )
-    assert [score.arena_hard for score in paper_tables.TABLE_4.values()] == [13.1, 11.1, 12.1, 11.2, 12.4]
-    assert [score.mt_bench for score in paper_tables.TABLE_5.values()] == [5.70, 5.86, 5.76, 6.15, 5.66]
-    assert sum(len(scores) for scores in paper_tables.TABLE_3.values()) == 15
+    by_design = {design: table["models"] for design, table in paper_tables().items()}
+    methods, gemma = by_design["baselines"], by_design["baselines"]["Gemma3-4B"]
+    assert gemma["slime"] == [6.15, 13.1, 1.5, 1.2]
+    assert by_design["factorial"] == by_design["leave_one_out"]
+    parts, exponents = (by_design[name]["Gemma3-4B"].values() for name in ("leave_one_out", "exponent"))
+    assert [arena_hard for _, arena_hard, *_ in parts] == [13.1, 11.1, 12.1, 11.2, 12.4]
+    assert [mt_bench for mt_bench, *_ in exponents] == [5.70, 5.86, 5.76, 6.15, 5.66]
+    assert sum(map(len, methods.values())) == 15
 
 
 def test_theirs_and_ours_are_told_apart(loo):
@@ -339,11 +340,11 @@ def test_a_design_that_the_paper_lacks_has_no_table_beside_it():
 
 def test_the_sentences_say_what_the_tables_say(loo):
     run, design, (ablation, _, _) = loo
-    open_, said = ablation_table.sentences(Cells.of(run, design), ablation)
+    open_, said = sentences(Cells.of(run, design), ablation)
     less = row(ablation, "without-anchor")
     assert said == [
         f"without-anchor differs from its reference: {100 * less['difference']:+.1f} points "
-        f"[{100 * less['difference_low']:+.1f}, {100 * less['difference_high']:+.1f}], corrected p {ablation_table.p_words(less['p'])} "
+        f"[{100 * less['difference_low']:+.1f}, {100 * less['difference_high']:+.1f}], corrected p {printing.p_words(less['p'])} "
         f"({less['tested_seeds']} seeds, {less['tested_items']} prompts, judge exact)."
     ]
     assert len(open_) == 3
@@ -355,7 +356,7 @@ def test_the_sentences_on_main_effects_say_what_they_rest_on():
     design = factorial()
     run = run_of(design, played(design, {"anchor": 0.5}))
     cells = Cells.of(run, design)
-    open_, said = factorial_table.sentences(cells, factorial_table.factorial_effects(cells))
+    open_, said = effect_sentences(cells, factorial_effects(cells))
     assert len(open_) + len(said) == 4
     seeds, prompts = next(iter(cells.rates.values()))[1].shape
     assert all(f"({seeds} seeds, {prompts} prompts, judge exact)" in sentence for sentence in [*open_, *said])

@@ -10,14 +10,18 @@ import pandas as pd
 import pytest
 from scipy import stats
 from slime_ray.analysis import (
-    ablation_table,
-    checkpoints,
+    ablation,
     comparing,
+    effects,
+    factorial,
     league,
-    sections,
+    league_tables,
+    report,
+    rows,
+    statistics,
     tables,
 )
-from slime_ray.analysis.report import answer
+from slime_ray.analysis.tables import answer
 
 from slime_ray.config.league import League
 from slime_ray.config.strict import at_checkpoint
@@ -69,9 +73,9 @@ def test_the_interval_is_the_two_way_one_with_the_checkpoints_degrees_of_freedom
     values = rng.normal(0.1, 0.2, (3, 1)) + rng.normal(0, 0.2, (1, 20)) + rng.normal(0, 0.1, (3, 20))
     of_rows, of_columns, rest = mean_squares(values)
     assert of_rows > rest
-    variance = (of_rows + max(of_columns - rest, 0)) / values.size + 2 * checkpoints.statistics.PRIOR / 20**2
+    variance = (of_rows + max(of_columns - rest, 0)) / values.size + 2 * statistics.PRIOR / 20**2
     half = stats.t.ppf(0.975, 2) * np.sqrt(variance)
-    found = checkpoints.over(list(values))
+    found = effects.over(list(values))
     assert found is not None
     assert (found.value, found.low, found.high) == pytest.approx(
         (values.mean(), values.mean() - half, values.mean() + half)
@@ -84,7 +88,7 @@ def test_the_interval_covers_with_few_checkpoints_and_any_scatter_of_them():
         covered = 0
         for _ in range(count):
             draws = rng.normal(0.02, checkpoint, (3, 1)) + rng.normal(0, item, 60) + rng.normal(0, 0.2, (3, 60))
-            found = checkpoints.over(list(draws))
+            found = effects.over(list(draws))
             assert found is not None
             covered += found.low <= 0.02 <= found.high
         assert stats.binom.cdf(covered, count, 0.95) > 0.001
@@ -95,7 +99,7 @@ def test_seeds_of_different_checkpoints_are_no_pairs():
         leagues_of(across_run()),
         leagues_of(across_run([WON[0], {k: v[::-1] for k, v in WON[1].items()}, WON[2]])),
     )
-    first, second = (checkpoints.leagues_over(each).frame for each in (one, other))
+    first, second = (league_tables.leagues_over(each).frame for each in (one, other))
     pd.testing.assert_frame_equal(first, second)
     assert all(pair[0][-5:] == pair[1][-5:] for each in one for pair in each.claims)
 
@@ -107,7 +111,7 @@ def test_one_run_across_checkpoints_says_what_separate_runs_do():
         alone = league_run(won)
         manifest = alone.manifest | {"hashes": {"sft_checkpoint": str(place), "prompts_report": "p"}}
         separate.append(replace(alone, path=Path(f"from-{place}"), manifest=manifest))
-    mine, theirs = checkpoints.leagues_over(leagues_of(run)).frame, comparing.compare(separate).frame
+    mine, theirs = league_tables.leagues_over(leagues_of(run)).frame, comparing.compare(separate).frame
     pd.testing.assert_frame_equal(mine, theirs)
     frame = mine.set_index("entry")
     assert frame["ranks"].to_dict() == {"a": "1, 2, 1", "b": "2, 1, 2", "c": "3, 3, 3"}
@@ -117,19 +121,19 @@ def test_one_run_across_checkpoints_says_what_separate_runs_do():
 def test_the_interval_of_a_rate_does_not_leave_its_range():
     # Two values so far apart have Student's ends far outside.
     rates = [np.array([0.1]), np.array([0.9])]
-    ends = {least: checkpoints.over([each[0] for each in rates], least=least) for least in (0.0, -1.0)}
+    ends = {least: effects.over([each[0] for each in rates], least=least) for least in (0.0, -1.0)}
     assert [(found.value, found.low, found.high) for found in ends.values()] == [(0.5, 0.0, 1.0), (0.5, -1.0, 1.0)]
-    items = checkpoints.over([np.full(20, 0.1), np.full(20, 0.9)], least=0.0)
+    items = effects.over([np.full(20, 0.1), np.full(20, 0.9)], least=0.0)
     assert (items.low, items.high) == (0.0, 1.0)
-    frame = checkpoints.leagues_over(leagues_of(across_run(WON[:2], SEEDS[:2]))).frame
+    frame = league_tables.leagues_over(leagues_of(across_run(WON[:2], SEEDS[:2]))).frame
     assert frame[["rate_low", "stability_low"]].min().min() >= 0.0
     assert frame[["rate_high", "stability_high"]].max().max() <= 1.0
     assert frame["difference_low"].min() >= -1.0
 
 
 def test_the_page_begins_with_what_holds_from_all_checkpoints():
-    found = sections.Findings(across_run())
-    made = {entry.name: entry.make(found) for entry in sections.SECTIONS if entry.name.startswith("league")}
+    found = report.Findings(across_run())
+    made = {entry.name: entry.make(found) for entry in report.SECTIONS if entry.name.startswith("league")}
     assert list(made)[:2] == ["league_checkpoints", "league"]
     assert made["league"].frame["sft_seed"].tolist() == [seed for seed in SEEDS for _ in range(3)]
     assert len(made["league_pairs"].frame) == 3 * 3
@@ -180,7 +184,7 @@ def starts_of(settings, recorded=None):
     trials = run.trials.assign(settings=run.trials["label"].map({k: json.dumps(v) for k, v in settings.items()}))
     if recorded is not None:
         trials = trials.assign(sft_checkpoint=trials["label"].map(recorded))
-    return len(tables.by_start(tables.win_rate_stability(replace(run, trials=trials)).frame))
+    return len(rows.by_start(tables.win_rate_stability(replace(run, trials=trials)).frame))
 
 
 @pytest.mark.parametrize("other", [{"model": {"source": "large", "lora": {"rank": 4}}}, {"data": {"train": "others"}}])
@@ -203,30 +207,30 @@ def test_a_row_that_failed_early_or_trains_other_adapters_starts_where_the_other
 
 def test_an_effect_that_changes_between_checkpoints_is_shown_as_such():
     run, design, won = design_run((0.3, 0.25, -0.1))
-    found = ablation_table.Cells.of(run, design)
-    table = checkpoints.designs(found)
+    found = ablation.Cells.of(run, design)
+    table = factorial.over_checkpoints(found)
     assert table is not None
     row = table.frame.set_index("effect_of").loc["without-anchor"]
     each = [won[f"without-anchor-sft{seed}"].mean() - won[f"full-sft{seed}"].mean() for seed in SEEDS]
     assert row["difference"] == pytest.approx(np.mean(each))
     assert row[["same_sign", "significant", "checkpoints"]].tolist() == [2, 2, 3]
     assert row["each"] == ", ".join(f"{100 * one:+.1f}" for one in each)
-    open_, _ = checkpoints.sentences(table)
+    open_, _ = factorial.sentences_over(table)
     assert any("without-anchor differs" in one and "same sign from 2" in one for one in open_)
 
 
 def test_an_effect_that_holds_from_all_checkpoints_is_settled():
     run, design, _ = design_run((0.3, 0.3, 0.3))
-    table = checkpoints.designs(ablation_table.Cells.of(run, design))
+    table = factorial.over_checkpoints(ablation.Cells.of(run, design))
     assert table is not None
-    _, settled = checkpoints.sentences(table)
+    _, settled = factorial.sentences_over(table)
     assert len(settled) == 1
     assert settled[0].startswith("without-anchor differs over 3 SFT checkpoints")
 
 
 def test_main_effects_of_a_factorial_are_those_of_its_cells():
     run, design, won = design_run((0.3, 0.2, 0.1), designs.factorial)
-    table = checkpoints.designs(ablation_table.Cells.of(run, design))
+    table = factorial.over_checkpoints(ablation.Cells.of(run, design))
     assert table is not None
     frame = table.frame.set_index("effect_of")
     assert list(frame.index) == list(designs.COMPONENTS)
@@ -242,7 +246,7 @@ def test_main_effects_of_a_factorial_are_those_of_its_cells():
 def test_a_design_from_one_checkpoint_has_no_such_table():
     design = designs.leave_one_out()
     run = designs.run_of(design, {cell.label: designs.outcomes(np.random.default_rng(0), 0.5) for cell in design.cells})
-    assert checkpoints.designs(ablation_table.Cells.of(run, design)) is None
+    assert factorial.over_checkpoints(ablation.Cells.of(run, design)) is None
 
 
 def from_checkpoint(number, won, **manifest):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from slime_ray.analysis import judges, tables
+from slime_ray.analysis import adjusted, tables
 from slime_ray.analysis.report import write_report
 
 from slime_ray import cli
@@ -23,7 +23,7 @@ def draw(rng, n, others, *, bias, chances):
 
 def test_rate_and_weight_are_those_of_the_authors_package():
     labels, judged, others = draw(np.random.default_rng(5), 40, 260, bias=0.2, chances=[0.4, 0.1, 0.5])
-    rate, weight = judges.corrected_rate(labels, judged, others)
+    rate, weight = adjusted.corrected_rate(labels, judged, others)
     # ppi_py 0.2.3: ppi_mean_ci(labels, judged, others, alpha=0.05); its covariance is divided by n, not by n - 1.
     assert weight * 39 / 40 == pytest.approx(0.7548464132474317)
     assert rate.value == pytest.approx(0.53516139, abs=1e-3)
@@ -43,7 +43,7 @@ def test_rate_and_weight_are_those_of_the_authors_package():
 )
 def test_the_interval_covers_the_truth_whatever_the_judge_gives_too_much(n, others, bias, chances, least, most):
     rng, truth, tries = np.random.default_rng(1), chances[1] / 2 + chances[2], 1500
-    rates = [judges.corrected_rate(*draw(rng, n, others, bias=bias, chances=chances))[0] for _ in range(tries)]
+    rates = [adjusted.corrected_rate(*draw(rng, n, others, bias=bias, chances=chances))[0] for _ in range(tries)]
     assert least <= np.mean([rate.covers(truth) for rate in rates]) <= most
     # The judge alone is off by its bias.
     assert abs(np.mean([rate.value for rate in rates]) - truth) < 0.01
@@ -52,15 +52,15 @@ def test_the_interval_covers_the_truth_whatever_the_judge_gives_too_much(n, othe
 def test_a_judge_that_is_right_counts_and_one_that_guesses_does_not():
     rng = np.random.default_rng(0)
     labels = rng.choice([0.0, 1.0], 2000)
-    right, weight = judges.corrected_rate(labels[:100], labels[:100], labels[100:])
-    guessed, little = judges.corrected_rate(labels[:100], rng.choice([0.0, 1.0], 100), rng.choice([0.0, 1.0], 1900))
+    right, weight = adjusted.corrected_rate(labels[:100], labels[:100], labels[100:])
+    guessed, little = adjusted.corrected_rate(labels[:100], rng.choice([0.0, 1.0], 100), rng.choice([0.0, 1.0], 1900))
     assert weight == pytest.approx(1 / (1 + 100 / 1900), rel=0.02)
     assert little < 0.2
     assert right.high - right.low < (guessed.high - guessed.low) / 3
     # Without other prompts the labels stand alone, and too few are nothing.
-    alone, none = judges.corrected_rate(labels[:100], labels[:100], np.array([]))
+    alone, none = adjusted.corrected_rate(labels[:100], labels[:100], np.array([]))
     assert (none, alone.value) == (0.0, labels[:100].mean())
-    assert judges.corrected_rate(labels[:19], labels[:19], labels) is None
+    assert adjusted.corrected_rate(labels[:19], labels[:19], labels) is None
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +87,16 @@ def run(judged, tmp_path):
 def test_a_report_with_labels_has_the_corrected_rate(run, capsys):
     path, labels = run
     loaded = results.load(path)
-    table = judges.corrected(loaded, tables.win_rate_stability(loaded), judges.read_labels(labels))
+    table = adjusted.corrected(loaded, tables.win_rate_stability(loaded), adjusted.read_labels(labels))
     (row,) = table.frame.to_dict("records")
     judged = np.array([1.0 if index % 2 else float(index % 3 == 0) for index in range(60)])
     truth = np.array([float(index % 3 == 0) for index in range(40)])
-    expected, _ = judges.corrected_rate(truth, judged[:40], judged[40:])
+    expected, _ = adjusted.corrected_rate(truth, judged[:40], judged[40:])
     assert row["corrected"] == pytest.approx(expected.value)
     assert row["bias"] == pytest.approx((judged[:40] - truth).mean())
     assert (row["labelled"], row["prompts"], row["win_rate"]) == (40, 60, pytest.approx(judged.mean()))
     # The same as CSV.
-    judges.read_labels(labels).to_csv(labels.with_suffix(".csv"), index=False)
+    adjusted.read_labels(labels).to_csv(labels.with_suffix(".csv"), index=False)
     files = write_report(path, labels=labels.with_suffix(".csv"))
     assert files.tables_by_name["corrected"].frame.equals(table.frame)
     assert cli.main(["report", str(path), "--labels", str(labels)]) == 0
@@ -126,14 +126,14 @@ def test_labels_of_something_else_are_refused(run, capsys, lines, sentence):
     assert cli.main(["report", str(path), "--labels", str(labels)]) == 2
     assert sentence in capsys.readouterr().err
     with pytest.raises(InputError, match=r"cannot be read: No such file or directory\. Give a CSV"):
-        judges.read_labels(path / "nowhere.csv")
+        adjusted.read_labels(path / "nowhere.csv")
 
 
 def test_too_few_labels_are_said(run):
     path, labels = run
     loaded = results.load(path)
-    few = judges.read_labels(labels).head(7)
-    table = judges.corrected(loaded, tables.win_rate_stability(loaded), few)
+    few = adjusted.read_labels(labels).head(7)
+    table = adjusted.corrected(loaded, tables.win_rate_stability(loaded), few)
     assert table.frame.empty
     assert table.notes[-1] == "Fewer than 20 labelled prompts: a (7)."
 
@@ -144,7 +144,7 @@ def test_labels_of_answers_without_a_verdict_are_counted(tmp_path):
     loaded = results.load(finish(tmp_path, {"judge": "llm:m"}))
     labels = [{"trial_id": "a", "prompt_id": f"p{index:02}", "outcome": outcomes[index]} for index in range(30)]
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, labels)))
-    read = judges.read_labels(tmp_path / "labels.jsonl")
-    table = judges.corrected(loaded, tables.win_rate_stability(loaded), read)
+    read = adjusted.read_labels(tmp_path / "labels.jsonl")
+    table = adjusted.corrected(loaded, tables.win_rate_stability(loaded), read)
     assert table.frame.loc[0, ["labelled", "prompts"]].tolist() == [27, 57]
     assert table.notes[-1].startswith("3 labels count for nothing")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from slime_ray.analysis.ablation_table import Cells
+from slime_ray.analysis.ablation import Cells
 from slime_ray.analysis.rows import common
 
 from .designs import leave_one_out, outcomes, run_of

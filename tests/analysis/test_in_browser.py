@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from slime_ray.analysis.figures import render
 from slime_ray.analysis.printing import Table
-from slime_ray.analysis.report import build_page
+from slime_ray.analysis.report import SECTIONS, Findings, build_page, made
 from slime_ray.analysis.rows import PARTS
-from slime_ray.analysis.sections import SECTIONS, Findings, made
 
 from slime_ray.runs import results
 from tests.browsing import CHROMIUM, DESKTOP, PHONE, browser, pages  # noqa: F401
@@ -95,7 +94,9 @@ def test_no_table_of_a_desktops_page_scrolls_sideways(visit, judged_run, tmp_pat
         (entry, thing if isinstance(thing, Table) else render(thing, "svg")["svg"])
         for entry, thing in made(found, entries)
     ]
-    (tmp_path / "page.html").write_text(build_page(found, things), encoding="utf-8")
+    (tmp_path / "page.html").write_text(
+        build_page(found.run, found.main, found.searched, found.claims(), things), encoding="utf-8"
+    )
     page = visit(tmp_path / "page.html", viewport=DESKTOP)
     widths = page.locator(".wide").evaluate_all("all => all.map(one => [one.scrollWidth, one.clientWidth])")
     assert len(widths) >= 5

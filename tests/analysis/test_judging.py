@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from slime_ray.analysis import controlled, judging, tables, trial_tables
+from slime_ray.analysis import adjusted, judging, tables, trial_tables
 
 from slime_ray import cli
 from slime_ray.errors import InputError
@@ -111,7 +111,7 @@ def test_a_report_with_difficulties_has_the_rate_of_alpaca_eval(tmp_path, capsys
         capsys.readouterr().out.split()
     )
     frame = pd.read_csv(run / "report" / "judging.csv")
-    expected = controlled.alpaca_eval_rate(results.load(run).answers, controlled.Difficulties.read(difficulties))
+    expected = adjusted.alpaca_eval_rate(results.load(run).answers, adjusted.Difficulties.read(difficulties))
     assert frame.loc[0, ["alpaca_eval", "alpaca_eval_low", "alpaca_eval_high"]].tolist() == pytest.approx(
         [expected.value, expected.low, expected.high]
     )

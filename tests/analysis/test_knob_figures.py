@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from slime_ray.analysis import ablation_table, figures, knob_figures, sections, tables
-from slime_ray.analysis.ablation_table import Cells
+from slime_ray.analysis import ablation, figures, report, tables
+from slime_ray.analysis.ablation import Cells
 from slime_ray.analysis.figures import WIDTH, style
-from slime_ray.analysis.knobs import Searched
+from slime_ray.analysis.knobs import Searched, slices
 from slime_ray.analysis.printing import Table
-from slime_ray.analysis.sections import Findings
+from slime_ray.analysis.report import Findings
 
 from slime_ray.config.design import Design
 from slime_ray.runs import results
@@ -49,7 +49,7 @@ SEARCHES = {
 
 def made(found):
     """What the report has below the heading of the search: tables and figures, by name."""
-    things = [(entry, entry.make(found)) for entry in sections.SECTIONS if entry.under == sections.SEARCH]
+    things = [(entry, entry.make(found)) for entry in report.SECTIONS if entry.under == report.SEARCH]
     tables = {entry.name: thing for entry, thing in things if isinstance(thing, Table) and len(thing.frame)}
     return tables, {entry.name: thing for entry, thing in things if thing is not None and not isinstance(thing, Table)}
 
@@ -71,7 +71,7 @@ def test_every_kind_of_search_has_figures_tables_and_sentences(kind):
 def test_a_search_of_two_goals_has_all_of_them():
     found = Findings(search_run(100))
     tables, figures = made(found)
-    assert set(figures) == {"search_importance", "search_slices", "search_budget"}
+    assert set(figures) == {"search_slices", "search_budget"}
     assert set(tables) == {"search_trials", "search_front", "search_importance", "search_budget"}
     said = found.on_search()
     assert any("is the most important knob" in sentence for sentence in said)
@@ -90,7 +90,7 @@ def test_a_run_without_a_search_has_nothing_to_understand():
 def test_slices_show_each_completed_trial_in_each_panel_and_ring_the_front():
     run = points_run([(0.2, 0.9), (0.5, 0.8), (0.8, 0.1), (0.4, 0.1)], status=["completed"] * 3 + ["stopped"])
     searched = Searched.of(run)
-    figure = knob_figures.slices(searched, [0, 1])
+    figure = slices(searched, [0, 1])
     assert len(figure.axes) == 4
     dots, rings = figure.axes[0].collections[0], figure.axes[0].lines[0]
     assert np.asarray(dots.get_offsets())[:, 1] == pytest.approx([20, 50, 80])
@@ -107,7 +107,7 @@ def test_a_logarithmic_knob_has_a_few_ticks_that_say_their_values():
         (2, 9, [{"2", "5"}]),
     ):
         knob = replace(searched.knobs[0], scale="log", low=low, high=high)
-        figure = knob_figures.slices(replace(searched, knobs=(knob, *searched.knobs[1:])), [0])
+        figure = slices(replace(searched, knobs=(knob, *searched.knobs[1:])), [0])
         figure.draw_without_rendering()
         axis = figure.axes[-1].xaxis
         inside = {tick.get_text() for tick in axis.get_ticklabels() if 0.999 * low <= tick.get_position()[0] <= high}
@@ -145,8 +145,8 @@ def drawn(design, rates):
     rng = np.random.default_rng(0)
     run = run_of(design, {label: outcomes(rng, rate, prompts=150) for label, rate in rates.items()})
     found = Cells.of(run, design)
-    table = ablation_table.ablation(found, tables.win_rate_stability(run))
-    return knob_figures.sensitivity(found, table), table
+    table = ablation.ablation(found, tables.win_rate_stability(run))
+    return figures.sensitivity(found.design, found.rate, table), table
 
 
 @pytest.fixture(scope="module")

@@ -199,7 +199,7 @@ def test_one_entry_with_too_few_seeds_leaves_the_others_their_ranks():
     # a beats b and d; c may stand before it or behind.
     assert found.ranks["a"] == (1, 2)
     assert found.ranks["d"] == (3, 4)
-    table = league_tables.standings(found)
+    table = league.standings(found)
     assert any("Fewer than 5 seeds in common" in note and "c" in note for note in table.notes)
     assert any("seed 4 of" in note for note in table.notes)
     assert not any("These checkpoints only" in note for note in table.notes)
@@ -209,7 +209,7 @@ def test_one_entry_with_too_few_seeds_leaves_the_others_their_ranks():
 
 def test_an_entry_without_a_completed_trial_stays_with_its_reason():
     found = standings_of(by_rate([0.8, 0.4, 0.4]), failed_searches=("b",))
-    table = league_tables.standings(found)
+    table = league.standings(found)
     last = table.frame.iloc[-1]
     assert last["entry"] == "b"
     assert "failed 3: out of memory" in last["note"]
@@ -217,7 +217,7 @@ def test_an_entry_without_a_completed_trial_stays_with_its_reason():
     assert np.isnan(last["rank"])
     assert not last["letters"]
     assert any("of the 2 confirmed" in note for note in table.notes)
-    open_, _ = league_tables.sentences(found, table)
+    open_, _ = league.sentences(found, table)
     assert any(sentence.startswith("How b does: no trial completed") for sentence in open_)
     assert set(league_tables.tuning(found).frame["entry"]) == {"a", "b", "c"}
 
@@ -225,7 +225,7 @@ def test_an_entry_without_a_completed_trial_stays_with_its_reason():
 def test_ties_share_their_rank_and_their_letter():
     same = by_rate([0.6])["a"]
     found = standings_of({"a": same, "b": same.copy(), "c": 1 - same})
-    frame = league_tables.standings(found).frame.set_index("entry")
+    frame = league.standings(found).frame.set_index("entry")
     assert frame["rank"].tolist() == [1, 1, 3]
     assert frame.loc["a", "letters"] == frame.loc["b", "letters"]
     assert (frame.loc["a", "rank_low"], frame.loc["a", "rank_high"]) == (1, 2)
@@ -234,7 +234,7 @@ def test_ties_share_their_rank_and_their_letter():
 
 def test_rates_of_two_percent_stay_within_their_range():
     found = standings_of(by_rate([0.02, 0.02, 0.03], prompts=256))
-    frame = league_tables.standings(found).frame
+    frame = league.standings(found).frame
     assert (frame["win_rate_low"] >= 0).all()
     assert (frame["win_rate"] < 0.05).all()
     assert (frame["rank_low"] == 1).all()
@@ -244,15 +244,15 @@ def test_rates_of_two_percent_stay_within_their_range():
 
 def test_few_seeds_separate_nothing_and_say_so():
     found = standings_of(by_rate([0.9, 0.1], seeds=3))
-    table = league_tables.standings(found)
+    table = league.standings(found)
     assert table.frame["rank_low"].isna().all()
     assert any("3 seeds per row" in note for note in table.notes)
-    open_, _ = league_tables.sentences(found, table)
+    open_, _ = league.sentences(found, table)
     assert any("these checkpoints only" in sentence for sentence in open_)
 
 
 def test_cost_is_of_the_search_and_of_the_winners_confirmation():
-    table = league_tables.standings(standings_of(by_rate([0.6, 0.4]), defaults=by_rate([0.5])))
+    table = league.standings(standings_of(by_rate([0.6, 0.4]), defaults=by_rate([0.5])))
     row = row_of(table, "a")
     assert row["tokens"] == 3 * 1000 + 5 * 100
     assert row["seconds"] == 3 * 60 + 5 * 2 * 60
@@ -277,7 +277,7 @@ def test_stability_is_told_apart_by_students_t_over_common_seeds():
     pairs = list(zip(frame["better"], frame["other"], strict=True))
     p_values = [stats.ttest_rel(scores[one], scores[other]).pvalue for one, other in pairs]
     assert frame["stability_p"].tolist() == pytest.approx(corrected(p_values).tolist())
-    open_, settled = league_tables.sentences(found, league_tables.standings(found))
+    open_, settled = league.sentences(found, league.standings(found))
     assert any(
         sentence.startswith("Highest stability: c") or "Highest stability: a" in sentence for sentence in settled
     )
@@ -320,7 +320,7 @@ def test_pairs_and_defaults_take_topics_for_units_where_prompts_come_in_topics()
     rates = league_tables.defaults(found).frame.loc[0, ["tuned_low", "defaults_low"]].tolist()
     main = tables.win_rate_stability(run).frame.set_index("label")["win_rate_low"]
     assert rates == pytest.approx([main["search-a-0002"], main["search-a-0002-defaults"]])
-    assert any("8 topics, which are the units" in note for note in league_tables.standings(found).notes)
+    assert any("8 topics, which are the units" in note for note in league.standings(found).notes)
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -355,7 +355,7 @@ def test_few_trials_have_no_interval_and_fewer_no_value():
 def test_a_league_without_a_judge_is_led_by_accuracy():
     won = by_rate([0.8, 0.3])
     found = standings_of(won, judged=False)
-    table = league_tables.standings(found)
+    table = league.standings(found)
     assert table.frame["preference_accuracy"].tolist() == pytest.approx([won["a"].mean(), won["b"].mean()])
     assert "Not judged" in table.caption
     assert "answers" not in table.caption
@@ -364,7 +364,7 @@ def test_a_league_without_a_judge_is_led_by_accuracy():
 
 def test_more_seeds_are_foretold_only_for_pairs_that_these_seeds_leave_open():
     found = standings_of(by_rate([0.8, 0.53, 0.5]))
-    open_, settled = league_tables.sentences(found, league_tables.standings(found))
+    open_, settled = league.sentences(found, league.standings(found))
     near = [pair for pair, claim in found.claims.items() if not claim.matters]
     assert any(f"of the {len(near)} open pairs" in sentence and "(15)" in sentence for sentence in open_)
     assert settled[0].startswith("Highest win rate: a")
@@ -390,4 +390,4 @@ def test_missing_verdicts_do_not_turn_a_pair_around():
     a[1:, 2:] = np.nan
     found = standings_of({"a": a, "b": b})
     assert list(found.differences) == [("b", "a")]
-    assert league_tables.standings(found).frame["entry"].tolist() == ["b", "a"]
+    assert league.standings(found).frame["entry"].tolist() == ["b", "a"]

@@ -7,8 +7,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from slime_ray.analysis import judges, judging, tables
-from slime_ray.analysis.report import answer
+from slime_ray.analysis import judging, tables
+from slime_ray.analysis.tables import answer
 
 from slime_ray.runs import results, schema
 
@@ -53,7 +53,7 @@ def test_each_judge_has_a_win_rate_of_its_own_and_the_pooled_one_is_of_the_promp
     assert main.frame["win_rate"].tolist() == pytest.approx([(1 + 0.5 + 0 + 0.5) / 4])
     own = judging.judging(run, main).frame.set_index("judge")["win_rate"]
     assert own.to_dict() == pytest.approx({"llm:a": 3.5 / 5, "llm:b": 1.5 / 4})
-    found = judges.panel(run, main)
+    found = judging.panel(run, main)
     assert found.frame.loc[0, ["lowest", "highest"]].tolist() == pytest.approx([1.5 / 4, 2.5 / 4])
     assert "not all judges have a verdict on 1 of 5 prompts of t." in found.notes[-1]
     assert found.notes[0].startswith("Of fewer than 5 judges nothing is claimed of others")
@@ -70,7 +70,7 @@ def test_the_first_screen_says_on_how_many_judges_and_repeats_a_claim_rests(tmp_
 
 
 def test_agreement_is_of_single_verdicts_and_names_where_the_judges_differ(run):
-    table = judges.agreement(run)
+    table = judging.agreement(run)
     (row,) = table.frame.to_dict("records")
     # Both orders of four prompts, of which p01 is won by one judge and lost by the other.
     assert (row["verdicts"], row["agreement"]) == (8, 6 / 8)
@@ -85,20 +85,20 @@ def test_kappa_is_agreement_beyond_that_of_verdicts_paired_at_random():
     first = rng.choice([0.0, 0.5, 1.0], 300)
     second = np.where(rng.random(300) < 0.6, first, rng.choice([0.0, 0.5, 1.0], 300, p=[0.5, 0.2, 0.3]))
     chance = (first[:, None] == second[None, :]).mean()
-    assert judges.cohens_kappa(first, second) == pytest.approx(((first == second).mean() - chance) / (1 - chance))
+    assert judging.cohens_kappa(first, second) == pytest.approx(((first == second).mean() - chance) / (1 - chance))
     # 20 agreements on yes and 15 on no of 50 verdicts, 5 and 10 apart: 0.4 in every textbook.
     yes = np.repeat([1.0, 1.0, 0.0, 0.0], [20, 5, 10, 15])
-    assert judges.cohens_kappa(yes, np.repeat([1.0, 0.0, 1.0, 0.0], [20, 5, 10, 15])) == pytest.approx(0.4)
+    assert judging.cohens_kappa(yes, np.repeat([1.0, 0.0, 1.0, 0.0], [20, 5, 10, 15])) == pytest.approx(0.4)
 
 
 def test_noise_is_the_variance_between_repeats(tmp_path):
     first = {"llm:a": [1.0, 1.0, 0.0, 0.5]}
     run = panel_run(tmp_path, first, repeats={"llm:a": [0.0, 1.0, 0.0, 0.5]})
     # The first prompt's two outcomes have the variance 1/2, the other three none.
-    assert judges.noise(run.verdicts) == pytest.approx(1 / 8)
-    table = judges.panel(run, tables.win_rate_stability(run))
+    assert judging.noise(run.verdicts) == pytest.approx(1 / 8)
+    table = judging.panel(run, tables.win_rate_stability(run))
     assert table.frame["noise"].tolist() == pytest.approx([np.sqrt(1 / 8)])
-    assert judges.agreement(run).frame.empty
+    assert judging.agreement(run).frame.empty
 
 
 def test_intervals_of_a_judge_and_of_any_judge_are_over_topics_where_prompts_come_in_topics(tmp_path):
@@ -114,11 +114,11 @@ def test_intervals_of_a_judge_and_of_any_judge_are_over_topics_where_prompts_com
     ends = pytest.approx(score_ends(0.5, effective, 5))
     by_judge = judging.judging(run, main).frame
     assert [tuple(row) for row in by_judge[["win_rate_low", "win_rate_high"]].to_numpy()] == [ends] * 5
-    assert tuple(judges.panel(run, main).frame.loc[0, ["any_judge_low", "any_judge_high"]]) == ends
+    assert tuple(judging.panel(run, main).frame.loc[0, ["any_judge_low", "any_judge_high"]]) == ends
 
 
 def test_a_run_of_one_judge_has_neither_table(judged_run):
     run = results.load(judged_run)
-    assert judges.panel(run, tables.win_rate_stability(run)).frame.empty
-    assert judges.agreement(run).frame.empty
+    assert judging.panel(run, tables.win_rate_stability(run)).frame.empty
+    assert judging.agreement(run).frame.empty
     assert not (judged_run / "verdicts.parquet").exists()

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from slime_ray.analysis.methods import methods_paragraph, paper
 from slime_ray.analysis.printing import Table, latex_text, one_line
-from slime_ray.analysis.sections import SECTIONS, Findings, made
+from slime_ray.analysis.report import SECTIONS, Findings, made
 
 from slime_ray import cli
 from slime_ray.runs import results
@@ -34,7 +34,9 @@ SETTINGS = {
 def written_of(run):
     found = Findings(run)
     tables = [entry for entry in SECTIONS if not entry.caption]
-    return paper(found, [(entry, table) for entry, table in made(found, tables) if isinstance(table, Table)])
+    return paper(
+        found.run, found.main, {entry.name: table for entry, table in made(found, tables) if isinstance(table, Table)}
+    )
 
 
 def assert_document_compiles(folder, *parts):
@@ -54,7 +56,7 @@ def assert_document_compiles(folder, *parts):
 
 
 def sentence(run, title):
-    (said,) = [each for each in methods_paragraph(Findings(run)) if each.startswith(f"{title}: ")]
+    (said,) = [each for each in methods_paragraph(run) if each.startswith(f"{title}: ")]
     return said.removeprefix(f"{title}: ")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from slime_ray.analysis import figures, report, rows, statistics, tables, trial_tables
+from slime_ray.analysis import figures, rows, statistics, tables, trial_tables
 
 from slime_ray.runs import results
 
@@ -193,7 +193,7 @@ def test_trials_that_were_judged_on_fewer_prompts_are_named(tmp_path):
 def test_the_summary_names_the_highest_of_the_trials_that_may_win(judged_run):
     run = results.load(judged_run)
     run.manifest["experiment"] = {**run.manifest["experiment"], "constraints": ["stability >= 0.75"]}
-    _, settled = report.answer(run, tables.win_rate_stability(run))
+    _, settled = tables.answer(run, tables.win_rate_stability(run))
     # 0004 wins most, at a stability of 0.5.
     assert any("2 of 8 trials on the front, highest 41.7" in text and "(search-0001)" in text for text in settled)
 
@@ -243,9 +243,9 @@ def test_a_row_of_too_few_prompts_says_so_and_is_told_apart_from_nothing(tmp_pat
     assert table.frame["win_rate_mark"].tolist() == ["best", "best"]
     cells = next(column.cells for column in table.columns if column.head.startswith("win rate"))
     assert cells == (f"{100 * np.mean(won):.1f}", "0.0")
-    _, said = report.answer(run, table)
+    _, said = tables.answer(run, table)
     assert "(too few prompts for an interval)" in said[0]
-    figures.pareto(run, table=table)
+    figures.pareto(run, table)
     for text in (table.text(), table.markdown(), table.html(), *said):
         assert "nan" not in text
 
@@ -368,6 +368,6 @@ def test_rows_without_a_stability_are_not_called_the_most_stable(tmp_path):
     for label in "ab":
         add_trial(tmp_path, label, label=label, won=outcomes(0.5), stability=None)
     run = results.load(finish(tmp_path))
-    _, said = report.answer(run, tables.win_rate_stability(run))
+    _, said = tables.answer(run, tables.win_rate_stability(run))
     assert said
     assert not any("nan" in sentence or "most stable" in sentence for sentence in said)

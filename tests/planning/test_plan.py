@@ -142,7 +142,7 @@ def test_more_workers_than_the_cluster_has_are_refused(load):
 
 def test_the_machines_memory_counts_where_trials_use_no_gpu(load):
     plan = Planner(load(TINY + "arms: {slime: {}}\n")).plan(Cluster(trials=2, where="here", memory=0.5 * GIB))
-    assert "more than the 0.5 GiB that a process has here" in plan.refusals[0]
+    assert "more than the 512.0 MiB that a process has here" in plan.refusals[0]
     assert plan.time is None
     assert "give --probe" in plan.text()
 

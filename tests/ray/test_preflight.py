@@ -224,7 +224,7 @@ def test_doctor_counts_memory_and_disk_as_plan_does(experiment, tmp_path, monkey
 
 def test_a_worker_that_needs_more_memory_than_there_is_stands_in_the_way(experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "present_cluster", lambda *_, **__: Cluster(trials=1, where="here", memory=1.0))
-    with pytest.raises(InputError, match=r"A worker needs about .* GiB, more than the 0\.0 GiB that a process has"):
+    with pytest.raises(InputError, match=r"A worker needs about .* MiB, more than the 0\.0 KiB that a process has"):
         doctor(experiment, tmp_path, monkeypatch)
 
 

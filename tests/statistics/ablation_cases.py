@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from slime_ray.analysis import factorial_table
+from slime_ray.analysis import factorial
 
 from slime_ray.config.design import COMPONENTS
 from slime_ray.planning.tables import table
@@ -62,7 +62,7 @@ def settled_cases(studies: int) -> Iterator[Settled]:
 FACTORIAL = tuple(
     0.25 * ("anchor" in cell) + 0.4 * ("stabilizer" in cell) + 0.1 * ("soft_margin" in cell)
     - 0.3 * ({"anchor", "stabilizer"} <= cell) + 0.15 * ({"soft_margin", "hard_margin"} <= cell)
-    for cell in factorial_table.cells_of(COMPONENTS)
+    for cell in factorial.cells_of(COMPONENTS)
 )  # fmt: skip
 """Log-odds of 16 cells: three components that matter, one that does only beside another, two interactions."""
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from slime_ray.analysis import effects, factorial_table, statistics
+from slime_ray.analysis import effects, factorial, statistics
 from slime_ray.analysis.effects import Claim
 
 from slime_ray.config.design import COMPONENTS
@@ -91,13 +91,13 @@ def leave_one_out(study: Study) -> DrawDifferences:
 
 
 def main_effects(study: Study) -> DrawDifferences:
-    """The main effects of a 2^4 design. The cells of `study` are in the order of `factorial_table.cells_of`."""
-    weights = {name: factorial_table.effect_weights(COMPONENTS)[(name,)] for name in COMPONENTS}
+    """The main effects of a 2^4 design. The cells of `study` are in the order of `factorial.cells_of`."""
+    weights = {name: factorial.effect_weights(COMPONENTS)[(name,)] for name in COMPONENTS}
 
     def draw(rng: np.random.Generator) -> Differences:
         outcomes = study.draw(rng)
-        scaled = {name: own * factorial_table.scale(own) for name, own in weights.items()}
-        return {name: factorial_table.contrast(own, outcomes) for name, own in scaled.items()}
+        scaled = {name: own * factorial.scale(own) for name, own in weights.items()}
+        return {name: factorial.contrast(own, outcomes) for name, own in scaled.items()}
 
     return draw
 
@@ -186,15 +186,15 @@ def effects_of(study: Study) -> DrawEstimates:
     rates = study.rates()
     kinds = [
         ("main effect" if len(names) == 1 else "interaction", weights)
-        for names, weights in factorial_table.effect_weights(COMPONENTS).items()
+        for names, weights in factorial.effect_weights(COMPONENTS).items()
     ]
-    kinds += [("Shapley value", weights) for weights in factorial_table.shapley_weights(COMPONENTS).values()]
+    kinds += [("Shapley value", weights) for weights in factorial.shapley_weights(COMPONENTS).values()]
 
     def draw(rng: np.random.Generator) -> Estimates:
         outcomes = study.draw(rng)
         for name, weights in kinds:
-            times = factorial_table.scale(weights)
-            yield name, float(weights @ rates), factorial_table.contrast(weights, outcomes), times
+            times = factorial.scale(weights)
+            yield name, float(weights @ rates), factorial.contrast(weights, outcomes), times
 
     return draw
 

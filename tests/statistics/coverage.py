@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 from slime_ray.analysis import effects, rows, stability
-from slime_ray.analysis.controlled import Difficulties, alpaca_eval_rate
+from slime_ray.analysis.adjusted import Difficulties, alpaca_eval_rate
 from slime_ray.analysis.statistics import (
     FEWEST_SEEDS,
     Interval,

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 from scipy.special import expit, stdtrit
-from slime_ray.analysis import judges
+from slime_ray.analysis import judging
 from slime_ray.analysis.statistics import Interval, TwoWay, win_rate_interval
 
 from .coverage import PROMISED
@@ -64,7 +64,7 @@ def draws():
         return own, win_rate_interval(outcomes)
 
     def anyone(rng, world):
-        return world.of_all_judges, judges.pooled_interval(world.draw(rng)[0])
+        return world.of_all_judges, judging.pooled_interval(world.draw(rng)[0])
 
     for name, worlds, draw in (("pooled, these judges", THESE, these), ("pooled, any judge", ANY, anyone)):
         for world in worlds:
@@ -93,13 +93,13 @@ def test_the_interval_of_these_judges_covers_their_own_win_rate(world):
 
 @pytest.mark.parametrize("world", ANY, ids=str)
 def test_the_interval_of_any_judge_covers_the_win_rate_of_all_judges(world):
-    assert kept(covered(world, judges.pooled_interval, truth=world.of_all_judges))
+    assert kept(covered(world, judging.pooled_interval, truth=world.of_all_judges))
 
 
 def test_two_judges_cannot_speak_of_others_so_nothing_is_claimed():
     world = World(2, 1.0, repeats=3)
     outcomes, _ = world.draw(np.random.default_rng(0))
-    assert judges.pooled_interval(outcomes) is None
+    assert judging.pooled_interval(outcomes) is None
     # The formula alone would miss the truth too often: that both judges look alike is likely.
     found = covered(world, formula, truth=world.of_all_judges)
     assert found < PROMISED[0] - tolerance(PROMISED[0], EVALUATIONS)

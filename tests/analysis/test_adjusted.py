@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit, logit
-from slime_ray.analysis import controlled, statistics
-from slime_ray.analysis.controlled import rate_at_equal_length, rate_at_equal_style
+from slime_ray.analysis import adjusted, statistics
+from slime_ray.analysis.adjusted import rate_at_equal_length, rate_at_equal_style
 
 from slime_ray.errors import InputError
 
@@ -105,7 +105,7 @@ def test_features_of_style_are_relative_differences_of_lengths_and_densities():
     table = pd.DataFrame(
         {"answer": [answer, ""], "answer_tokens": [19, 0], "baseline_answer": ["- one", ""], "baseline_tokens": [9, 0]}
     )
-    found = controlled.features(table)
+    found = adjusted.features(table)
     # Per token: a header 1/20, two list items 2/20, two bold texts 2/20; of the baseline one list item 1/10.
     assert found[0] == pytest.approx([10 / 28, 0.05 / 1.05, 0.0, 0.1 / 1.1])
     assert found[1].tolist() == [0.0] * 4
@@ -188,31 +188,31 @@ def gamed(tmp_path):
 def test_the_rate_is_that_of_the_package_alpaca_eval(gamed):
     # alpaca_eval 0.6.6 with scikit-learn 1.7, get_length_controlled_winrate on these values: 55.72038353792996.
     # liblinear ends its search at a tolerance of 1e-4.
-    difficulties = controlled.Difficulties.read(gamed)
-    found = controlled.alpaca_eval_rate(public_answers(), difficulties)
+    difficulties = adjusted.Difficulties.read(gamed)
+    found = adjusted.alpaca_eval_rate(public_answers(), difficulties)
     assert 100 * found.value == pytest.approx(55.72038353792996, abs=2e-3)
     assert found.low < found.value < found.high
     # Without a verdict on a prompt, its difficulty still counts.
     missing = PUBLIC["preference"].where(PUBLIC["index"] != 5)
-    assert controlled.alpaca_eval_rate(public_answers(outcomes=missing), difficulties).value != found.value
+    assert adjusted.alpaca_eval_rate(public_answers(outcomes=missing), difficulties).value != found.value
 
 
 def test_an_answer_without_a_text_counts_as_one_without_a_verdict(gamed):
-    difficulties, place = controlled.Difficulties.read(gamed), 7
+    difficulties, place = adjusted.Difficulties.read(gamed), 7
     silent = public_answers()
     silent["answer"] = silent["answer"].where(silent.index != place, None)
     silent["baseline_answer"] = silent["baseline_answer"].where(silent.index != place, None)
     equal = public_answers(outcomes=PUBLIC["preference"].where(PUBLIC.index != place))
     equal.loc[place, ["answer", "baseline_answer"]] = "same"
-    assert controlled.alpaca_eval_rate(silent, difficulties) == controlled.alpaca_eval_rate(equal, difficulties)
+    assert adjusted.alpaca_eval_rate(silent, difficulties) == adjusted.alpaca_eval_rate(equal, difficulties)
 
 
 def test_seeds_are_fitted_alone_and_averaged(gamed):
-    difficulties = controlled.Difficulties.read(gamed)
+    difficulties = adjusted.Difficulties.read(gamed)
     other = PUBLIC["preference"] * 0.8
-    each = [controlled.alpaca_eval_rate(public_answers(outcomes=y), difficulties).value for y in (None, other)]
+    each = [adjusted.alpaca_eval_rate(public_answers(outcomes=y), difficulties).value for y in (None, other)]
     both = pd.concat([public_answers("t"), public_answers("u", other)])
-    assert controlled.alpaca_eval_rate(both, difficulties).value == pytest.approx(np.mean(each))
+    assert adjusted.alpaca_eval_rate(both, difficulties).value == pytest.approx(np.mean(each))
 
 
 def test_coefficients_with_a_penalty_are_the_optimum_that_another_program_finds():
@@ -226,7 +226,7 @@ def test_coefficients_with_a_penalty_are_the_optimum_that_another_program_finds(
     for penalty in (1e-4, 1.0, 3.0, 1e4):
         bounds = [(0, 50)] * 6
         parts = minimize(loss, np.zeros(6), (penalty,), "L-BFGS-B", bounds=bounds, options={"ftol": 1e-15}).x
-        found = controlled.fit(y, x, weights, penalty=penalty)
+        found = adjusted.fit(y, x, weights, penalty=penalty)
         assert found == pytest.approx(parts[:3] - parts[3:], abs=1e-4)
     assert not found.any()
 
@@ -237,11 +237,11 @@ def test_what_each_answer_stands_for_scatters_as_leaving_answers_out_does():
     y, at = (rng.random(120) < expit(x @ [1.0, 0.7, 0.3])).astype(float), x * [0, 1, 1]
 
     def rate(kept):
-        return expit(at[kept] @ controlled.fit(y[kept], x[kept], penalty=0.5)).mean()
+        return expit(at[kept] @ adjusted.fit(y[kept], x[kept], penalty=0.5)).mean()
 
     every = np.ones(120, bool)
     left = np.array([rate(np.arange(120) != place) for place in range(120)])
-    values = controlled.influence(y, x, at, controlled.fit(y, x, penalty=0.5))
+    values = adjusted.influence(y, x, at, adjusted.fit(y, x, penalty=0.5))
     assert values.mean() == pytest.approx(rate(every))
     jackknife = 119 * (left.mean() - left)
     assert np.corrcoef(values, jackknife)[0, 1] > 0.995
@@ -252,18 +252,16 @@ def test_a_file_of_difficulties_alone_does_without_the_two_answerers(gamed, tmp_
     alone = tmp_path / "instruction_difficulty.csv"
     table = pd.read_csv(gamed).drop_duplicates("index")[["index", "instruction_difficulty"]]
     table.to_csv(alone, index=False)
-    difficulties = controlled.Difficulties.read(alone)
+    difficulties = adjusted.Difficulties.read(alone)
     assert len(difficulties.outcomes) == 0
-    values = [
-        controlled.alpaca_eval_rate(public_answers(), controlled.Difficulties.read(f)).value for f in (alone, gamed)
-    ]
+    values = [adjusted.alpaca_eval_rate(public_answers(), adjusted.Difficulties.read(f)).value for f in (alone, gamed)]
     assert values[0] != pytest.approx(values[1], abs=1e-3)
 
 
 def test_few_answers_have_no_rate(gamed):
-    difficulties = controlled.Difficulties.read(gamed)
-    assert controlled.alpaca_eval_rate(public_answers().head(29), difficulties) is None
-    assert controlled.alpaca_eval_rate(public_answers().head(30), difficulties) is not None
+    difficulties = adjusted.Difficulties.read(gamed)
+    assert adjusted.alpaca_eval_rate(public_answers().head(29), difficulties) is None
+    assert adjusted.alpaca_eval_rate(public_answers().head(30), difficulties) is not None
 
 
 @pytest.mark.parametrize(
@@ -279,9 +277,9 @@ def test_few_answers_have_no_rate(gamed):
 def test_difficulties_of_something_else_are_refused(gamed, change, sentence):
     change(pd.read_csv(gamed)).to_csv(gamed, index=False)
     with pytest.raises(InputError, match=sentence):
-        controlled.alpaca_eval_rate(public_answers(), controlled.Difficulties.read(gamed))
+        adjusted.alpaca_eval_rate(public_answers(), adjusted.Difficulties.read(gamed))
     with pytest.raises(InputError, match="cannot be read"):
-        controlled.Difficulties.read(gamed.parent / "nowhere.csv")
+        adjusted.Difficulties.read(gamed.parent / "nowhere.csv")
 
 
 def test_log_odds_have_room_at_the_edges():

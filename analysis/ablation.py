@@ -1,28 +1,31 @@
-"""A design's cells and their table: each cell beside its reference, the difference, and what may be said of it."""
+"""A design's cells: each beside its reference, what may be said of it, and the paper's table of the same."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
-from slime_ray.config.design import Cell, Design
+from slime_ray.config.design import COMPONENTS, Cell, Design
 from slime_ray.runs import results
 
 from . import effects, rows, stability, statistics, tables
-from .effects import Claim
-from .printing import Column, Sentences, Table, cells, interval_cells, number, numbers
-from .rows import PARTS, Outcomes, baseline_of, judge_of, name_of, version_of
+from .effects import REFERENCE, Claim
+from .printing import Column, Sentences, Table, cells, empty, interval_cells, measure, names, number, numbers, p_words
+from .rows import METRICS, PARTS, Outcomes, baseline_of, judge_of, name_of, version_of
 from .statistics import FEWEST_SEEDS, interval_names
 
-METRICS = {"win_rate": "win rate", "preference_accuracy": "held-out accuracy", "stability": "stability S"}
 TERMS = ("anchor", "stabilizer", "margin")
 """Of SLIME's loss, in the order of the paper; other terms follow by name."""
-SHARE = "gradient_share."
-PAST = "past_hard_margin"
-REFERENCE = "compared with"
-"""The verdict of the cell that its center's others are compared with."""
+SHARE, PAST = "gradient_share.", "past_hard_margin"
+AS_PRINTED = "[as printed, most likely 90 %]"
+"""What the paper's intervals are: its column is headed "Std", and says no more of them."""
+SLIME = {"slime", "slime-released"}
+"""Objectives whose parts the paper's tables are about; others may have an anchor too, which is another one."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +53,10 @@ class Cells:
         """Collect a run's cells: win rates, or accuracy where the design is about it or nothing was judged."""
         trials = run.trials[run.trials["phase"] == "arm"]
         rate, rates, topics = rows.rates_by_label(run, accuracy=design.metric == "preference_accuracy")
-        lost = trials[~trials["status"].isin(rows.MEASURED)]
-        reasons = (": " + lost["reason"].astype("string")).fillna("")
-        return cls(
-            run,
-            design,
-            rate,
-            rates,
-            rows.stabilities_by_label(trials),
-            tuple(run.manifest.get("seeds") or sorted(trials["seed"].unique().tolist())),
-            dict(zip(zip(lost["label"], lost["seed"], strict=True), lost["status"] + reasons, strict=True)),
-            topics,
-        )
+        lost = trials[~trials["status"].isin(rows.MEASURED)].set_index(["label", "seed"])
+        ends: Any = lost["status"] + (": " + lost["reason"].astype("string")).fillna("")
+        planned = tuple(run.manifest.get("seeds") or sorted(trials["seed"].unique().tolist()))
+        return cls(run, design, rate, rates, rows.stabilities_by_label(trials), planned, ends.to_dict(), topics)
 
     @property
     def metric(self) -> str | None:
@@ -121,14 +116,11 @@ def ablation(design_cells: Cells, main: Table) -> Table:
     claims = design_cells.claims([cell for cell in design.cells if cell.label != cell.reference])
     activity = _activity(design_cells.run)
     main_rows = main.by("label")
-    rows = []
-    for center in design.centers:
-        center_cells = sorted(design.around(center), key=lambda cell: cell.label != cell.reference)
-        rows += [
-            _row(design_cells, cell, main_rows.get(cell.label, {}), claims.get(cell.label), activity)
-            for cell in center_cells
-        ]
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(
+        _row(design_cells, cell, main_rows.get(cell.label, {}), claims.get(cell.label), activity)
+        for center in design.centers
+        for cell in sorted(design.around(center), key=lambda cell: cell.label != cell.reference)
+    )
     for _, around in frame.groupby("center", sort=False):
         rates = dict(zip(around["label"], around[design_cells.rate], strict=True))
         frame.loc[around.index, "mark"] = tables.best_marks(rates, design_cells.rates, design_cells.topics)
@@ -149,39 +141,36 @@ def _row(
     activity: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
     is_reference = cell.label == cell.reference
-    rate = None if is_reference else design_cells.difference(cell, design_cells.rate)
-    score = None if is_reference else design_cells.difference(cell, "stability")
+    rate, score = (
+        None if is_reference else design_cells.difference(cell, metric) for metric in (design_cells.rate, "stability")
+    )
     topics = None if rate is None else design_cells.topics_of((cell.label, cell.reference), design_cells.rate)
     intervals = {
         "difference": None if rate is None else effects.interval(rate, topics),
         "improvement": None if rate is None else effects.improvement(rate, topics),
         "stability_difference": None if score is None else effects.interval(score),
     }
-    seeds, outcomes = design_cells.rates.get(cell.label, ([], None))
-    if outcomes is not None:
+    if outcomes := design_cells.rates.get(cell.label):
         # The main table has intervals of win rates alone.
-        main_row |= statistics.columns({design_cells.rate: statistics.row_interval(outcomes, design_cells.topics)})
+        main_row |= statistics.columns({design_cells.rate: statistics.row_interval(outcomes[1], design_cells.topics)})
     settling = None if claim is None else claim.settling
     untested = "not measured" if design_cells.metric else f"not tested: no {METRICS[design_cells.design.metric]}"
-    planned = len(design_cells.planned)
-    fewer = "" if rate is None or len(rate) == planned else f"compared on {len(rate)} of {planned} seeds"
+    planned, compared = len(design_cells.planned), 0 if rate is None else len(rate)
+    fewer = f"compared on {compared} of {planned} seeds" if 0 < compared != planned else ""
+    shares = [f"{name}_share" for name in PARTS]
+    of_main = ["stability_min", "stability_max", *interval_names("stability"), *PARTS, *shares]
     return {
         "center": cell.center,
         "variant": cell.variant,
         "label": cell.label,
         "control": cell.control,
-        "seeds": len(seeds),
-        "compared_seeds": 0 if rate is None else len(rate),
+        "seeds": len(design_cells.rates.get(cell.label, ([], None))[0]),
+        "compared_seeds": compared,
         **{end: main_row.get(end, np.nan) for end in interval_names(design_cells.rate)},
         **statistics.columns(intervals),
         **effects.p_columns(claim),
         "d_z": np.nan if claim is None or claim.of_checkpoints else claim.d_z,
-        **{
-            name: main_row.get(name, np.nan)
-            for name in ("stability_min", "stability_max", *interval_names("stability"))
-        },
-        **{name: main_row.get(name, np.nan) for name in PARTS},
-        **{f"{name}_share": main_row.get(f"{name}_share", np.nan) for name in PARTS},
+        **{name: main_row.get(name, np.nan) for name in of_main},
         **activity.get(cell.label, {}),
         "seeds_to_settle": None if settling is None else settling.seeds,
         "prompts_to_settle": None if settling is None else settling.prompts,
@@ -191,20 +180,15 @@ def _row(
 
 
 def _activity(run: results.Run) -> dict[str, dict[str, float]]:
-    """Return the share of pairs past the hard margin and each term's share of the gradient, by label.
-
-    Means over seeds of what the curves of held-out pairs say at their last step.
-    """
+    """Return by label the mean share of pairs past the hard margin, and of each term's gradient, at the last step."""
     curves = run.curves[(run.curves["source"] == "held_out") & (run.curves["phase"] == "arm")]
     curves = curves[(curves["metric"] == PAST) | curves["metric"].str.startswith(SHARE)]
     if curves.empty:
         return {}
     last = curves.sort_values("step", kind="stable").groupby(["label", "trial_id", "metric"])["value"].last()
     means = last.groupby(level=["label", "metric"]).mean().unstack("metric")
-    return {
-        str(label): {str(metric): float(value) for metric, value in row.dropna().items()}
-        for label, row in means.iterrows()
-    }
+    records: dict[Any, dict[Any, float]] = {label: row.dropna().to_dict() for label, row in means.iterrows()}
+    return records
 
 
 def _columns(design_cells: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
@@ -217,13 +201,12 @@ def _columns(design_cells: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
         Column("d_z", numbers(frame, "d_z", 2, signed=True), keep=5, words="effect size d_z"),
     )
     by_score = design_cells.metric == "stability"
+    rates = interval_cells(frame, design_cells.rate, 1, scale=100)
     return (
-        Column("variant", tuple(frame["variant"]), numeric=False, keep=10),
-        *((Column("around", tuple(frame["center"]), numeric=False, keep=10),) if several else ()),
-        Column("seeds", cells(frame, lambda row: str(row["seeds"])), keep=5),
-        Column(
-            f"{rate} % [95 %]", interval_cells(frame, design_cells.rate, 1, scale=100), tuple(frame["mark"]), keep=8
-        ),
+        names("variant", frame),
+        *((names("around", frame, "center"),) if several else ()),
+        Column("seeds", tuple(map(str, frame["seeds"])), keep=5),
+        Column(f"{rate} % [95 %]", rates, tuple(frame["mark"]), keep=8),
         Column("difference", interval_cells(frame, "difference", 1, scale=100), keep=9),
         *(() if by_score else tested),
         Column("P(better) %", numbers(frame, "improvement", 1, scale=100), keep=4),
@@ -232,38 +215,27 @@ def _columns(design_cells: Cells, frame: pd.DataFrame) -> tuple[Column, ...]:
         *(tested if by_score else ()),
         *stability.part_columns(frame, keep=3),
         Column("past m_h %", numbers(frame, PAST, 0, scale=100), keep=2, words="past the hard margin %"),
-        *(
-            Column(
-                f"{term} grad. %",
-                numbers(frame, SHARE + term, 0, scale=100),
-                keep=1,
-                words=f"{term} %",
-                group="gradient by term",
-                bars=tuple(frame.get(SHARE + term, pd.Series(np.nan, frame.index))),
-            )
-            for term in terms
-        ),
-        Column("verdict", tuple(frame["verdict"]), numeric=False, keep=10),
+        *(_gradient_column(frame, term) for term in terms),
+        names("verdict", frame),
     )
 
 
-def p_words(p: float) -> str:
-    """Write a p-value as a cell says it."""
-    return "<0.001" if p < 0.001 else number(p, 3)
+def _gradient_column(frame: pd.DataFrame, term: str) -> Column:
+    share, words = SHARE + term, f"{term} %"
+    bars = tuple(frame[share]) if share in frame else (np.nan,) * len(frame)
+    shares = numbers(frame, share, 0, scale=100)
+    return Column(f"{term} grad. %", shares, keep=1, words=words, group="gradient by term", bars=bars)
 
 
 def _caption(design_cells: Cells) -> str:
     run, design = design_cells.run, design_cells.design
-    against = ", ".join(design.reference(center).variant for center in design.centers[:1])
     items = max((values.shape[1] for _, values in design_cells.rates.values()), default=0)
-    where = (
-        f"win rate against {baseline_of(run)}'s answers on {items} report prompts, judge {judge_of(run)}"
-        if design_cells.rate == "win_rate"
-        else f"accuracy on {items} held-out pairs (nothing was judged)"
-    )
+    where = f"accuracy on {items} held-out pairs (nothing was judged)"
+    if design_cells.rate == "win_rate":
+        where = f"win rate against {baseline_of(run)}'s answers on {items} report prompts, judge {judge_of(run)}"
     return (
         f"{name_of(run)}: {design.kind.replace('_', ' ')} around {', '.join(design.centers)}, each cell minus "
-        f"{against} in points: {where}. Declared metric: {METRICS[design.metric]}."
+        f"{design.reference(design.centers[0]).variant} in points: {where}. Declared metric: {METRICS[design.metric]}."
     )
 
 
@@ -281,7 +253,22 @@ def _notes(design_cells: Cells, frame: pd.DataFrame) -> list[str]:
             f"The design is about the {METRICS[design_cells.design.metric]}, which was not measured: nothing is tested."
         )
     elif (compared >= FEWEST_SEEDS).any():
-        notes += [*_on_tests(design_cells, frame), *seeds_behind_claims(frame["verdict"], compared)]
+        flips = f", {effects.FLIPS:,} sign flips over prompts and the t over seeds and prompts all stay"
+        comparisons = sum(cell.label != cell.reference for cell in design_cells.design.cells)
+        notes.append(
+            f'"matters": the paired t over seeds{" stays" if design_cells.metric == "stability" else flips} below '
+            f"{effects.LEVEL} after Holm's correction over all {comparisons} comparisons of this table; corrected p is "
+            'the largest. "not settled: about N seeds": with so many four of five such runs would settle it, were the '
+            "true difference the observed one. That it is not settled is no evidence of no difference."
+        )
+        if frame["prompts_to_settle"].notna().any():
+            notes.append("Where prompts are named too, no number of seeds would do on those that there are.")
+        if design_cells.design.kind == "factorial":
+            notes.append(
+                "What a factorial design declares are its main effects, which have a table and a correction of their "
+                "own."
+            )
+        notes += rows.seeds_behind_claims(frame["verdict"], compared)
     notes += rows.topic_notes(design_cells.run) if design_cells.rate == "win_rate" else []
     notes.append(
         f"Differences: 95 % interval over prompts and, from {FEWEST_SEEDS} seeds on, over seeds (two-way analysis of "
@@ -296,41 +283,6 @@ def _notes(design_cells: Cells, frame: pd.DataFrame) -> list[str]:
     )
     if frame["control"].any():
         notes.append("Controls are compared like the cells of the design, and are no part of effects summed over it.")
-    return notes
-
-
-def _on_tests(design_cells: Cells, frame: pd.DataFrame) -> list[str]:
-    """Explain the words of the verdicts."""
-    tests = "the paired t over seeds stays"
-    if design_cells.metric != "stability":
-        flips = f"{effects.FLIPS:,} sign flips over prompts"
-        tests = f"the paired t over seeds, {flips} and the t over seeds and prompts all stay"
-    comparisons = sum(cell.label != cell.reference for cell in design_cells.design.cells)
-    notes = [
-        f'"matters": {tests} below {effects.LEVEL} after Holm\'s correction over all {comparisons} comparisons of this '
-        'table; corrected p is the largest. "not settled: about N seeds": with so many four of five such runs would '
-        "settle it, were the true difference the observed one. That it is not settled is no evidence of no difference."
-    ]
-    if frame["prompts_to_settle"].notna().any():
-        notes.append("Where prompts are named too, no number of seeds would do on those that there are.")
-    if design_cells.design.kind == "factorial":
-        notes.append(
-            "What a factorial design declares are its main effects, which have a table and a correction of their own."
-        )
-    return notes
-
-
-def seeds_behind_claims(verdicts: pd.Series, seeds: pd.Series) -> list[str]:
-    """Say what so few seeds cannot show of the claims of a table; empty where it has none."""
-    notes = []
-    if verdicts.str.endswith(effects.ONE_SEED).any():
-        notes.append(f'"{effects.ONE_SEED[2:]}": without some one of its seeds the verdict would be another one.')
-    if verdicts.str.startswith("matters").any():
-        count = int(seeds[seeds >= FEWEST_SEEDS].min())
-        notes.append(
-            f"What breaks rarely cannot be seen: where none of {count} seeds broke, up to "
-            f"{100 * (1 - 0.05 ** (1 / count)):.0f} % of others still may (95 %)."
-        )
     return notes
 
 
@@ -361,3 +313,91 @@ def sentences(
         elif row["verdict"].startswith("not settled"):
             open_.append(f"Whether {words}{rests}; {row['verdict'].partition(': ')[2]}.")
     return open_, settled
+
+
+@cache
+def paper_tables() -> dict[str, Any]:
+    """Return the paper's tables (arXiv 2602.02383) by the design that each is of."""
+    return yaml.safe_load((Path(__file__).parent / "paper_tables.yaml").read_text(encoding="utf-8"))
+
+
+def beside_the_paper(design_cells: Cells, table: Table) -> Table:
+    """Return the paper's table of this design with ours next to it; empty where the paper has none.
+
+    table: `ablation(design_cells, ...)`. In `frame` the paper's numbers are as printed, ours shares.
+    """
+    run, design, rate = design_cells.run, design_cells.design, design_cells.rate
+    paper = paper_tables().get(design.kind)
+    # Table 4 is about parts of SLIME.
+    if paper is None or (paper["table"] == 4 and not {*run.trials["objective"]} <= SLIME):
+        return empty("The paper has no table of such a design.", "row")
+    measured, reference = table.by("label"), _row_of(design.reference(design.centers[0]))
+    frame = pd.DataFrame({"row": list(next(iter(paper["models"].values())))})
+    columns = [Column("", tuple(map(_words, frame["row"])), numeric=False, keep=10)]
+    for model, scores in paper["models"].items():
+        padded = [[*score, np.nan, np.nan, np.nan][:4] for score in scores.values()]
+        mt_bench, arena_hard, down, up = np.array(padded).T
+        base = scores.get(reference, [np.nan])
+        less = arena_hard - (base[1] if base[1:] else np.nan)
+        columns_of_model = interval_names(f"{model} arena_hard")
+        frame[[f"{model} mt_bench", *columns_of_model, f"{model} difference"]] = np.column_stack(
+            (mt_bench, arena_hard, arena_hard - down, arena_hard + up, less)
+        )
+        short = f"{model} " if len(paper["models"]) > 1 else "theirs: "
+        intervals = interval_cells(frame, f"{model} arena_hard", 1)
+        columns += [
+            Column(f"{short}MT", numbers(frame, f"{model} mt_bench"), keep=4, words=f"{short}MT-Bench"),
+            Column(f"{short}AH {AS_PRINTED}", intervals, keep=6, words=f"{short}Arena-Hard {AS_PRINTED}"),
+            measure(
+                f"{short}AH difference",
+                frame,
+                f"{model} difference",
+                1,
+                signed=True,
+                words=f"{short}Arena-Hard difference",
+            ),
+        ]
+    for center in design.centers:
+        labels = {_row_of(cell): cell.label for cell in reversed(design.around(center)) if not cell.control}
+        ours = [measured.get(labels.get(name, ""), {"verdict": "not measured"}) for name in frame["row"]]
+        ends = [*interval_names(rate, "difference"), "verdict"]
+        frame = frame.assign(**{f"{center} {end}": [row.get(end, np.nan) for row in ours] for end in ends})
+        short = f"ours, {center}: " if len(design.centers) > 1 else "ours: "
+        columns += [
+            Column(f"{short}{METRICS[rate]} [95 %]", interval_cells(frame, f"{center} {rate}", 1, scale=100), keep=9),
+            Column(f"{short}difference", interval_cells(frame, f"{center} difference", 1, scale=100), keep=8),
+            names(f"{short}verdict", frame, f"{center} verdict", keep=7),
+        ]
+    against = f" against {baseline_of(run)}'s answers, judge {judge_of(run)}" if rate == "win_rate" else ""
+    return Table(
+        frame=frame.assign(row=frame["row"].map(_words)),
+        caption=f"Table {paper['table']} of the paper (arXiv 2602.02383) beside {name_of(run)}. Differences in points, "
+        f"each row minus {_words(reference)}.",
+        notes=[
+            f"Theirs, as printed: MT-Bench (MT) and Arena-Hard (AH) of {', '.join(paper['models'])}. Ours: "
+            f"{METRICS[rate]} in %{against}, seeds {', '.join(map(str, design_cells.planned))}.",
+            *rows.few_seeds_notes(table.frame["compared_seeds"]),
+            "These are not one measure: other models, data, prompts, judges and baselines. What can be compared is "
+            "which rows come first, and whether a difference leaves 0 out.",
+            "Theirs: one training run a row. The intervals are as printed, under the head Std, and most likely 90 %: "
+            "since its version 2.0 Arena-Hard's script prints the 5th and 95th percentile of 100 resamples of single "
+            "votes. Their differences are those of the printed scores; the intervals of these are not known.",
+            "Ours: intervals and verdicts as in the ablation table, with its notes.",
+        ],
+        columns=tuple(columns),
+    )
+
+
+def _row_of(cell: Cell) -> Any:
+    """Return which row of the paper's tables a cell is: the exponent, its one missing component, or a method."""
+    exponents = [value for path, value in cell.levels.items() if path.endswith("stabilizer_exponent")]
+    if exponents or not cell.levels:
+        return exponents[0] if exponents else cell.variant
+    lacking = [component for component, present in cell.levels.items() if not present]
+    return "full" if not lacking else lacking[0] if len(lacking) == 1 else None
+
+
+def _words(name: Any) -> str:
+    if isinstance(name, (int, float)):
+        return f"p = {float(name)}"
+    return f"without {name.replace('_', ' ')}" if name in COMPONENTS else str(name)

@@ -2,18 +2,23 @@
 
 import numpy as np
 import pytest
-from slime_ray.analysis import interactive, report
-from slime_ray.analysis.interactive import differing, pieces
-from slime_ray.analysis.sections import Findings
+from slime_ray.analysis import page, report
+from slime_ray.analysis.page import differing, pieces
+from slime_ray.analysis.report import Findings
 
 from slime_ray.runs import results
 
 from .conftest import add_trial, finish, outcomes
 
 
+def front_of(run):
+    found = Findings(run)
+    return page.front_data(run, found.main, found.searched)
+
+
 @pytest.fixture(scope="module")
 def data(judged_run):
-    return interactive.front_data(Findings(results.load(judged_run)))
+    return front_of(results.load(judged_run))
 
 
 def point(data, label, kind):
@@ -72,7 +77,7 @@ def test_what_trials_share_is_there_once(data):
 def test_long_curves_are_told_by_means_and_long_answers_are_cut(tmp_path):
     add_trial(tmp_path, "a", label="a", won=[1.0] * 6, answer=lambda index: "x" * 5000, updates=600)
     run = results.load(finish(tmp_path))
-    data = interactive.front_data(Findings(run))
+    data = front_of(run)
     # 121 evaluations, at 0 to 600: the first stretch has three.
     chosen = data["details"]["arm a"]["lines"][0]
     steps = data["steps"][chosen["steps"]]
@@ -82,17 +87,17 @@ def test_long_curves_are_told_by_means_and_long_answers_are_cut(tmp_path):
 
 
 def test_the_more_trials_the_shorter_the_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr(interactive, "ALL_ANSWERS", 200_000)
+    monkeypatch.setattr(page, "ALL_ANSWERS", 200_000)
     for number in range(20):
         name = f"search-{number:04}"
         add_trial(tmp_path, name, phase="search", won=[1.0] * 5, answer=lambda index: "x" * 5000, updates=0)
-    data = interactive.front_data(Findings(results.load(finish(tmp_path))))
+    data = front_of(results.load(finish(tmp_path)))
     assert max(map(len, data["texts"])) == len("x" * 1000 + " … (5000 characters)")
 
 
 def test_without_a_point_there_is_no_front_and_without_a_judge_accuracy_is_on_the_axis(failed_run, unjudged_run):
-    assert interactive.front_data(Findings(results.load(failed_run))) is None
-    unjudged = interactive.front_data(Findings(results.load(unjudged_run)))
+    assert front_of(results.load(failed_run)) is None
+    unjudged = front_of(results.load(unjudged_run))
     assert unjudged["y"] == "held-out preference accuracy, %"
     assert not unjudged["judged"]
 

@@ -1,29 +1,47 @@
-"""What the interactive front of the page shows: its points, and each point's knobs, curves and answers, as data.
+"""The page of a report: its parts, and what its interactive front shows, as data.
 
-`web/report.js` draws it with the specifications beside it. Nothing here is markup: the page prints texts as texts.
+`web/report.js` draws the front's points and each point's knobs, curves and answers. Nothing in that data is markup: the
+page prints texts as texts.
 """
 
+import base64
+import hashlib
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pandas as pd
 
 from slime_ray.runs.results import Run
 
-from . import stability, statistics
-from .figures import front_corners, limits
+from . import methods, stability, statistics
+from .figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, front_corners, limits
 from .front import outcomes_of
-from .knobs import keeping, short
-from .printing import Table, number, with_interval
-from .rows import FINISHED, baseline_of, flat, is_judged, of_label, version_of
-from .sections import Findings
+from .knobs import Searched
+from .printing import Sentences, Table, number, one_line, short, with_interval
+from .rows import FINISHED, baseline_of, flat, is_judged, keeping, name_of, of_label, version_of
 
+HERE = Path(__file__).parent
+COLOURS = {
+    "#ffffff": "page",
+    "#000000": "ink",
+    "#e4e4e4": "grid",
+    GREY: "grey",
+    BLUE: "blue",
+    VERMILLION: "vermillion",
+    GREEN: "green",
+    ORANGE: "orange",
+}
+"""Colours of drawings that are others where a reader prefers a dark page: the variables of web/report.css."""
 EXAMPLES = 5
 LONGEST_ANSWER = 2000
 SHOWN = ["prompt", "answer", "baseline_answer", "outcome", "broken_reason", "baseline_broken"]
@@ -48,6 +66,102 @@ ARM, WINNER, TRIAL = "arm", "confirmed winner", "search trial"
 Facts = list[list[str]]
 Spans = list[list[int]]
 """Where each stretch that the other text lacks begins and ends, in characters."""
+
+
+@dataclass(frozen=True)
+class ReportItem:
+    """A table or a figure.
+
+    name: of its files. under: the heading that it stands below. make: from what was found; None, or a table without
+    rows, where the run has no such thing: then it has no files and is not shown. caption: of a figure; a table has its
+    own. without_rows: a table is shown all the same, for its caption says why it has none. terminal: a table is printed
+    in the terminal too. paper: a figure stays white on a dark page, for its scale of colours ends in dark ones.
+    """
+
+    name: str
+    under: str
+    make: Callable[[Any], Any]
+    caption: str = ""
+    without_rows: bool = False
+    terminal: bool = True
+    paper: bool = False
+
+
+def build_page(
+    run: Run, main: Table, searched: Searched, claims: Sentences, things: Sequence[tuple[ReportItem, Table | bytes]]
+) -> str:
+    """Build the page. claims: what it says first. things: its tables, and its figures as SVG, in their order."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["pieces"] = pieces
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+    template = environment.get_template("report.html.jinja")
+    front = front_data(run, main, searched)
+    scripts = [_web("vega.min.js"), _web("report.js")] if front else []
+    return template.render(
+        name=one_line(name_of(run)),
+        plan_facts=methods.plan_facts(run),
+        unsettled=claims[0],
+        settled=claims[1],
+        sections=[
+            {"title": under, "things": [_placed(item, thing) for item, thing in group]}
+            for under, group in groupby(things, key=lambda item: item[0].under)
+        ],
+        examples=examples(run, main),
+        methods=methods.methods(run),
+        facts=methods.facts(run),
+        style=_web("report.css"),
+        scripts=scripts,
+        policy=_policy(scripts),
+        front=front,
+        front_spec=json.loads(_web("front.vega.json")),
+        curves_spec=json.loads(_web("curves.vegalite.json")),
+    )
+
+
+def _web(name: str) -> str:
+    return (HERE / "web" / name).read_text(encoding="utf-8")
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """Return what a browser may do with the page: run these scripts, and load nothing.
+
+    Whatever an answer holds, a script in it is none of these.
+    """
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes) or "'none'"
+    return f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; script-src {allowed}"
+
+
+def _placed(item: ReportItem, thing: Table | bytes) -> dict[str, Any]:
+    if isinstance(thing, Table):
+        return {"name": item.name, "table": thing}
+    svg = _inline(thing, item.name)
+    for colour, variable in () if item.paper else COLOURS.items():
+        svg = re.sub(rf"(?<=[ :\"]){colour}(?=[;\"])", f"var(--{variable})", svg, flags=re.IGNORECASE)
+    return {"name": item.name, "table": None, "svg": svg, "caption": item.caption, "paper": item.paper}
+
+
+def _inline(svg: bytes, name: str) -> str:
+    """Turn a drawing into a part of a page: no XML head, metadata or namespaces, and ids that no other has.
+
+    Coordinates keep a hundredth of a point, and no space is left between tags: of a large search that is a third.
+    """
+    text = svg.decode()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text, count=2)
+    text = re.sub(r">\s+<", "><", text)
+    text = re.sub(r' (?:d|x|y)="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), text)
+    text = (
+        text.replace(' id="', f' id="{name}-').replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+    )
+    text = text.replace("xlink:href=", "href=")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{name.replace("_", " ")}" ', 1)
 
 
 def examples(run: Run, main: Table) -> dict[str, Any] | None:
@@ -103,15 +217,14 @@ def _cut(text: Any, longest: int) -> str:
     return text if len(text) <= longest else text[:longest] + f" … ({len(text)} characters)"
 
 
-def front_data(findings: Findings) -> dict[str, Any] | None:
+def front_data(run: Run, main: Table, searched: Searched) -> dict[str, Any] | None:
     """Return everything that the front shows; None where there is no point to draw."""
-    run, judged = findings.run, is_judged(findings.run)
+    judged = is_judged(run)
     column = "win_rate" if judged else "preference_accuracy"
     search = run.trials[run.trials["phase"] == "search"].dropna(subset=["stability", column])
-    frame = findings.main.frame
+    frame = main.frame
     rows = frame.dropna(subset=[column, "stability"]) if len(frame) else frame
     trials = search.sort_values(column, kind="stable").to_dict("records")
-    searched = findings.searched
     outcomes = outcomes_of(searched, run.answers) if judged else None
     trial_outcomes = [] if outcomes is None else zip(searched.trials["trial_id"], outcomes, strict=True)
     intervals = {name: statistics.win_rate_interval(row[None]) for name, row in trial_outcomes}
