@@ -359,9 +359,9 @@ def beside_the_paper(design_cells: Cells, table: Table) -> Table:
         ]
     for center in design.centers:
         labels = {_row_of(cell): cell.label for cell in reversed(design.around(center)) if not cell.control}
-        ours = [measured.get(labels.get(name, ""), {"verdict": "not measured"}) for name in frame["row"]]
+        cell_rows = [measured.get(labels.get(name, ""), {"verdict": "not measured"}) for name in frame["row"]]
         ends = [*interval_names(rate, "difference"), "verdict"]
-        frame = frame.assign(**{f"{center} {end}": [row.get(end, np.nan) for row in ours] for end in ends})
+        frame = frame.assign(**{f"{center} {end}": [row.get(end, np.nan) for row in cell_rows] for end in ends})
         short = f"ours, {center}: " if len(design.centers) > 1 else "ours: "
         columns += [
             Column(f"{short}{METRICS[rate]} [95 %]", interval_cells(frame, f"{center} {rate}", 1, scale=100), keep=9),

@@ -272,12 +272,12 @@ def _on_common_seeds(first: Run, second: Run) -> tuple[Run, Run, dict[str, str]]
     remarks, excluded = {}, set()
     for label in first_seeds.index.intersection(second_seeds.index):
         pair = {"the first run": sorted(first_seeds[label]), "the second run": sorted(second_seeds[label])}
-        ours, theirs = map(set, pair.values())
-        if not ours & theirs:
+        seeds, other_seeds = map(set, pair.values())
+        if not seeds & other_seeds:
             remarks[label] = APART
-        elif ours != theirs:
+        elif seeds != other_seeds:
             remarks[label] = f"left out: {left_out(pair)}"
-            excluded |= {(label, seed) for seed in ours ^ theirs}
+            excluded |= {(label, seed) for seed in seeds ^ other_seeds}
     kept = (~run.trials.set_index(["label", "seed"]).index.isin(list(excluded)) for run in (first, second))
     first, second = (replace(run, trials=run.trials[mask]) for run, mask in zip((first, second), kept, strict=True))
     return first, second, remarks
@@ -309,7 +309,7 @@ def _row(
     elif d is not None and gap.excludes(0.0):
         # Whether that is no longer seen without some one of its seeds.
         rest = [np.delete(d, seed, axis=0) for seed in range(len(d))] if len(d) >= statistics.FEWEST_SEEDS else []
-        decides = any(effects.two_way_p(one_less, shared) >= 1 - confidence for one_less in rest)
+        decides = any(effects.two_way_p(subset, shared) >= 1 - confidence for subset in rest)
         remarks.append(f"the {METRICS[rate]} differs{effects.ONE_SEED * decides}")
     if not _stabilities_agree(first, second, confidence):
         remarks.append("the stabilities differ")

@@ -59,8 +59,8 @@ class Standings:
         league = League.of(run.manifest)
         if league is None:
             return []
-        rated = rows.rates_by_label(run)
-        return [cls(run, each, main, *rated) for each in [*map(league.at, league.sft_seeds)] or [league]]
+        rates_and_topics = rows.rates_by_label(run)
+        return [cls(run, each, main, *rates_and_topics) for each in [*map(league.at, league.sft_seeds)] or [league]]
 
     @property
     def sft_seed(self) -> int | None:

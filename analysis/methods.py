@@ -143,11 +143,11 @@ def paper(run: Run, main: Table, tables: Mapping[str, Table]) -> str:
         *map(latex_text, methods_paragraph(run)),
         r"\end{sloppypar}",
         r"\section{Details of the experiment}",
-        *_listed("Methods and their knobs, drawn ones to six digits", _terms(_objectives(run, main))),
+        *_latex_list("Methods and their knobs, drawn ones to six digits", _terms(_objectives(run, main))),
         *([_placed("search_space", space, "manifest.json")] if space is not None else []),
-        *_listed("Statistics", (rf"\item {{}}{latex_text(note)}" for note in methods(run)), "itemize"),
-        *_listed("The run", _terms(about)),
-        *_listed("All settings", _terms(_all_settings(run))),
+        *_latex_list("Statistics", (rf"\item {{}}{latex_text(note)}" for note in methods(run)), "itemize"),
+        *_latex_list("The run", _terms(about)),
+        *_latex_list("All settings", _terms(_all_settings(run))),
         r"\section{Results}",
         *(_placed(name, table, f"{name}.csv") for name, table in placed),
     ]
@@ -276,7 +276,7 @@ def _placed(name: str, table: Table, source: str) -> str:
     return f"% numbers: {source}\n{latex.partition(chr(10))[2]}"
 
 
-def _listed(title: str, items: Iterable[str], environment: str = "description") -> list[str]:
+def _latex_list(title: str, items: Iterable[str], environment: str = "description") -> list[str]:
     """Return a paragraph with a list, which breaks over pages; nothing where it is empty."""
     begin, end = rf"\begin{{{environment}}}\footnotesize\raggedright", rf"\end{{{environment}}}"
     lines = list(items)

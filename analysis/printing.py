@@ -314,7 +314,7 @@ def one_line(text: str) -> str:
     return " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text).split())
 
 
-def listed(texts: Iterable[str]) -> str:
+def join_words(texts: Iterable[str]) -> str:
     """Write texts as a sentence lists them."""
     *rest, last = texts
     return f"{', '.join(rest)} and {last}" if rest else last

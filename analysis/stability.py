@@ -11,7 +11,7 @@ from slime_ray.runs import results
 from slime_ray.runs.stability_v1 import TOLERANCES, StabilityParts, damage, spike_flags
 
 from . import rows, statistics
-from .printing import Column, Table, cells, empty, interval_cells, listed, number, numbers, with_interval
+from .printing import Column, Table, cells, empty, interval_cells, join_words, number, numbers, with_interval
 from .rows import PARTS, name_of, version_of
 
 PAIR_DRAWS, STEP_DRAWS, UNSEEN_DRAWS = 1, 2, 3
@@ -309,8 +309,8 @@ def ties(run: results.Run, main_rows: pd.DataFrame, *, judged: bool) -> list[str
     tied, open_ = scored["label"][~np.array(apart)], []
     if len(tied) > 1:
         open_.append(
-            f"Which of {listed(tied)} is the most stable: no interval of S tells them apart ({count} answers of each "
-            "trial)."
+            f"Which of {join_words(tied)} is the most stable: no interval of S tells them apart ({count} answers of "
+            "each trial)."
         )
     if count < statistics.FEWEST_PROMPTS and not judged:
         open_.append(

@@ -14,7 +14,7 @@ from slime_ray.runs import results
 
 from . import printing, rows, stability, statistics, trial_tables
 from .judging import Votes, votes_by_label
-from .printing import Column, Sentences, Table, cells, interval_cells, listed, measure, names, number, numbers
+from .printing import Column, Sentences, Table, cells, interval_cells, join_words, measure, names, number, numbers
 from .rows import FINISHED, LOST, MEASURED, PARTS, Outcomes, difference, is_judged, judge_of
 from .stability import stability_cell
 
@@ -312,17 +312,17 @@ def answer(run: results.Run, main: Table, *, of_design: Sentences = ([], [])) ->
     # A league has sentences of its entries.
     league = bool((run.manifest.get("experiment") or {}).get("league"))
     lead = "win_rate" if judged else "preference_accuracy"
-    rated = frame.dropna(subset=[lead]) if len(frame) else frame
-    if len(rated):
+    scored = frame.dropna(subset=[lead]) if len(frame) else frame
+    if len(scored):
         if seeds := rows.few_seeds(frame["seeds_finished"]):
             open_.append(
                 f"Whether this holds for other seeds: with {seeds} finished per row it is about these checkpoints only."
             )
-        for start_rows in () if league else rows.by_start(rated):
+        for start_rows in () if league else rows.by_start(scored):
             more = _on_win_rates(run, start_rows) if judged else ([], [_on_accuracy(run, start_rows)])
             open_ += [*more[0], *stability.ties(run, start_rows, judged=judged)]
             settled += more[1]
-        if judged and not league and not ((rated["stability"] >= 0.5) & (rated["win_rate_low"] > 0.5)).any():
+        if judged and not league and not ((scored["stability"] >= 0.5) & (scored["win_rate_low"] > 0.5)).any():
             settled.append("No row both wins with an interval above 50 % and keeps a stability of 0.5 or more.")
     elif len(frame):
         open_.append(f"No arm and no confirmed winner has a {lead.replace('_', ' ')}, so nothing can be compared.")
@@ -340,30 +340,31 @@ def _at_stability(row: pd.Series) -> str:
     return f", at stability {number(row['stability'])}" if pd.notna(row["stability"]) else ""
 
 
-def _on_win_rates(run: results.Run, rated: pd.DataFrame) -> Sentences:
+def _on_win_rates(run: results.Run, scored: pd.DataFrame) -> Sentences:
     open_: list[str] = []
-    best, from_ = rated.iloc[0], " from its SFT checkpoint" if rows.START in rated else ""
-    tied = rated[rated["win_rate_mark"] == "best"]
+    best, from_ = scored.iloc[0], " from its SFT checkpoint" if rows.START in scored else ""
+    tied = scored[scored["win_rate_mark"] == "best"]
     if len(tied) > 1:
         open_.append(
-            f"Which of {listed(tied['label'])} wins most: their win rates cannot be told apart on these prompts."
+            f"Which of {join_words(tied['label'])} wins most: their win rates cannot be told apart on these prompts."
         )
-    covers = (rated["win_rate_low"] <= 0.5) & (rated["win_rate_high"] >= 0.5)
+    covers = (scored["win_rate_low"] <= 0.5) & (scored["win_rate_high"] >= 0.5)
     # An arm without updates is the SFT checkpoint.
-    unclear = rated[covers & (rated["objective"] != "none")]["label"].tolist()
+    unclear = scored[covers & (scored["objective"] != "none")]["label"].tolist()
     if unclear:
         are = "is" if len(unclear) == 1 else "are"
         open_.append(
-            f"Whether {listed(unclear)} {are} better or worse than the SFT checkpoint: the win interval covers 50 %."
+            f"Whether {join_words(unclear)} {are} better or worse than the SFT checkpoint: the win interval covers "
+            "50 %."
         )
-    prompts = int(rated["prompts"].max())
+    prompts = int(scored["prompts"].max())
     if few := prompts < statistics.FEWEST_PROMPTS:
         open_.append(
             f"Everything here: {prompts} prompts were answered and judged; below {statistics.FEWEST_PROMPTS} intervals "
             "are rough. See evaluation.prompts, and selection_prompts and data.held_out_pairs beside it."
         )
     # Nor where it is open whether it is better than the SFT checkpoint, which is a row or stands behind all of them.
-    shared = len(tied) > 1 or len(rated) == 1 or few or best["label"] in unclear
+    shared = len(tied) > 1 or len(scored) == 1 or few or best["label"] in unclear
     separable = "" if shared else f", separable from every other row{from_}"
     low, high = 100 * best["win_rate_low"], 100 * best["win_rate_high"]
     ends = f"({statistics.TOO_FEW})" if pd.isna(low) else f"[{low:.1f}, {high:.1f}]"
@@ -378,24 +379,24 @@ def _on_win_rates(run: results.Run, rated: pd.DataFrame) -> Sentences:
             f"Of the rows that cannot be told apart, {calm['label']} has the highest stability: "
             f"{number(calm['stability'])}."
         )
-    worse = rated[rated["win_rate_high"] < 0.5]
+    worse = scored[scored["win_rate_high"] < 0.5]
     if len(worse):
         rests = rows.basis(run, int(worse["seeds_finished"].min()), int(worse["prompts"].min()))
-        settled.append(f"Worse than the baseline on these prompts: {listed(worse['label'])} (at least {rests}).")
+        settled.append(f"Worse than the baseline on these prompts: {join_words(worse['label'])} (at least {rests}).")
     return open_, settled
 
 
-def _on_accuracy(run: results.Run, rated: pd.DataFrame) -> str:
-    best, from_ = rated.iloc[0], " from its SFT checkpoint" if rows.START in rated else ""
+def _on_accuracy(run: results.Run, scored: pd.DataFrame) -> str:
+    best, from_ = scored.iloc[0], " from its SFT checkpoint" if rows.START in scored else ""
     pairs = int(run.trials["pairs"].fillna(0).max())
     value = _percent(best, "preference_accuracy")
-    tied = rated[rated["preference_accuracy"] == best["preference_accuracy"]]
+    tied = scored[scored["preference_accuracy"] == best["preference_accuracy"]]
     rests = rows.basis(run, int(tied["seeds_finished"].min()), pairs)
-    if len(rated) == 1:
+    if len(scored) == 1:
         claim = f"The held-out preference accuracy of {best['label']} is {value}{_at_stability(best)}"
     elif len(tied) > 1:
         rests = f"at least {rests}"
-        claim = f"{listed(tied['label'])} have the same held-out preference accuracy{from_}, the highest: {value}"
+        claim = f"{join_words(tied['label'])} have the same held-out preference accuracy{from_}, the highest: {value}"
     else:
         claim = f"{best['label']} has the highest held-out preference accuracy{from_}: {value}{_at_stability(best)}"
     return f"{claim} ({rests}). Accuracy can rise while answers get worse."

@@ -363,10 +363,10 @@ def _first_steps(row: pd.Series) -> str:
 
 def failures(run: Run) -> Table:
     """Return every trial that did not complete, with its reason, also those that the manifest alone knows."""
-    shown = ["trial_id", "phase", "label", "seed", "status", "reason"]
-    incomplete = run.trials.loc[run.trials["status"] != FINISHED, shown]
-    recorded, listed = set(run.trials["trial_id"]), run.manifest.get("failed_trials") or []
-    unrecorded = [item for item in listed if isinstance(item, dict) and item.get("trial_id") not in recorded]
+    columns = ["trial_id", "phase", "label", "seed", "status", "reason"]
+    incomplete = run.trials.loc[run.trials["status"] != FINISHED, columns]
+    recorded, failed_trials = set(run.trials["trial_id"]), run.manifest.get("failed_trials") or []
+    unrecorded = [item for item in failed_trials if isinstance(item, dict) and item.get("trial_id") not in recorded]
     frame = pd.concat([incomplete, pd.DataFrame(unrecorded)]) if unrecorded else incomplete
     frame = frame.sort_values("trial_id", ignore_index=True)
     if frame.empty:

@@ -180,7 +180,7 @@ def volume(
     """Compare a sweep's searcher with random search, one trial after another."""
     search = experiment.search
     assert search is not None
-    ours, drawn, alike, tokens = [], [], [], []
+    volumes, random_volumes, equal_token_volumes, tokens = [], [], [], []
     for seed in range(seeds):
         played = simulate(
             Forgetful(experiment, trials=trials, seed=seed), build_rule(RULES[rule]), replay, trials=trials
@@ -188,20 +188,22 @@ def volume(
         whole = simulate(FixedPoints(random_points(search, trials, seed)), None, replay, trials=trials)
         spent = sum(trial.tokens for trial in played)
         affordable = int((np.cumsum([trial.tokens for trial in whole]) <= spent).sum())
-        ours.append(hypervolume(played))
-        drawn.append(hypervolume(whole))
-        alike.append(hypervolume(whole[:affordable]))
+        volumes.append(hypervolume(played))
+        random_volumes.append(hypervolume(whole))
+        equal_token_volumes.append(hypervolume(whole[:affordable]))
         tokens.append(spent / sum(trial.tokens for trial in whole))
     return {
         "searcher": "TPE" if rule == "none" else f"TPE, {rule}",
         "trials": trials,
-        "volume": fmean(ours),
-        "random": fmean(drawn),
-        "above": sum(one > other for one, other in zip(ours, drawn, strict=True)),
+        "volume": fmean(volumes),
+        "random": fmean(random_volumes),
+        "above": sum(volume > random_volume for volume, random_volume in zip(volumes, random_volumes, strict=True)),
         "tokens": fmean(tokens),
-        "alike": fmean(alike),
-        "above alike": sum(one > other for one, other in zip(ours, alike, strict=True)),
-        "volumes": [ours, drawn, alike],
+        "alike": fmean(equal_token_volumes),
+        "above alike": sum(
+            volume > random_volume for volume, random_volume in zip(volumes, equal_token_volumes, strict=True)
+        ),
+        "volumes": [volumes, random_volumes, equal_token_volumes],
     }
 
 

@@ -45,7 +45,10 @@ class Case:
         """Copy the modules around the very same weight tensors, so that what changes the copy stays in it."""
         tensors = [*self.lm.parameters(), *self.lm.buffers()]
         twin = copy.deepcopy(self.lm, {id(tensor): tensor for tensor in tensors})
-        assert all(mine is other for mine, other in zip(self.lm.parameters(), twin.parameters(), strict=True))
+        assert all(
+            parameter is twin_parameter
+            for parameter, twin_parameter in zip(self.lm.parameters(), twin.parameters(), strict=True)
+        )
         return twin
 
     def autocast(self) -> AbstractContextManager[Any]:

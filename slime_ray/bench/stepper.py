@@ -33,8 +33,8 @@ def vocabularies_of(options: Options) -> Sequence[int]:
 def about(options: Options, device: torch.device) -> dict[str, Any]:
     """Describe what is measured where."""
     shape = {"shape": options.shape, "dtype": SHAPES[options.shape].dtype, "divided by": options.divisor}
-    asked = {name: getattr(options, name) for name in ("lengths", "pairs", "steps", "rounds")}
-    return {**machine(device), "threads": torch.get_num_threads(), **shape, **asked}
+    workload = {name: getattr(options, name) for name in ("lengths", "pairs", "steps", "rounds")}
+    return {**machine(device), "threads": torch.get_num_threads(), **shape, **workload}
 
 
 def baselines(name: str, totals: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float, float] | None]:

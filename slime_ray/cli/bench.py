@@ -113,8 +113,8 @@ def _options(options: argparse.Namespace) -> "Options":
         raise InputError(f"--vocab {sizes}: must be whole numbers, such as 4096 or 4096,32768.") from None
     recipes = tuple(name.strip() for name in options.recipes.split(",")) if options.recipes else RECIPES
     names = ("lengths", "shrink", "pairs", "steps", "rounds", "device", "shape", "best_batch")
-    asked = {name: values[name] for name in names if name in values}
-    return Options(vocabularies=vocabularies, recipes=recipes, **asked)
+    option_values = {name: values[name] for name in names if name in values}
+    return Options(vocabularies=vocabularies, recipes=recipes, **option_values)
 
 
 def _say(line: str) -> None:

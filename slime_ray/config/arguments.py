@@ -32,17 +32,20 @@ REQUIRED_KWARGS: Mapping[str, tuple[str, ...]] = {
 }
 """Of which just one has to be there."""
 EQUIVALENTS = {
-    "learning_rate": "learning_rate", "num_train_epochs": "epochs", "max_steps": "updates",
-    "warmup_steps": "warmup_fraction", "weight_decay": "weight_decay", "adam_beta2": "adam_beta2",
-    "max_grad_norm": "max_grad_norm", "per_device_train_batch_size": "pairs_per_update",
-    "gradient_accumulation_steps": "pairs_per_update", "gradient_checkpointing": "gradient_checkpointing",
-    "activation_checkpointing": "gradient_checkpointing", "eval_steps": "evaluations", "eval_strategy": "evaluations",
-    "bf16": "model.dtype", "fp16": "model.dtype", "tf32": "model.dtype", "seed": "seeds", "data_seed": "seeds",
-    "report_to": "trackers", "fsdp": "resources.strategy", "fsdp_config": "resources.strategy",
-    "use_cpu": "resources.gpu_per_worker", "output_dir": "--storage", "save_steps": "faults.checkpoint_minutes",
-    "save_strategy": "faults.checkpoint_minutes", "hub_model_id": "slime-ray export", "push_to_hub": "slime-ray export",
-    "use_liger_kernel": "model.fused", "load_best_model_at_end": "training.keep",
-    "metric_for_best_model": "training.keep", "greater_is_better": "training.keep",
+    "learning_rate": "training.learning_rate", "num_train_epochs": "training.epochs", "max_steps": "training.updates",
+    "warmup_steps": "training.warmup_fraction", "weight_decay": "training.weight_decay",
+    "adam_beta2": "training.adam_beta2", "max_grad_norm": "training.max_grad_norm",
+    "per_device_train_batch_size": "training.pairs_per_update",
+    "gradient_accumulation_steps": "training.pairs_per_update",
+    "gradient_checkpointing": "training.gradient_checkpointing",
+    "activation_checkpointing": "training.gradient_checkpointing", "eval_steps": "training.evaluations",
+    "eval_strategy": "training.evaluations", "bf16": "model.dtype", "fp16": "model.dtype", "tf32": "model.dtype",
+    "seed": "seeds", "data_seed": "seeds", "report_to": "trackers", "fsdp": "resources.strategy",
+    "fsdp_config": "resources.strategy", "use_cpu": "resources.gpu_per_worker", "output_dir": "--storage",
+    "save_steps": "faults.checkpoint_minutes", "save_strategy": "faults.checkpoint_minutes",
+    "hub_model_id": "slime-ray export", "push_to_hub": "slime-ray export", "use_liger_kernel": "model.fused",
+    "load_best_model_at_end": "training.keep", "metric_for_best_model": "training.keep",
+    "greater_is_better": "training.keep",
 }  # fmt: skip
 """Our own setting for one of Trainer's."""
 REASONS = {

@@ -178,7 +178,7 @@ class Planner:
         """Return the number of requests to a language model."""
         first, an_answer = self.base.evaluation.judge_first, requests_an_answer(self.base)
         ratings = requests_an_answer(self.base, pairwise=False)
-        requests, rated = NONE, dict[str, float]()
+        requests, ratings_by_prompts = NONE, dict[str, float]()
         for group in self.groups:
             short, works = self._short(group), self.works[group.name]
             during, last = (sum(work.judged[part] for work in works) for part in (0, 1))
@@ -188,10 +188,10 @@ class Planner:
                 share = share * np.array([few, (1 + few) / 2, 1.0])
             requests = requests + (short.updates * during + share * last) * an_answer
             # The baseline's answers are rated once, and found again by all later trials.
-            rated[group.prompts] = works[0].judged[1] * ratings
+            ratings_by_prompts[group.prompts] = works[0].judged[1] * ratings
             if during:
-                rated.setdefault("selection", self._amounts(self.base).watched * ratings)
-        return requests + sum(rated.values())
+                ratings_by_prompts.setdefault("selection", self._amounts(self.base).watched * ratings)
+        return requests + sum(ratings_by_prompts.values())
 
     def _judging(self) -> Judging:
         """Return what language models are asked, in tokens of the data's tokenizer."""
@@ -199,10 +199,10 @@ class Planner:
         read = written = cost = NONE
         requests = self._requests()
         for judge in endpoints:
-            asked = requests * judge.requests_an_answer / requests_an_answer(self.base)
+            shown_requests = requests * judge.requests_an_answer / requests_an_answer(self.base)
             prompt = (len(judge.template.system) + len(judge.template.user)) / CHARACTERS
             prompt += material.prompts["report"].tokens + material.answer * (2 if judge.template.pairwise else 1)
-            tokens = asked * prompt * SHOWN, asked * np.minimum(VERDICT_TOKENS, judge.max_tokens)
+            tokens = shown_requests * prompt * SHOWN, shown_requests * np.minimum(VERDICT_TOKENS, judge.max_tokens)
             read, written = read + tokens[0], written + tokens[1]
             if judge.prices:
                 cost = cost + (tokens[0] * judge.prices.input + tokens[1] * judge.prices.output) * 1e-6

@@ -113,7 +113,7 @@ def test_adams_numbers_reach_the_optimizer(model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"learning_rate": 1e-3}, "learning_rate is learning_rate here. Set that"),
+        ({"learning_rate": 1e-3}, "learning_rate is training.learning_rate here. Set that"),
         ({"bf16": True}, "bf16 is model.dtype here"),
         ({"torch_compile": True}, "torch_compile cannot be set: rows have all lengths"),
         ({"neftune_noise_alpha": 5}, "scaled by the length of a sequence"),

@@ -186,11 +186,11 @@ def _mt_bench(trials: Sequence[_Trial], baselines: Baselines) -> dict[str, list[
         answers[trial.model] = {_turn(row): row["answer"] for row in trial.rows}
         for judge, verdicts in trial.judgments.items():
             pairs.setdefault(judge, []).extend(_pair(judge, trial, row) for row in verdicts)
-            rated = ratings.setdefault(judge, {})
+            model_ratings = ratings.setdefault(judge, {})
             for model, column in ((trial.model, "score"), (trial.baseline, "baseline_score")):
                 for row in verdicts:
                     score = None if row[column] is None or row[column] != row[column] else float(row[column])
-                    rated.setdefault(model, {}).setdefault(_turn(row), score)
+                    model_ratings.setdefault(model, {}).setdefault(_turn(row), score)
     for name, rows in baselines.items():
         answers[name] = {turn: row["baseline_answer"] for turn, row in rows.items()}
     files: dict[str, list[Row]] = {
@@ -211,8 +211,8 @@ def _mt_bench(trials: Sequence[_Trial], baselines: Baselines) -> dict[str, list[
         ]
     for judge, rows_of_pairs in pairs.items():
         files[f"model_judgment/{_file_name(judge)}_pair.jsonl"] = rows_of_pairs
-    for judge, rated in ratings.items():
-        present_scores = [score for scores in rated.values() for score in scores.values() if score is not None]
+    for judge, model_ratings in ratings.items():
+        present_scores = [score for scores in model_ratings.values() for score in scores.values() if score is not None]
         if present_scores and all(1 <= score <= 10 for score in present_scores):
             files[f"model_judgment/{_file_name(judge)}_single.jsonl"] = [
                 {
@@ -224,7 +224,7 @@ def _mt_bench(trials: Sequence[_Trial], baselines: Baselines) -> dict[str, list[
                     "score": MISSING if score is None else score,
                     "turn": turn,
                 }
-                for model, scores in rated.items()
+                for model, scores in model_ratings.items()
                 for (name, turn), score in scores.items()
             ]
     return files

@@ -179,7 +179,7 @@ def mt_bench_means(ratings: Iterable[TurnRating]) -> dict[str, RatingMeans]:
     by_model: dict[str, list[TurnRating]] = {}
     for rating in ratings:
         by_model.setdefault(rating.model, []).append(rating)
-    return {model: _means(rated) for model, rated in by_model.items()}
+    return {model: _means(turn_scores) for model, turn_scores in by_model.items()}
 
 
 def _means(ratings: list[TurnRating]) -> RatingMeans:

@@ -304,10 +304,10 @@ class Endpoint(Connection):
     def batches(self, after: str | None = None) -> tuple[list[dict[str, Any]], bool]:
         """A page of the endpoint's batches, the latest first, and whether there are more; those behind `after`."""
         begin = {"after": after} if after else {}
-        listed = self._json(lambda client: client.batches.with_raw_response.list(limit=100, **begin))
-        page = listed.get("data")
+        listing = self._json(lambda client: client.batches.with_raw_response.list(limit=100, **begin))
+        page = listing.get("data")
         states = [state for state in page if isinstance(state, dict)] if isinstance(page, list) else []
-        return states, listed.get("has_more") is True
+        return states, listing.get("has_more") is True
 
     def content(self, file: str) -> bytes:
         """A file of a batch's results."""
