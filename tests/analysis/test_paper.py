@@ -221,7 +221,7 @@ def test_what_was_not_recorded_is_said_to_be_unknown(one_trial_run):
 
 
 @pytest.mark.usefixtures("sketched")
-def test_paper_is_written_beside_the_report_when_it_is_asked_for(judged_run, written, tmp_path, capsys):
+def test_paper_is_written_beside_the_report_when_it_is_asked_for(judged_run, written, sketched, tmp_path, capsys):
     assert not (written.folder / "paper.tex").exists()
     assert cli.main(["report", str(judged_run), "--out", str(tmp_path), "--paper"]) == 0
     assert capsys.readouterr().out.endswith(f"For a paper: {tmp_path / 'paper.tex'}\n")

@@ -75,7 +75,13 @@ def test_what_a_scheduler_takes_is_what_transformers_has():
         assert set(SCHEDULER_KWARGS.get(kind.value, ())) == known, kind
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("adamw_torch_fused", "adagrad") else pytest.mark.slow)
+        for name in OPTIMIZERS
+    ],
+)
 def test_every_optimizer_steps_as_torchs_own_and_resumes_bit_for_bit(model, tmp_path, name):
     schedule = schedule_of(optim=name, lr_scheduler_type="constant")
     run = {"pairs": draw_pairs(20), "schedule": schedule, "checkpoints": tmp_path / "checkpoints"}
